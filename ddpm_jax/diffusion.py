@@ -1,0 +1,150 @@
+"""The forward process, its posterior and the learned reverse step (Ho et al. 2020, Eq. 2-13).
+
+Pure functions of arrays. Everywhere `t` [B] int32 indexes `schedule`, and x_0, x_t, noise are
+[B, H, W, C] float32 with images in [-1, 1].
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.schedule import Schedule
+
+DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
+"""denoise_fn(x_t [B,H,W,C], timesteps [B] int32) -> output [B,H,W,C], or [B,H,W,2C] for a learned variance."""
+
+Prediction = Literal["eps", "x_0", "mean", "v"]
+"""What the network's output stands for: the noise, the image, the posterior's mean, or v."""
+
+Variance = Literal["fixed_large", "fixed_small", "learned", "learned_range"]
+"""The reverse step's variance: beta_t, the posterior's, the network's log, or its mix of the first two."""
+
+
+class MeanVariance(NamedTuple):
+    """p(x_{t-1} | x_t) and the image it aims at; every field [B,H,W,C]."""
+
+    mean: jax.Array
+    variance: jax.Array
+    log_variance: jax.Array
+    x_0: jax.Array
+
+
+def q_sample(schedule: Schedule, x_0, t, noise):
+    """Eq. 4: a draw of q(x_t | x_0) [B,H,W,C], made from `noise` ~ N(0, I) [B,H,W,C]."""
+    return _at(schedule.sqrt_alphas_bar, t, x_0) * x_0 + _at(schedule.sqrt_one_minus_alphas_bar, t, x_0) * noise
+
+
+def q_posterior(schedule: Schedule, x_0, x_t, t):
+    """Eq. 6-7: (mean, variance, log_variance) of q(x_{t-1} | x_t, x_0), each [B,H,W,C].
+
+    At t = 0 the variance is 0; its logarithm there is the one of t = 1.
+    """
+    mean = _at(schedule.posterior_mean_coef_x_0, t, x_t) * x_0 + _at(schedule.posterior_mean_coef_x_t, t, x_t) * x_t
+    variance = _at(schedule.posterior_variance, t, x_t)
+    log_variance = _at(schedule.posterior_log_variance, t, x_t)
+    return mean, jnp.broadcast_to(variance, mean.shape), jnp.broadcast_to(log_variance, mean.shape)
+
+
+def p_mean_variance(
+    schedule: Schedule, output, x_t, t, *, prediction: Prediction, variance: Variance, clip: bool = True
+) -> MeanVariance:
+    """Eq. 1 and 11: mean, variance, log_variance and x_0 of p(x_{t-1} | x_t), each [B,H,W,C].
+
+    `output` is what the network gave for (x_t, schedule.timesteps[t]): [B,H,W,C], and twice the
+    channels where the variance is learned. With `clip` the predicted x_0 is clipped to [-1, 1]
+    before the mean is formed from it; where the mean itself is predicted, only the reported x_0 is.
+    The variance is exp(log_variance), also at t = 0, where the two tables of the released code differ.
+
+    Raises ValueError for an unknown `prediction` or `variance` or an output of another shape.
+    """
+    output, log_variance = _split_variance(schedule, output, x_t, t, variance)
+    x_0 = predict_x_0(schedule, output, x_t, t, prediction=prediction)
+    if clip:
+        x_0 = jnp.clip(x_0, -1, 1)
+    mean = output if prediction == "mean" else q_posterior(schedule, x_0, x_t, t)[0]
+    return MeanVariance(mean, jnp.exp(log_variance), log_variance, x_0)
+
+
+def predict_x_0(schedule: Schedule, output, x_t, t, *, prediction: Prediction):
+    """The image [B,H,W,C] that `output` [B,H,W,C] implies, unclipped (for eps: Eq. 4 solved for x_0)."""
+    if prediction == "eps":
+        return (
+            _at(schedule.sqrt_recip_alphas_bar, t, x_t) * x_t - _at(schedule.sqrt_recipm1_alphas_bar, t, x_t) * output
+        )
+    if prediction == "x_0":
+        return output
+    if prediction == "mean":
+        of_x_t = _at(schedule.posterior_mean_coef_x_t, t, x_t) * x_t
+        return (output - of_x_t) / _at(schedule.posterior_mean_coef_x_0, t, x_t)
+    if prediction == "v":
+        return _at(schedule.sqrt_alphas_bar, t, x_t) * x_t - _at(schedule.sqrt_one_minus_alphas_bar, t, x_t) * output
+    raise ValueError(f"prediction: {prediction!r} is not one of eps, x_0, mean, v")
+
+
+def target(schedule: Schedule, x_0, x_t, t, noise, *, prediction: Prediction):
+    """What a perfect network outputs [B,H,W,C] for x_t = q_sample(schedule, x_0, t, noise).
+
+    v is sqrt(alphas_bar) noise - sqrt(1 - alphas_bar) x_0 (Salimans & Ho 2022, Section 4).
+    """
+    if prediction == "eps":
+        return noise
+    if prediction == "x_0":
+        return x_0
+    if prediction == "mean":
+        return q_posterior(schedule, x_0, x_t, t)[0]
+    if prediction == "v":
+        return _at(schedule.sqrt_alphas_bar, t, x_0) * noise - _at(schedule.sqrt_one_minus_alphas_bar, t, x_0) * x_0
+    raise ValueError(f"prediction: {prediction!r} is not one of eps, x_0, mean, v")
+
+
+def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
+    """KL(N(mean_1, e^log_variance_1) || N(mean_2, e^log_variance_2)) in nats, elementwise."""
+    log_ratio = log_variance_1 - log_variance_2
+    # expm1(x) - x >= 0 keeps the difference of nearly equal variances from cancelling below 0.
+    return 0.5 * (jnp.expm1(log_ratio) - log_ratio + (mean_1 - mean_2) ** 2 * jnp.exp(-log_variance_2))
+
+
+def decoder_log_likelihood(x_0, mean, log_variance):
+    """Eq. 13: log p(x_0 | x_1) in nats, elementwise, of a Gaussian summed over x_0's bin.
+
+    The 256 levels are k / 127.5 - 1, the bins x_0 +- 1/255; the first and the last reach to infinity.
+    Uses the exact normal CDF in logarithms, so that it stays finite far into the tails.
+    """
+    inv_std = jnp.exp(-0.5 * log_variance)
+    lower = (x_0 - 1 / 255 - mean) * inv_std
+    upper = (x_0 + 1 / 255 - mean) * inv_std
+    # cdf(b) - cdf(a) = cdf(-a) - cdf(-b); in the left tail the logarithms of both are exact.
+    flip = lower + upper > 0
+    a, b = jnp.where(flip, -upper, lower), jnp.where(flip, -lower, upper)
+    log_cdf_a, log_cdf_b = jax.scipy.special.log_ndtr(a), jax.scipy.special.log_ndtr(b)
+    gap = jnp.maximum(log_cdf_b - log_cdf_a, jnp.finfo(jnp.float32).tiny)
+    inside = log_cdf_b + jnp.log(-jnp.expm1(-gap))
+    below, above = jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(-lower)
+    return jnp.where(x_0 < -0.999, below, jnp.where(x_0 > 0.999, above, inside))
+
+
+def _split_variance(schedule, output, x_t, t, variance):
+    """(the part of `output` that predicts, the log-variance), each [B,H,W,C]."""
+    learned = variance in ("learned", "learned_range")
+    expected = x_t.shape[:-1] + ((2 if learned else 1) * x_t.shape[-1],)
+    if output.shape != expected:
+        raise ValueError(f"output: {output.shape}, but variance {variance!r} of {x_t.shape} needs {expected}")
+    if variance == "fixed_large":
+        return output, jnp.broadcast_to(_at(schedule.fixed_large_log_variance, t, x_t), x_t.shape)
+    if variance == "fixed_small":
+        return output, jnp.broadcast_to(_at(schedule.posterior_log_variance, t, x_t), x_t.shape)
+    if variance == "learned":
+        return tuple(jnp.split(output, 2, axis=-1))
+    if variance == "learned_range":
+        # Nichol & Dhariwal 2021, Eq. 15, with v in [-1, 1].
+        output, v = jnp.split(output, 2, axis=-1)
+        low, high = _at(schedule.posterior_log_variance, t, x_t), jnp.log(_at(schedule.betas, t, x_t))
+        return output, low + (v + 1) / 2 * (high - low)
+    raise ValueError(f"variance: {variance!r} is not one of fixed_large, fixed_small, learned, learned_range")
+
+
+def _at(table, t, x):
+    """table[t] as [B, 1, ..., 1], to multiply x [B, ...]."""
+    return table[t].reshape(t.shape + (1,) * (x.ndim - 1))
