@@ -1,0 +1,5 @@
+"""The networks: the only place that knows Flax."""
+
+from ddpm_jax.models.unet import UNet
+
+__all__ = ["UNet"]

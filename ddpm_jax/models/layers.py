@@ -1,0 +1,111 @@
+"""The U-Net's building blocks (Ho et al. 2020, Appendix B).
+
+Parameters are float32; `dtype` is what convolutions and dense layers compute in. Norms, the time
+embedding and the softmax are float32 whatever the dtype.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+
+def initializer(scale: float = 1.0):
+    """Uniform with variance scale / fan_avg. A `scale` of 0 means 1e-10: a layer that begins as almost nothing."""
+    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def timestep_embedding(t, dim: int):
+    """Sinusoidal embedding [B, dim] of the 0-based steps `t` [B]: all sines, then all cosines.
+
+    Frequencies fall from 1 to 1/10000, both reached. Raises ValueError if dim is odd or below 4.
+    """
+    if dim < 4 or dim % 2:
+        raise ValueError(f"dim: an even number of at least 4 is needed, got {dim}")
+    half = dim // 2
+    frequencies = np.exp(-np.log(10000) * np.arange(half) / (half - 1)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def dropout(x, keys, rate: float):
+    """Dropout of x [B, ...], each example's mask drawn from its own key in `keys` [B].
+
+    flax.linen.Dropout draws one mask for the local batch, which ties a run to its device count.
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def conv3x3(channels: int, name: str, *, stride: int = 1, scale: float = 1.0, dtype=jnp.float32) -> nn.Conv:
+    """A 3x3 convolution to `channels`; SAME padding, which for stride 2 and an even size is (0, 1)."""
+    return nn.Conv(channels, (3, 3), stride, padding="SAME", dtype=dtype, kernel_init=initializer(scale), name=name)
+
+
+def dense(channels: int, name: str, *, scale: float = 1.0, dtype=jnp.float32) -> nn.Dense:
+    """A dense layer over the last axis to `channels`; on [B,H,W,C] a 1x1 convolution."""
+    return nn.Dense(channels, dtype=dtype, kernel_init=initializer(scale), name=name)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of [B,H,W,C] over H, W and the channels of a group, epsilon 1e-6; float32 out.
+
+    Takes moments per channel first and then joins the channels of a group: on a CPU two to six times
+    faster than flax.linen.GroupNorm, whose reduction crosses the channels at every pixel.
+    """
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = x.astype(jnp.float32)
+        x = x - self._group_mean(x)
+        # The two-pass variance: E[x^2] - E[x]^2 cancels where the mean is large.
+        rstd = jax.lax.rsqrt(self._group_mean(x * x) + 1e-6)
+        return x * (rstd * scale[None, None, None, :]) + bias[None, None, None, :]
+
+    def _group_mean(self, x):
+        B, _, _, C = x.shape
+        mean = x.mean(axis=(1, 2)).reshape(B, self.groups, C // self.groups).mean(axis=-1)
+        return mean.repeat(C // self.groups, axis=-1)[:, None, None, :]
+
+
+class ResBlock(nn.Module):
+    """Norm, swish, conv, + time; norm, swish, dropout, conv; + input. Maps [B,H,W,C] to `channels`."""
+
+    channels: int
+    norm_groups: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, temb, dropout_keys=None):
+        """x [B,H,W,C], temb [B, D] after its swish, dropout_keys [B] or None for no dropout."""
+        h = nn.swish(GroupNorm(self.norm_groups, name="norm_0")(x))
+        h = conv3x3(self.channels, "conv_0", dtype=self.dtype)(h)
+        h = h + dense(self.channels, "time", dtype=self.dtype)(temb)[:, None, None, :]
+        h = nn.swish(GroupNorm(self.norm_groups, name="norm_1")(h))
+        if dropout_keys is not None and self.dropout > 0:
+            h = dropout(h, dropout_keys, self.dropout)
+        h = conv3x3(self.channels, "conv_1", scale=0, dtype=self.dtype)(h)
+        if x.shape[-1] != self.channels:
+            x = dense(self.channels, "shortcut", dtype=self.dtype)(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Self-attention of one head over the H*W positions of [B,H,W,C], with a residual."""
+
+    norm_groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        B, H, W, C = x.shape
+        h = GroupNorm(self.norm_groups, name="norm")(x)
+        q, k, v = (dense(C, name, dtype=self.dtype)(h).reshape(B, H * W, 1, C) for name in ("q", "k", "v"))
+        h = jax.nn.dot_product_attention(q, k, v, scale=C**-0.5).reshape(B, H, W, C)
+        return x + dense(C, "out", scale=0, dtype=self.dtype)(h)

@@ -1,0 +1,81 @@
+"""The paper's U-Net (Ho et al. 2020, Section 4 and Appendix B)."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ddpm_jax.models.layers import Attention, GroupNorm, ResBlock, conv3x3, dense, timestep_embedding
+
+
+class UNet(nn.Module):
+    """Maps x [B,H,W,C] and steps t [B] to [B, H, W, out_channels] float32.
+
+    H and W must be divisible by 2^(levels - 1), every level's width by `norm_groups`. Attention
+    stands at the levels whose smaller side is in `attention_resolutions`, and in the middle.
+    """
+
+    out_channels: int
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.0
+    norm_groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, t, dropout_keys=None):
+        """The output for x [B,H,W,C], t [B]; `dropout_keys` [B] switches dropout on, a key an example."""
+        x = x.astype(self.dtype)
+        temb = self._time_embedding(t)
+        block_index = itertools.count()
+
+        def block(h, channels, name):
+            index = next(block_index)
+            keys = None if dropout_keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(dropout_keys)
+            return ResBlock(channels, self.norm_groups, self.dropout, self.dtype, name=name)(h, temb, keys)
+
+        def attention(h, name):
+            return Attention(self.norm_groups, self.dtype, name=name)(h)
+
+        def block_at_level(h, level, name):
+            h = block(h, self.base_channels * self.channel_multipliers[level], f"{name}_block")
+            if min(h.shape[1:3]) in self.attention_resolutions:
+                h = attention(h, f"{name}_attention")
+            return h
+
+        levels = range(len(self.channel_multipliers))
+        h = conv3x3(self.base_channels, "stem", dtype=self.dtype)(x)
+        skips = [h]
+        for level in levels:
+            for i in range(self.num_res_blocks):
+                h = block_at_level(h, level, f"down_{level}_{i}")
+                skips.append(h)
+            if level != levels[-1]:
+                h = conv3x3(h.shape[-1], f"down_{level}_downsample", stride=2, dtype=self.dtype)(h)
+                skips.append(h)
+
+        h = block(h, h.shape[-1], "mid_0_block")
+        h = attention(h, "mid_attention")
+        h = block(h, h.shape[-1], "mid_1_block")
+
+        for level in reversed(levels):
+            for i in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block_at_level(h, level, f"up_{level}_{i}")
+            if level != 0:
+                h = h.repeat(2, axis=1).repeat(2, axis=2)
+                h = conv3x3(h.shape[-1], f"up_{level}_upsample", dtype=self.dtype)(h)
+
+        h = nn.swish(GroupNorm(self.norm_groups, name="out_norm")(h))
+        return conv3x3(self.out_channels, "out_conv", scale=0, dtype=self.dtype)(h).astype(jnp.float32)
+
+    def _time_embedding(self, t):
+        """swish(dense(swish(dense(sinusoids)))) [B, 4 * base_channels]: every block starts with the last swish."""
+        width = 4 * self.base_channels
+        temb = timestep_embedding(t, self.base_channels)
+        temb = dense(width, "time_0", dtype=self.dtype)(temb)
+        temb = dense(width, "time_1", dtype=self.dtype)(nn.swish(temb))
+        return nn.swish(temb)
