@@ -1,0 +1,62 @@
+"""Dataclasses whose fields are checked against their annotations when an instance is made."""
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Annotated, Literal
+
+from ddpm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a number, or of each number of a tuple; `above` and `below` are exclusive."""
+
+    min: float = -math.inf
+    max: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def __contains__(self, number) -> bool:
+        return self.min <= number <= self.max and self.above < number < self.below
+
+    def __str__(self) -> str:
+        words = {"min": "at least", "max": "at most", "above": "above", "below": "below"}
+        bounds = [f"{word} {getattr(self, name)}" for name, word in words.items()]
+        return " and ".join(bound for bound in bounds if "inf" not in bound)
+
+
+class Checked:
+    """Checks every field's type and range when the dataclass is made; raises UserError naming it."""
+
+    def __post_init__(self):
+        group = "" if type(self).__name__ == "Config" else f"{type(self).__name__.lower()}."
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            _check(group + name, getattr(self, name), hint)
+
+
+def _check(label: str, value, hint, bounds: Range | None = None) -> None:
+    if typing.get_origin(hint) is Annotated:
+        hint, bounds = hint.__origin__, hint.__metadata__[0]
+    options = typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        if value is None and type(None) in options:
+            return
+        return _check(label, value, options[0], bounds)
+    if typing.get_origin(hint) is Literal:
+        if value not in options:
+            raise UserError(f"{label}: must be one of {', '.join(options)}, got {value!r}")
+    elif typing.get_origin(hint) is tuple:
+        size = None if options[-1] is Ellipsis else len(options)
+        if not isinstance(value, tuple) or (size is not None and len(value) != size):
+            raise UserError(f"{label}: a tuple of {size or 'some'} numbers is needed, got {value!r}")
+        for item in value:
+            _check(label, item, options[0], bounds)
+    else:
+        # bool is an int to Python, and an int where a float is meant is fine: neither is what users mean.
+        accepted = (int, float) if hint is float else hint
+        if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+            raise UserError(f"{label}: {hint.__name__} expected, got {value!r}")
+        if bounds is not None and (value not in bounds or not math.isfinite(value)):
+            raise UserError(f"{label}: must be {bounds}, got {value}")
