@@ -1,0 +1,61 @@
+"""Endless batches as a pure function of (seed, step), so that resuming needs only the step."""
+
+import dataclasses
+import functools
+import hashlib
+
+import numpy as np
+
+from ddpm_jax.data.sources import Source
+from ddpm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Batches of some images of a source: every epoch each of them once, in an order of its own."""
+
+    source: Source
+    indices: np.ndarray
+    """[N] the images of the source that take part."""
+    batch_size: int
+    seed: int
+
+    def batch_at(self, step: int) -> dict[str, np.ndarray]:
+        """Batch `step`: {"image": uint8 [B,H,W,C]}, and "label": int32 [B] where there are labels.
+
+        The stream does not stop at the end of an epoch: the batch there holds the last images of
+        one and the first of the next.
+        """
+        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epoch, place = np.divmod(position, len(self.indices))
+        chosen = np.empty(self.batch_size, np.int64)
+        for e in range(epoch[0], epoch[-1] + 1):
+            inside = epoch == e
+            chosen[inside] = self.indices[_permutation(self.seed, e, len(self.indices))[place[inside]]]
+        batch = {"image": self.source.read(chosen)}
+        if self.source.labels is not None:
+            batch["label"] = self.source.labels[chosen]
+        return batch
+
+
+def split(source: Source, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (to train on, held out) of `source`, about `holdout` of them held out by a hash of the name.
+
+    An image keeps its side when others come or go. Raises UserError if none is left to train on.
+    """
+    held = np.array([_hash01(name) < holdout for name in source.names])
+    train, holdout_indices = np.flatnonzero(~held), np.flatnonzero(held)
+    if not len(train):
+        raise UserError(f"data.holdout: {holdout} of {len(source)} images leaves none to train on; lower it")
+    return train, holdout_indices
+
+
+def _hash01(name: str) -> float:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    # NumPy promises that a bit generator's stream never changes, and promises it of nothing above it.
+    bits = np.random.Philox(key=[seed, epoch]).random_raw(n)
+    return np.argsort(bits, kind="stable")

@@ -1,0 +1,86 @@
+"""Where images come from: the embedded digits, an npz file, an array, or a folder."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax.config import Data
+from ddpm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A list of images that is settled and will not change during a run."""
+
+    names: list[str]
+    """[N] what each image is called: its path in the folder, elsewhere its index."""
+    read: Callable[[np.ndarray], np.ndarray]
+    """Maps indices [B] to their images, uint8 [B,H,W,C]."""
+    labels: np.ndarray | None
+    """int32 [N], or None where there are none."""
+    fingerprint: str
+    """A hash of all images and labels, the same wherever the data lie."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def load_source(data: Data) -> Source:
+    """The images that `data.source` names.
+
+    Raises UserError if there are none, they cannot be read or are not of `data.image_shape`.
+    """
+    kind, _, path = data.source.partition(":")
+    if kind == "folder":
+        from ddpm_jax.data.folder import load_folder  # Pillow is needed here alone
+
+        return load_folder(path, data)
+    if kind == "npz":
+        return _load_npz(Path(path).expanduser(), data.image_shape)
+    if kind == "digits":
+        return _load_npz(Path(__file__).parent / "digits.npz", data.image_shape)
+    raise UserError("data.source: this run was started from Python on an array; continue it with ddpm_jax.fit")
+
+
+def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=None) -> Source:
+    """A Source of `images` uint8 [N,H,W,C], or [N,H,W] for one channel, with `labels` [N] or None.
+
+    Raises UserError for another dtype or shape, or no images.
+    """
+    images = np.asarray(images)
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(f"data: uint8 images [N, H, W, C] are needed, got {images.dtype} {list(images.shape)}")
+    if not len(images):
+        raise UserError("data: there is not one image")
+    if images.shape[1:] != tuple(image_shape):
+        shape = " ".join(map(str, images.shape[1:]))
+        raise UserError(
+            f"data: the images are {shape}, data.image_shape is {image_shape}; pass --data.image-shape {shape}"
+        )
+    digest = hashlib.blake2b(f"{images.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(images))
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise UserError(f"data: labels must be {len(images)} integers, got {labels.dtype} {list(labels.shape)}")
+        labels = labels.astype(np.int32)
+        digest.update(labels.tobytes())
+    return Source([str(i) for i in range(len(images))], images.__getitem__, labels, digest.hexdigest())
+
+
+def _load_npz(path, image_shape) -> Source:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if "images" not in arrays.files:
+                raise UserError(f"data: {path} has no array `images`, only {', '.join(arrays.files) or 'nothing'}")
+            return from_array(arrays["images"], image_shape, arrays["labels"] if "labels" in arrays.files else None)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"data: cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:
+        raise UserError(f"data: {path} is not an npz file of plain arrays") from error
