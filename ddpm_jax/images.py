@@ -1,0 +1,61 @@
+"""Pixels: between bytes and [-1, 1], and into files."""
+
+import io
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from PIL import Image
+
+
+def to_uint8(x):
+    """Images in [-1, 1] as uint8 levels, rounded to the nearest; what lies outside is clipped.
+
+    [..., H, W, C] of any shape; NumPy in gives NumPy out. The published figures of the paper were
+    measured on unrounded floats, other people's on truncated ones.
+    """
+    xp = jnp if isinstance(x, jax.Array) else np
+    return xp.clip(xp.rint((x + 1) * 127.5), 0, 255).astype(xp.uint8)
+
+
+def to_float(images):
+    """uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """uint8 images [N,H,W,C] in rows and columns, near a square, as one image [H',W',1 or 3].
+
+    Small images are enlarged by a whole factor to 48 pixels or more. Where C is neither 1 nor 3,
+    the channels of an image stand side by side in grey.
+    """
+    if images.shape[-1] not in (1, 3):
+        images = np.concatenate([images[..., c : c + 1] for c in range(images.shape[-1])], axis=2)
+    n, height, width, channels = images.shape
+    factor = max(1, math.ceil(48 / min(height, width)))
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    gap = max(2, factor // 2)
+    cells = np.full((rows * columns, height * factor + gap, width * factor + gap, channels), 255, np.uint8)
+    cells[:n, : height * factor, : width * factor] = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    cells = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
+    picture = cells.reshape(rows * cells.shape[1], columns * cells.shape[3], channels)
+    return np.pad(picture, ((gap, 0), (gap, 0), (0, 0)), constant_values=255)
+
+
+def png(image: np.ndarray) -> bytes:
+    """A PNG file of one uint8 image [H,W,1 or 3]."""
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_file(path: epath.PathLike, content: bytes) -> None:
+    """Writes `content` to `path` so that no half-written file is ever seen under that name."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_bytes(content)
+    temporary.replace(path)

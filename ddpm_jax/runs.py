@@ -1,0 +1,135 @@
+"""The run directory: what a run is (config.json), what it ran on (run.json), and its weights.
+
+config.json    the config, as last started
+run.json       the data's fingerprint and, a start each, versions, devices, XLA flags, PRNG
+metrics.jsonl  one line a tick
+checkpoints/   see checkpoint.py
+samples/, samples.png, tensorboard/
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+from typing import Literal
+
+import jax
+from etils import epath
+
+from ddpm_jax import checkpoint
+from ddpm_jax.config import Config, flatten, from_dict, to_dict
+from ddpm_jax.data import Source
+from ddpm_jax.ddpm import DDPM
+from ddpm_jax.errors import UserError
+from ddpm_jax.images import write_file
+
+Weights = Literal["ema", "raw"]
+
+# What may differ when a run goes on: it changes nothing of what is learned. The data may have
+# moved, since their fingerprint is compared.
+FREE = {
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_images",
+    "train.sample_every",
+    "train.num_samples",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "parallel.devices",
+    "data.source",
+    "data.workers",
+    "data.cache_mb",
+}
+
+PACKAGES = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+
+
+def load(path: epath.PathLike, *, weights: Weights = "ema", step: int | None = None):
+    """(ddpm, params) of the run directory `path`: the averaged weights, or the `raw` ones, of `step`.
+
+    `step` None is the newest checkpoint. params lie on the default device. Raises UserError if this
+    is no run, has no such checkpoint, or `weights` is neither.
+    """
+    _, ddpm, params = load_checkpoint(path, weights=weights, step=step)
+    return ddpm, params
+
+
+def load_checkpoint(path: epath.PathLike, *, weights: Weights = "ema", step: int | None = None):
+    """(step, ddpm, params), else as `load`."""
+    parts = {"ema": "ema_params", "raw": "params"}
+    if weights not in parts:
+        raise UserError(f"weights: {weights!r} is neither ema nor raw")
+    ddpm = DDPM(read_config(path))
+    shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
+    abstract = checkpoint.abstract_like(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    step, params = checkpoint.restore_part(path, parts[weights], abstract, step)
+    return step, ddpm, params
+
+
+def read_config(path: epath.PathLike) -> Config:
+    """The config of the run directory `path`. Raises UserError if it is none or its config is damaged."""
+    file = epath.Path(path).expanduser() / "config.json"
+    if not file.exists():
+        raise UserError(f"{path}: this is not a run directory, it has no config.json")
+    return from_dict(_read_json(file))
+
+
+def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: str) -> epath.Path:
+    """Makes the run directory or checks that it may be continued with `config` and these data.
+
+    Returns its path. Raises UserError naming every field that differs and would change what is
+    learned, or if `workdir` holds something else; then nothing has been written.
+    """
+    workdir = epath.Path(workdir).expanduser()
+    config_file, run_file = workdir / "config.json", workdir / "run.json"
+    run = {"data_fingerprint": source.fingerprint, "images": len(source), "starts": []}
+    if config_file.exists():
+        run = _read_json(run_file)
+        _check_same(workdir, read_config(workdir), config, run, source)
+    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"workdir: {workdir} is not empty and not a run; choose another with --workdir")
+    run["starts"].append(_provenance(devices))
+    write_file(run_file, json.dumps(run, indent=1).encode())
+    write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
+    return workdir
+
+
+def _check_same(workdir, saved: Config, config: Config, run, source: Source) -> None:
+    before, now = flatten(to_dict(saved)), flatten(to_dict(config))
+    differences = [
+        f"{name} was {before[name]!r} and is {now[name]!r}"
+        for name in now
+        if name not in FREE and before[name] != now[name]
+    ]
+    if run["data_fingerprint"] != source.fingerprint:
+        differences.append(f"the data are not those it was started with ({run['images']} images, now {len(source)})")
+    if differences:
+        raise UserError(
+            f"{workdir} cannot be continued: {'; '.join(differences)}. Undo that or choose another --workdir"
+        )
+
+
+def _provenance(devices: str) -> dict:
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "devices": devices,
+        "cores": os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "prng": str(jax.random.key_impl(jax.random.key(0))),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # A checkout that is not installed.
+        return None
+
+
+def _read_json(file: epath.Path):
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
