@@ -1,0 +1,144 @@
+"""The command line: parses, calls, prints."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import sys
+from typing import Annotated, Literal
+
+import tyro
+
+from ddpm_jax import __version__
+from ddpm_jax.config import Config, load_config, shipped_configs
+from ddpm_jax.errors import UserError
+
+log = logging.getLogger("ddpm_jax")
+
+USAGE = """usage: ddpm-jax COMMAND ...
+
+  train CONFIG    train a model, or go on with one; CONFIG is a file or one of
+                  {configs}
+  sample RUN      draw images from a trained model
+
+ddpm-jax COMMAND --help tells the options, ddpm-jax --version the version."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a model, or go on with the one in the workdir."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    workdir: str
+    """Folder of the run, made if it is missing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Draw images from a trained model. Image i of a seed is the same whatever else is asked for."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    """How many images."""
+    seed: int = 0
+    """The key they are drawn from."""
+    out: str = "samples.png"
+    """A grid (.png), uint8 arrays (.npz), or a folder/ of numbered PNGs, of which only the missing are made."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The averaged weights or those of the last update."""
+    step: int | None = None
+    """Checkpoint; None for the newest."""
+    batch_size: int | None = None
+    """Images at a time; None for 64 a device."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command `args`, sys.argv's by default; returns the exit code: 0, or 2 for a user's error."""
+    args = sys.argv[1:] if args is None else args
+    _log_to_stderr()
+    try:
+        return _run(args)
+    except UserError as error:
+        print(f"ddpm-jax: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"ddpm-jax: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("ddpm-jax: interrupted", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _run(args: list[str]) -> int:
+    commands = {"train": _train, "sample": _sample}
+    command, rest = (args[0], args[1:]) if args else ("--help", [])
+    if command in ("-h", "--help"):
+        print(USAGE.format(configs=", ".join(shipped_configs())))
+    elif command == "--version":
+        print(f"ddpm-jax {__version__}")
+    elif command in commands:
+        commands[command](rest)
+    else:
+        raise UserError(f"no command {command!r}; there are {', '.join(commands)}")
+    return 0
+
+
+def _train(args: list[str]) -> None:
+    if not args or args[0].startswith("-"):
+        if args in (["-h"], ["--help"]):
+            args = ["digits", "--help"]
+        else:
+            raise UserError("train: name the config first: ddpm-jax train CONFIG [--options]")
+    name, *args = args
+    default = TrainOptions(load_config(name), f"runs/{name.removesuffix('.py').rpartition('/')[2]}")
+    options = _parse(TrainOptions, args, f"ddpm-jax train {name}", default)
+    from ddpm_jax.train import fit
+
+    _advise()
+    fit(options.config, options.workdir)
+
+
+def _sample(args: list[str]) -> None:
+    options = _parse(SampleOptions, args, "ddpm-jax sample")
+    from ddpm_jax.sample import sample_to
+
+    _advise()
+    sample_to(**dataclasses.asdict(options))
+
+
+def _parse(kind, args, prog, default=None):
+    """tyro's parsing, its boxed complaints turned into a UserError of one line."""
+    given = {} if default is None else {"default": default}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=args, prog=prog, **given)
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        raise UserError(f"{_one_line(complaint.getvalue())}; see {prog} --help") from None
+
+
+def _one_line(box: str) -> str:
+    rows = [row.strip("│ ") for row in box.splitlines() if row.startswith("│")]
+    if "For full helptext" in rows[-1]:
+        rows.pop()
+    words = " ".join(row for row in rows if row.strip("─"))
+    # "Error parsing config.optim: optim.learning_rate: must be ..." names the option twice.
+    return words.partition(": ")[2] if words.startswith("Error parsing") else words.rstrip(".")
+
+
+def _advise() -> None:
+    from ddpm_jax.parallel import device_advice
+
+    advice = device_advice()
+    if advice:
+        log.warning(advice)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False

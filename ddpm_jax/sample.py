@@ -1,0 +1,98 @@
+"""Samples of a run into files."""
+
+import io
+import json
+import logging
+
+import jax
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.images import grid, png, to_uint8, write_file
+from ddpm_jax.parallel import make_mesh, replicated
+from ddpm_jax.runs import Weights, load_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def sample_to(
+    run: epath.PathLike,
+    n: int,
+    seed: int,
+    out: epath.PathLike,
+    weights: Weights = "ema",
+    step: int | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """Draws images 0, ..., n - 1 of key(seed) from the run directory `run` into `out`.
+
+    `out` ends in .png (a grid), .npz (`images` uint8 [n,H,W,C]) or / (a folder of 000000.png, ..., of
+    which only the missing ones are made). Raises UserError for what cannot be used.
+    """
+    if n < 1:
+        raise UserError(f"n: must be at least 1, got {n}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed: must be at least 0 and below 2**32, got {seed}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size: must be at least 1, got {batch_size}")
+    path = epath.Path(out).expanduser()
+    kind = "folder" if str(out).endswith("/") or path.is_dir() else path.suffix
+    if kind not in ("folder", ".png", ".npz"):
+        raise UserError(f"out: {out} must end in .png (a grid), .npz, or / (a folder)")
+    step, ddpm, params = load_checkpoint(run, weights=weights, step=step)
+    mesh = make_mesh()
+    params = jax.device_put(params, replicated(mesh))
+    chunk = batch_size or 64 * mesh.size
+
+    def draw(indices):
+        """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
+        with tqdm(total=len(indices), desc="sampling", unit="image", disable=None, leave=False) as progress:
+            for some in _runs_of(indices, chunk):
+                x = ddpm.sample(params, jax.random.key(seed), len(some), start=some[0], batch_size=chunk)
+                yield some, to_uint8(x)
+                progress.update(len(some))
+
+    if kind == "folder":
+        provenance = {"run": ddpm.config.seed, "weights": weights, "step": step, "seed": seed}
+        _fill_folder(path, n, ddpm.image_shape, provenance, draw)
+    else:
+        images = np.concatenate([images for _, images in draw(range(n))])
+        write_file(path, png(grid(images)) if kind == ".png" else _npz(images))
+    log.info("%d images: %s (%s weights of step %d)", n, path, weights, step)
+
+
+def _fill_folder(folder, n, image_shape, provenance, draw) -> None:
+    if image_shape[-1] not in (1, 3):
+        raise UserError(f"out: a PNG holds 1 or 3 channels, not {image_shape[-1]}; write an .npz")
+    label = folder / "samples.json"
+    if label.exists():
+        there = json.loads(label.read_text())
+        if there != provenance:
+            raise UserError(f"out: {folder} holds images of {there}, not of {provenance}; choose another folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"out: {folder} is not empty and not from this command; choose another folder")
+    write_file(label, json.dumps(provenance).encode())
+    missing = [i for i in range(n) if not (folder / f"{i:06d}.png").exists()]
+    for indices, images in draw(missing):
+        for i, image in zip(indices, images, strict=True):
+            write_file(folder / f"{i:06d}.png", png(image))
+
+
+def _runs_of(indices, most: int):
+    """`indices`, ascending, in lists of at most `most` consecutive ones."""
+    some = []
+    for i in indices:
+        if some and (i != some[-1] + 1 or len(some) == most):
+            yield some
+            some = []
+        some.append(i)
+    if some:
+        yield some
+
+
+def _npz(images: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, images=images)
+    return file.getvalue()
