@@ -9,7 +9,7 @@ import numpy as np
 
 from ddpm_jax import losses, samplers
 from ddpm_jax.config import Config
-from ddpm_jax.models import UNet
+from ddpm_jax.models import UNet, init_params
 from ddpm_jax.parallel import batch_sharding, mesh_of
 from ddpm_jax.schedule import Schedule, make_schedule
 
@@ -122,8 +122,7 @@ def _fold(keys, number: int):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(ddpm: DDPM, rng):
-    x_t = jnp.zeros((1, *ddpm.image_shape))
-    return ddpm.network.init(rng, x_t, jnp.zeros(1, jnp.int32))["params"]
+    return init_params(ddpm.network, rng, ddpm.image_shape)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -136,7 +136,6 @@ def _train(ddpm, state, batches, held_out, checkpoints, run_log) -> TrainState:
     """The loop, from state.step to config.train.steps or a signal."""
     config, steps = ddpm.config, ddpm.config.train.steps
     mesh = mesh_of(state.params)
-    step_fn = jax.jit(functools.partial(train_step, ddpm), donate_argnums=0)
     done = int(state.step)
     window = _Window(done, checkpoints)
     with StopSignals() as signals:
@@ -147,7 +146,7 @@ def _train(ddpm, state, batches, held_out, checkpoints, run_log) -> TrainState:
                 window.close()
                 checkpoints.save(done, state._asdict())
                 raise
-            state, metrics = step_fn(state, _place(images, mesh))
+            state, metrics = _step(ddpm, state, _place(images, mesh))
             window.add(metrics)
             run_log.progress.update()
             done += 1
@@ -217,6 +216,9 @@ def _key(config: Config, number):
 
 def _place(images, mesh):
     return images if mesh is None else jax.device_put(images, batch_sharding(mesh))
+
+
+_step = jax.jit(train_step, static_argnums=0, donate_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

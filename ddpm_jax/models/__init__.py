@@ -1,5 +1,5 @@
 """The networks: the only place that knows Flax."""
 
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.unet import UNet, init_params
 
-__all__ = ["UNet"]
+__all__ = ["UNet", "init_params"]

@@ -4,15 +4,25 @@ Parameters are float32; `dtype` is what convolutions and dense layers compute in
 embedding and the softmax are float32 whatever the dtype.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 
-def initializer(scale: float = 1.0):
-    """Uniform with variance scale / fan_avg. A `scale` of 0 means 1e-10: a layer that begins as almost nothing."""
-    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+def kernel_limit(scale: float = 1.0):
+    """An initialiser that gives the half-width of a kernel's uniform distribution, variance scale / fan_avg.
+
+    `init_params` makes the draws. A `scale` of 0 means 1e-10: a layer that begins as almost nothing.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        fan_avg = math.prod(shape[:-2]) * (shape[-2] + shape[-1]) / 2
+        return jnp.full(shape, math.sqrt(3 * (scale or 1e-10) / fan_avg), dtype)
+
+    return init
 
 
 def timestep_embedding(t, dim: int):
@@ -39,12 +49,12 @@ def dropout(x, keys, rate: float):
 
 def conv3x3(channels: int, name: str, *, stride: int = 1, scale: float = 1.0, dtype=jnp.float32) -> nn.Conv:
     """A 3x3 convolution to `channels`; SAME padding, which for stride 2 and an even size is (0, 1)."""
-    return nn.Conv(channels, (3, 3), stride, padding="SAME", dtype=dtype, kernel_init=initializer(scale), name=name)
+    return nn.Conv(channels, (3, 3), stride, padding="SAME", dtype=dtype, kernel_init=kernel_limit(scale), name=name)
 
 
 def dense(channels: int, name: str, *, scale: float = 1.0, dtype=jnp.float32) -> nn.Dense:
     """A dense layer over the last axis to `channels`; on [B,H,W,C] a 1x1 convolution."""
-    return nn.Dense(channels, dtype=dtype, kernel_init=initializer(scale), name=name)
+    return nn.Dense(channels, dtype=dtype, kernel_init=kernel_limit(scale), name=name)
 
 
 class GroupNorm(nn.Module):

@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from ddpm_jax.models.layers import Attention, GroupNorm, ResBlock, conv3x3, dense, timestep_embedding
@@ -14,6 +15,7 @@ class UNet(nn.Module):
 
     H and W must be divisible by 2^(levels - 1), every level's width by `norm_groups`. Attention
     stands at the levels whose smaller side is in `attention_resolutions`, and in the middle.
+    `init_params` makes parameters; `UNet.init` gives only the widths of their distributions.
     """
 
     out_channels: int
@@ -79,3 +81,23 @@ class UNet(nn.Module):
         temb = dense(width, "time_0", dtype=self.dtype)(temb)
         temb = dense(width, "time_1", dtype=self.dtype)(nn.swish(temb))
         return nn.swish(temb)
+
+
+def init_params(network: UNet, rng, image_shape: tuple[int, int, int]):
+    """Fresh float32 parameters of `network` for images [H,W,C].
+
+    All kernels are slices of one random vector: drawn one by one, as flax does it, they are a
+    hundred random programs, which take a CPU 20 s to compile.
+    """
+    x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros(1, jnp.int32)
+    limits = network.init(rng, x_t, t)["params"]
+    leaves, tree = jax.tree_util.tree_flatten_with_path(limits)
+    is_kernel = [path[-1].key == "kernel" for path, _ in leaves]
+    sizes = [leaf.size if kernel else 0 for kernel, (_, leaf) in zip(is_kernel, leaves, strict=True)]
+    draws = jax.random.uniform(rng, (sum(sizes),), minval=-1, maxval=1)
+    draws = jnp.split(draws, np.cumsum(sizes)[:-1])
+    params = [
+        leaf * draw.reshape(leaf.shape) if kernel else leaf
+        for kernel, draw, (_, leaf) in zip(is_kernel, draws, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, params)

@@ -1,0 +1,14 @@
+"""CelebA-HQ, 256x256: Ho et al. 2020, Section 4 and Appendix B. 113.7 M parameters, 0.5 M steps.
+
+    ddpm-jax train celebahq256 --data.source folder:PATH --workdir runs/celebahq256
+"""
+
+from ddpm_jax.config import Config, Data, Diffusion, Model, Optim, Train
+
+CONFIG = Config(
+    model=Model(channel_multipliers=(1, 1, 2, 2, 4, 4), dropout=0.0),
+    diffusion=Diffusion(variance="fixed_small"),
+    data=Data(source="folder:data/celebahq256", image_shape=(256, 256, 3), holdout=0.0),
+    optim=Optim(learning_rate=2e-5),
+    train=Train(steps=500_000, batch_size=64),
+)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs the tests, but for those that take minutes. Arguments go to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+install_package test
+.venv/bin/python -m pytest -m "not slow" "$@"

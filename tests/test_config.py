@@ -1,0 +1,89 @@
+"""Configs refuse what makes no sense, in one line, and survive JSON."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ddpm_jax import Config, UserError, load_config
+from ddpm_jax.config import Data, Diffusion, Model, Optim, Train, flatten, from_dict, shipped_configs, to_dict
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_every_shipped_config_survives_json(name):
+    config = load_config(name)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert hash(config) == hash(load_config(str(shipped_configs()[name])))
+
+
+def test_the_defaults_are_the_papers_cifar10():
+    config = load_config("cifar10")
+    assert config.optim == Optim(learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0, ema_decay=0.9999)
+    assert (config.train.steps, config.train.batch_size, config.model.dropout) == (800_000, 128, 0.1)
+    assert (config.diffusion.variance, config.data.flip) == ("fixed_large", True)
+    large = load_config("lsun_bedroom")
+    assert (large.optim.learning_rate, large.train.batch_size, large.model.dropout) == (2e-5, 64, 0.0)
+    assert (large.diffusion.variance, large.data.flip) == ("fixed_small", False)
+    assert load_config("lsun_cat").data.flip and load_config("lsun_church").train.steps == 1_200_000
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Optim(learning_rate=-1.0), "optim.learning_rate: must be above 0, got -1.0"),
+        (lambda: Optim(learning_rate=float("nan")), "optim.learning_rate: must be above 0, got nan"),
+        (lambda: Optim(ema_decay=1.0), "optim.ema_decay: must be at least 0 and below 1, got 1.0"),
+        (lambda: Train(batch_size="3"), "train.batch_size: int expected, got '3'"),
+        (lambda: Train(steps=True), "train.steps: int expected, got True"),
+        (lambda: Data(flip=1), "data.flip: bool expected, got 1"),
+        (lambda: Data(source="imagenet"), "data.source: 'imagenet' is not digits, folder:PATH or npz:PATH"),
+        (lambda: Data(source="folder:"), "data.source: 'folder:' is not digits, folder:PATH or npz:PATH"),
+        (lambda: Data(image_shape=(3, 3)), "data.image_shape: a tuple of 3 numbers is needed, got (3, 3)"),
+        (lambda: Data(image_shape=(8, 0, 3)), "data.image_shape: must be at least 1, got 0"),
+        (lambda: Model(channel_multipliers=()), "model.channel_multipliers: one number a level is needed, got none"),
+        (lambda: Model(base_channels=48), "model.norm_groups: 32 does not divide a level's width, 48"),
+        (lambda: Model(dtype="float16"), "model.dtype: must be one of float32, bfloat16, got 'float16'"),
+        (
+            lambda: Diffusion(schedule="cosine", beta_end=0.1),
+            "diffusion.beta_end: schedule 'cosine' does not use it; leave it out",
+        ),
+        (
+            lambda: Config(data=Data(image_shape=(36, 32, 3))),
+            "data.image_shape: 36x32 is not divisible by 8, as the 4 levels of model.channel_multipliers need",
+        ),
+        (lambda: Config(seed=-1), "seed: must be at least 0 and below 4294967296, got -1"),
+        (
+            lambda: from_dict({"optim": {"lr": 1}}),
+            "optim.lr: unknown field; known are learning_rate, warmup_steps, clip_norm, ema_decay",
+        ),
+        (lambda: from_dict({"optim": 3}), "optim: a table of fields is needed, got 3"),
+    ],
+)
+def test_nonsense_is_refused_by_name(make, message):
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "const", "jsd"])
+def test_every_schedule_can_be_configured(schedule):
+    assert Diffusion(schedule=schedule).schedule_parameters == {}
+    if schedule == "linear":
+        assert Diffusion(beta_start=0.1).schedule_parameters == {"beta_start": 0.1}
+
+
+def test_a_config_file_that_is_none_is_named(tmp_path):
+    file = tmp_path / "mine.py"
+    for content, message in [("x = 1", "must define CONFIG"), ("1 / 0", "does not run: ZeroDivisionError")]:
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            load_config(str(file))
+    with pytest.raises(UserError, match="the shipped ones are .*cifar10"):
+        load_config("cifar11")
+
+
+def test_flatten_names_every_field():
+    flat = flatten(to_dict(Config()))
+    groups = [field for field in dataclasses.fields(Config) if field.name != "seed"]
+    assert len(flat) == 1 + sum(len(dataclasses.fields(group.type)) for group in groups)
+    assert flat["optim.learning_rate"] == 2e-4

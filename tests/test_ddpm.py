@@ -1,0 +1,141 @@
+"""What users call: sampling that depends on key and index alone, losses, hashing."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import DDPM, losses, to_uint8
+from ddpm_jax.ddpm import NOISE, TIME, _sample, example_keys, random_flip
+from ddpm_jax.parallel import batch_sharding, make_mesh, replicated
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    ddpm = DDPM(tiny)
+    params = ddpm.init(jax.random.key(0))
+    # At the start the network's output is almost zero: give it something to say.
+    params["out_conv"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["out_conv"]["kernel"].shape)
+    return ddpm, params
+
+
+def test_samples_are_images(model):
+    ddpm, params = model
+    x = ddpm.sample(params, jax.random.key(0), 3)
+    assert x.shape == (3, 8, 8, 1) and x.dtype == np.float32
+    assert np.abs(x).max() <= 1 and len({image.tobytes() for image in x}) == 3
+    assert ddpm.sample(params, jax.random.key(0), 0).shape == (0, 8, 8, 1)
+    assert not np.allclose(x, ddpm.sample(params, jax.random.key(1), 3))
+
+
+def test_image_i_is_the_same_for_any_n_start_and_batch_size(model):
+    ddpm, params = model
+    x = ddpm.sample(params, jax.random.key(0), 11)
+    for n, start, batch_size in [(1, 0, None), (1, 7, None), (5, 3, 2), (11, 0, 8)]:
+        again = ddpm.sample(params, jax.random.key(0), n, start=start, batch_size=batch_size)
+        np.testing.assert_allclose(again, x[start : start + n], atol=1e-5)
+    np.testing.assert_array_equal(ddpm.sample(params, jax.random.key(0), 11), x)
+    last = ddpm.sample(params, jax.random.key(0), 1, start=2**32 - 1)
+    assert np.isfinite(last).all()
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_image_i_is_the_same_on_any_number_of_devices(model, devices):
+    ddpm, params = model
+    spread = jax.device_put(params, replicated(make_mesh(devices)))
+    x = ddpm.sample(params, jax.random.key(0), 7)
+    np.testing.assert_allclose(ddpm.sample(spread, jax.random.key(0), 7), x, atol=1e-5)
+    np.testing.assert_allclose(ddpm.sample(spread, jax.random.key(0), 5, batch_size=2, start=2), x[2:], atol=1e-5)
+
+
+def test_several_devices_share_the_work(model):
+    ddpm, params = model
+    spread = jax.device_put(params, replicated(make_mesh(4)))
+    indices = jax.device_put(np.arange(8, dtype=np.uint32), batch_sharding(make_mesh(4)))
+    x = _sample(ddpm, spread, jax.random.key(0), indices)
+    assert {shard.data.shape[0] for shard in x.addressable_shards} == {2}
+
+
+def test_programs_do_not_multiply_with_n(model):
+    ddpm, params = model
+    _sample.clear_cache()
+    for n in range(1, 20):
+        ddpm.sample(params, jax.random.key(0), n, batch_size=4)
+    assert _sample._cache_size() == 3  # batches of 1, 2 and 4
+
+
+def test_nonsense_counts_are_refused(model):
+    ddpm, params = model
+    for arguments in [dict(n=-1), dict(n=1, start=-1), dict(n=1, batch_size=0), dict(n=2, start=2**32 - 1)]:
+        with pytest.raises(ValueError, match=r"n and start|batch_size"):
+            ddpm.sample(params, jax.random.key(0), **arguments)
+
+
+def test_sampling_uses_no_dropout_and_clips_a_predicted_mean(tiny):
+    diffusion = dataclasses.replace(tiny.diffusion, prediction="mean", variance="fixed_small")
+    ddpm = DDPM(dataclasses.replace(tiny, diffusion=diffusion))
+    params = ddpm.init(jax.random.key(0))
+    params["out_conv"]["bias"] += 3.0
+    np.testing.assert_array_equal(ddpm.sample(params, jax.random.key(0), 1), np.ones((1, 8, 8, 1)))
+    assert "random_bits" not in str(jax.make_jaxpr(ddpm.denoise)(params, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, int)))
+
+
+def test_the_loss_is_eq_14_with_each_examples_own_draws(model):
+    """Row i, whatever batch it stands in: t and noise from fold_in(rng, i), drawn here by hand."""
+    ddpm, params = model
+    x_0 = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (6, 8, 8, 1)), jnp.float32)
+    rng = jax.random.key(5)
+    keys = [jax.random.fold_in(rng, i) for i in range(6)]
+    t = jnp.stack([jax.random.randint(jax.random.fold_in(key, TIME), (), 0, 10) for key in keys])
+    # gaussian_noise(keys, NOISE) folds the number in.
+    noise = jnp.stack([jax.random.normal(jax.random.fold_in(key, NOISE), (8, 8, 1)) for key in keys])
+    denoise_fn = partial(ddpm.denoise, params)
+    expected = jax.jit(lambda: losses.simple(ddpm.schedule, denoise_fn, x_0, t, noise, prediction="eps"))()
+    loss = jax.jit(ddpm.loss)
+    np.testing.assert_allclose(loss(params, rng, x_0), expected, rtol=1e-4)
+    np.testing.assert_allclose(loss(params, rng, x_0[:3]), expected[:3], rtol=1e-4)
+    assert len(set(t.tolist())) > 2
+
+
+def test_training_drops_out_and_evaluation_does_not(model):
+    ddpm, params = model
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    x_0, rng = jnp.zeros((4, 8, 8, 1)), jax.random.key(2)
+    loss = jax.jit(ddpm.loss, static_argnames="train")
+    plain, dropped = loss(params, rng, x_0), loss(params, rng, x_0, train=True)
+    assert not np.allclose(plain, dropped, rtol=1e-3)
+    np.testing.assert_array_equal(plain, loss(params, rng, x_0))
+
+
+def test_bytes_are_refused_as_images_to_learn_from(model):
+    ddpm, params = model
+    with pytest.raises(TypeError, match="uint8"):
+        ddpm.loss(params, jax.random.key(0), np.zeros((1, 8, 8, 1), np.uint8))
+
+
+def test_ddpm_is_frozen_hashable_and_equal_by_config(tiny):
+    assert DDPM(tiny) == DDPM(tiny) and hash(DDPM(tiny)) == hash(DDPM(tiny))
+    assert DDPM(tiny) != DDPM(dataclasses.replace(tiny, seed=1))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DDPM(tiny).config = None
+
+
+def test_flips_hit_half_of_the_images_and_mirror_them():
+    images = jnp.arange(12.0).reshape(1, 2, 6, 1).repeat(400, axis=0)
+    flipped = random_flip(example_keys(jax.random.key(0), jnp.arange(400)), images)
+    mirrored = (flipped == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert bool((mirrored | (flipped == images).all(axis=(1, 2, 3))).all())
+    assert 160 < int(mirrored.sum()) < 240
+
+
+def test_to_uint8_rounds_and_inverts():
+    levels = np.arange(256, dtype=np.uint8)
+    for xp in (np, jnp):
+        x = xp.asarray(levels, xp.float32) / 127.5 - 1
+        np.testing.assert_array_equal(to_uint8(x), levels)
+        np.testing.assert_array_equal(to_uint8(x + 0.003), levels)
+        assert to_uint8(xp.asarray([-2.0, 2.0], xp.float32)).tolist() == [0, 255]
+    assert isinstance(to_uint8(np.zeros(1)), np.ndarray) and isinstance(to_uint8(jnp.zeros(1)), jax.Array)
