@@ -1,6 +1,6 @@
 """CelebA-HQ, 256x256: Ho et al. 2020, Section 4 and Appendix B. 113.7 M parameters, 0.5 M steps.
 
-    ddpm-jax train celebahq256 --data.source folder:PATH --workdir runs/celebahq256
+ddpm-jax train celebahq256 --data.source folder:PATH --workdir runs/celebahq256
 """
 
 from ddpm_jax.config import Config, Data, Diffusion, Model, Optim, Train

@@ -1,6 +1,6 @@
 """LSUN Bedroom, 256x256: Ho et al. 2020, Section 4 and Appendix B. 113.7 M parameters, no flips, 2.4 M steps, FID 6.36.
 
-    ddpm-jax train lsun_bedroom --data.source folder:PATH --workdir runs/lsun_bedroom
+ddpm-jax train lsun_bedroom --data.source folder:PATH --workdir runs/lsun_bedroom
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """LSUN Cat, 256x256: Ho et al. 2020, Section 4 and Appendix B. 113.7 M parameters, 1.8 M steps, FID 19.75.
 
-    ddpm-jax train lsun_cat --data.source folder:PATH --workdir runs/lsun_cat
+ddpm-jax train lsun_cat --data.source folder:PATH --workdir runs/lsun_cat
 """
 
 import dataclasses

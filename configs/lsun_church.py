@@ -1,6 +1,6 @@
 """LSUN Church, 256x256: Ho et al. 2020, Section 4 and Appendix B. 113.7 M parameters, 1.2 M steps, FID 7.89.
 
-    ddpm-jax train lsun_church --data.source folder:PATH --workdir runs/lsun_church
+ddpm-jax train lsun_church --data.source folder:PATH --workdir runs/lsun_church
 """
 
 import dataclasses

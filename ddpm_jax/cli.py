@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import re
 import sys
 from typing import Annotated, Literal
 
@@ -120,12 +121,12 @@ def _parse(kind, args, prog, default=None):
 
 
 def _one_line(box: str) -> str:
-    rows = [row.strip("│ ") for row in box.splitlines() if row.startswith("│")]
-    if "For full helptext" in rows[-1]:
-        rows.pop()
-    words = " ".join(row for row in rows if row.strip("─"))
+    """The words of tyro's box, whose frame is of lines or, on a plain terminal, of dashes."""
+    rows = [row.strip(" │|") for row in box.splitlines()]
+    rows = [row for row in rows if row.strip("─-╭╮╰╯ ") and not row.startswith(("╭", "For full helptext"))]
+    words = " ".join(rows).replace(" Perhaps you meant:", "; perhaps you meant").replace(" Argument helptext:", " for")
     # "Error parsing config.optim: optim.learning_rate: must be ..." names the option twice.
-    return words.partition(": ")[2] if words.startswith("Error parsing") else words.rstrip(".")
+    return re.sub(r".*Error parsing \S+: ", "", words).rstrip(".")
 
 
 def _advise() -> None:

@@ -1,5 +1,6 @@
 """Samples of a run into files."""
 
+import hashlib
 import io
 import json
 import logging
@@ -55,7 +56,7 @@ def sample_to(
                 progress.update(len(some))
 
     if kind == "folder":
-        provenance = {"run": ddpm.config.seed, "weights": weights, "step": step, "seed": seed}
+        provenance = {"parameters": _digest(params), "weights": weights, "step": step, "seed": seed}
         _fill_folder(path, n, ddpm.image_shape, provenance, draw)
     else:
         images = np.concatenate([images for _, images in draw(range(n))])
@@ -70,7 +71,7 @@ def _fill_folder(folder, n, image_shape, provenance, draw) -> None:
     if label.exists():
         there = json.loads(label.read_text())
         if there != provenance:
-            raise UserError(f"out: {folder} holds images of {there}, not of {provenance}; choose another folder")
+            raise UserError(f"out: {folder} holds images of {there}, not {provenance}; choose another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"out: {folder} is not empty and not from this command; choose another folder")
     write_file(label, json.dumps(provenance).encode())
@@ -90,6 +91,13 @@ def _runs_of(indices, most: int):
         some.append(i)
     if some:
         yield some
+
+
+def _digest(params) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
 
 
 def _npz(images: np.ndarray) -> bytes:

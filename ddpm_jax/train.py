@@ -72,7 +72,7 @@ def train_step(ddpm: DDPM, state: TrainState, images) -> tuple[TrainState, dict[
     updates, opt_state = make_optimizer(config.optim).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = optax.incremental_update(params, state.ema_params, 1 - config.optim.ema_decay)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
     return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
 
@@ -137,9 +137,9 @@ def _train(ddpm, state, batches, held_out, checkpoints, run_log) -> TrainState:
     config, steps = ddpm.config, ddpm.config.train.steps
     mesh = mesh_of(state.params)
     done = int(state.step)
-    window = _Window(done, checkpoints)
+    window, stopping = _Window(done, checkpoints), None
     with StopSignals() as signals:
-        while done < steps and not signals.received:
+        while done < steps and not stopping:
             try:
                 images = batches.batch_at(done)["image"]
             except DataLost:
@@ -151,9 +151,10 @@ def _train(ddpm, state, batches, held_out, checkpoints, run_log) -> TrainState:
             run_log.progress.update()
             done += 1
 
-            # A line never reaches across a checkpoint, so that an interrupted run writes the same ones.
-            saves = done == steps or signals.received or done % config.checkpoint.every == 0
+            stopping = signals.received  # Read once: one may come at any line below.
+            saves = done == steps or stopping or done % config.checkpoint.every == 0
             evaluates = len(held_out) and _due(done, config.train.eval_every, steps)
+            # A line never reaches across a checkpoint, so that an interrupted run writes the same ones.
             if saves or evaluates or done % config.train.log_every == 0:
                 figures = window.close()
                 if evaluates:
@@ -161,11 +162,11 @@ def _train(ddpm, state, batches, held_out, checkpoints, run_log) -> TrainState:
                 run_log.tick(done, figures)
             if saves:
                 checkpoints.save(done, state._asdict())
-            if _due(done, config.train.sample_every, steps) and not signals.received:
+            if _due(done, config.train.sample_every, steps) and not stopping:
                 run_log.pictures(done, _pictures(ddpm, state))
             window.restart_clock()
-    if signals.received:
-        log.info("%s: saved after step %d of %d; the same command goes on", signals.received, done, steps)
+    if stopping:
+        log.info("%s: saved after step %d of %d; the same command goes on", stopping, done, steps)
     elif not run_log.has_pictures(done):  # The run ended before they were drawn.
         run_log.pictures(done, _pictures(ddpm, state))
     return state

@@ -84,7 +84,7 @@ def sample(params, rng):  # Algorithm 2
         z = jax.random.normal(jax.random.fold_in(rng, t), x_t.shape) * (t > 0)
         return mean + jnp.sqrt(betas[t]) * z, None
 
-    x_T = jax.random.normal(jax.random.fold_in(rng, T), (64, 8, 8, 1))
+    x_T = jax.random.normal(jax.random.fold_in(rng, T), (16, 8, 8, 1))
     return jax.lax.scan(step, x_T, jnp.arange(T), reverse=True)[0]
 
 
@@ -96,5 +96,5 @@ for step in range(STEPS):
         print(f"step {step}  loss {loss:.4f}", flush=True)
 
 grey = jnp.clip(jnp.rint((sample(ema, jax.random.key(2)) + 1) * 127.5), 0, 255).astype(jnp.uint8)
-picture = grey.reshape(8, 8, 8, 8).swapaxes(1, 2).reshape(64, 64).repeat(6, axis=0).repeat(6, axis=1)
-Path("minimal.pgm").write_bytes(b"P5 384 384 255\n" + picture.tobytes())  # Eight rows of eight digits.
+picture = grey.reshape(4, 4, 8, 8).swapaxes(1, 2).reshape(32, 32).repeat(6, axis=0).repeat(6, axis=1)
+Path("minimal.pgm").write_bytes(b"P5 192 192 255\n" + picture.tobytes())  # Four rows of four digits.

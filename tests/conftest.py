@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Compiling takes most of the time here: no optimisation in what tests compile themselves.
+FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from ddpm_jax.config import Checkpoint, Config, Data, Diffusion, Model, Optim, Train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling takes most of the time here, and many tests compile the same programs.
+# And many tests compile the same programs.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache/xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

@@ -78,7 +78,7 @@ def test_a_config_file_that_is_none_is_named(tmp_path):
         file.write_text(content)
         with pytest.raises(UserError, match=message):
             load_config(str(file))
-    with pytest.raises(UserError, match="the shipped ones are .*cifar10"):
+    with pytest.raises(UserError, match=r"the shipped ones are .*cifar10"):
         load_config("cifar11")
 
 

@@ -63,7 +63,9 @@ def test_warmups_ramp_then_stay():
         np.testing.assert_allclose(betas[:ramp], np.linspace(1e-4, 0.02, ramp), rtol=1e-6)
         np.testing.assert_allclose(betas[ramp:], 0.02, rtol=1e-6)
     np.testing.assert_allclose(make_schedule("jsd", 4).betas, [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-6)
-    np.testing.assert_allclose(np.sqrt(make_schedule("quad", 3).betas), [0.01, (0.01 + 0.02**0.5) / 2, 0.02**0.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        np.sqrt(make_schedule("quad", 3).betas), [0.01, (0.01 + 0.02**0.5) / 2, 0.02**0.5], rtol=1e-6
+    )
 
 
 def test_linear_keeps_its_ends_at_another_length_and_rescales_as_its_docstring_says():

@@ -1,0 +1,185 @@
+"""The command line as users run it, bad input included."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax import fit, load, to_uint8
+from ddpm_jax.cli import main
+from ddpm_jax.config import to_dict
+
+COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+SMALL = ["--model.base-channels", "4", "--model.norm-groups", "2", "--diffusion.num-timesteps", "4"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny, pictures, tmp_path_factory):
+    """A run directory of two steps."""
+    import dataclasses
+
+    config = dataclasses.replace(
+        tiny,
+        train=dataclasses.replace(tiny.train, steps=2),
+        parallel=dataclasses.replace(tiny.parallel, devices=1),
+    )
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    fit(config, path, pictures)
+    return path
+
+
+def refused(capsys, *args):
+    """Runs a command that must fail; returns the one line it says."""
+    capsys.readouterr()
+    code = main([str(arg) for arg in args])
+    error = capsys.readouterr().err.strip()
+    assert code == 2 and "\n" not in error and error.startswith("ddpm-jax: "), error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["tarin"], "no command 'tarin'; there are train, sample"),
+        (["train"], "name the config first"),
+        (["train", "digts"], "no file 'digts', and the shipped ones are"),
+        (["train", "digits", "--optim.learning-rat", "1"], "--optim.learning-rate"),
+        (["train", "digits", "--optim.learning-rate", "fast"], "learning-rate"),
+        (["train", "digits", "--optim.learning-rate", "-1"], "optim.learning_rate: must be above 0, got -1.0"),
+        (["train", "digits", "--optim.learning-rate"], "learning-rate"),
+        (["train", "digits", "--train.batch-size", "0"], "train.batch_size: must be at least 1, got 0"),
+        (["train", "digits", "--diffusion.schedule", "sine"], "sine"),
+        (["train", "digits", "--data.image-shape", "28", "28", "1"], "pass --data.image-shape 8 8 1"),
+        (["train", "small32"], "there is no data/images; name a folder or a zip with --data.source folder:PATH"),
+        (["train", "digits", "--data.source", "folder:/nowhere"], "there is no /nowhere"),
+        (["train", "digits", "--workdir", "/dev/null/x"], "/dev/null/x"),
+        (["sample"], "run"),
+        (["sample", "/nowhere"], "/nowhere: this is not a run directory"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(capsys, monkeypatch, tmp_path, args, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, *args)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_version(capsys):
+    assert main([]) == main(["--help"]) == 0
+    assert "cifar10" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    for args, option in [(["train", "--help"], "--optim.ema-decay"), (["sample", "-h"], "--weights")]:
+        with pytest.raises(SystemExit) as exit:
+            main(args)
+        assert not exit.value.code and option in capsys.readouterr().out
+
+
+def test_samples_as_a_grid_as_arrays_and_as_files_are_the_same_images(run, tmp_path, capsys):
+    assert main(["sample", str(run), "-n", "5", "--out", str(tmp_path / "x.npz"), "--seed", "3"]) == 0
+    images = np.load(tmp_path / "x.npz")["images"]
+    assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8
+    import jax
+
+    ddpm, params = load(run)
+    expected = to_uint8(ddpm.sample(params, jax.random.key(3), 5))
+    assert np.abs(images.astype(int) - expected).max() <= 1
+
+    assert main(["sample", str(run), "-n", "5", "--out", str(tmp_path / "x.png"), "--seed", "3"]) == 0
+    picture = np.asarray(Image.open(tmp_path / "x.png"))
+    assert picture.shape == (2 * 51 + 3, 3 * 51 + 3)
+    np.testing.assert_array_equal(picture[3:51:6, 3:51:6], images[0, ..., 0])
+    np.testing.assert_array_equal(picture[54:102:6, 54:102:6], images[4, ..., 0])
+
+    assert main(["sample", str(run), "-n", "5", "--out", f"{tmp_path}/files/", "--seed", "3"]) == 0
+    for i, image in enumerate(images):
+        difference = np.asarray(Image.open(tmp_path / f"files/{i:06d}.png")).astype(int) - image[..., 0]
+        assert np.abs(difference).max() <= 1
+
+
+def test_a_folder_of_samples_is_filled_up(run, tmp_path, capsys):
+    args = ["sample", str(run), "--out", f"{tmp_path}/files/", "-n"]
+    assert main([*args, "4"]) == 0
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "files").glob("*.png")}
+    second = (tmp_path / "files/000001.png").read_bytes()
+    (tmp_path / "files/000001.png").unlink()
+    time.sleep(0.01)
+    assert main([*args, "6"]) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "files").glob("*.png")}
+    assert len(after) == 6 and (tmp_path / "files/000001.png").read_bytes() == second
+    assert all(after[name] == files[name] for name in ("000000.png", "000002.png", "000003.png"))
+    # Other images than those that are there must not be mixed in.
+    assert "choose another folder" in refused(capsys, *args, "4", "--seed", "1")
+    assert "choose another folder" in refused(capsys, *args, "4", "--weights", "raw")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/holiday.png").write_bytes(second)
+    assert "not from this command" in refused(capsys, "sample", run, "--out", f"{tmp_path}/mine/")
+
+
+def test_raw_and_averaged_weights_and_steps_are_told_apart(run, tmp_path, capsys):
+    images = {}
+    for weights in ("ema", "raw"):
+        assert main(["sample", str(run), "-n", "2", "--out", str(tmp_path / "x.npz"), "--weights", weights]) == 0
+        assert f"{weights} weights of step 2" in capsys.readouterr().err
+        images[weights] = np.load(tmp_path / "x.npz")["images"]
+    assert images["ema"].shape == images["raw"].shape
+    for args, says in [
+        (["--step", "1"], "no checkpoint of step 1; there are 2"),
+        (["-n", "0"], "n: must be at least 1, got 0"),
+        (["--seed", "-1"], "seed: must be at least 0"),
+        (["--batch-size", "0"], "batch_size: must be at least 1"),
+        (["--out", "x.jpg"], "must end in .png"),
+        (["--weights", "best"], "best"),
+    ]:
+        assert says in refused(capsys, "sample", run, *args)
+
+
+def test_a_damaged_run_is_named(tiny, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json: cannot be read" in refused(capsys, "sample", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(tiny) | {"modle": {}}))
+    assert "modle: unknown field" in refused(capsys, "sample", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(tiny)))
+    assert "there is no checkpoint in this run yet" in refused(capsys, "sample", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_killed_softly_goes_on_with_the_same_command(tmp_path):
+    """A process of its own: trains, gets SIGTERM, exits cleanly, resumes to the end, on its own devices."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [*COMMAND, "train", "digits", "--workdir", "run", *SMALL, "--train.log-every", "1", "--train.steps"]
+    process = subprocess.Popen([*command, "100000"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0 and "SIGTERM: saved after step" in error and "Traceback" not in error
+    saved = int(max((tmp_path / "run/checkpoints").iterdir(), key=lambda path: int(path.name)).name)
+    done = subprocess.run([*command, str(saved + 3)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"step {saved} of {saved + 3}" in done.stderr and "run: run (" in done.stderr
+    steps = [json.loads(line)["step"] for line in Path(tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, saved + 4))
+    assert Image.open(tmp_path / "run/samples.png").size[0] > 100
+
+
+def test_a_gpu_that_jax_cannot_use_gets_a_line_of_advice(monkeypatch):
+    from ddpm_jax import parallel
+
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(parallel.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert "pip install 'ddpm-jax[cuda12]'" in parallel.device_advice()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert parallel.device_advice() is None
+
+
+def test_the_command_starts_without_jax():
+    """--help must not wait for jax, flax or orbax."""
+    code = "import sys; from ddpm_jax.cli import main; main(['--help']); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -1,0 +1,91 @@
+"""What the repository promises about its own shape."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ddpm_jax
+from ddpm_jax.config import shipped_configs
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "ddpm_jax").rglob("*.py"))
+
+# A file imports only from those in lines above its own.
+ORDER = """
+errors schedule
+diffusion
+losses samplers
+models
+checked
+config
+parallel images
+data
+checkpoint
+ddpm
+runs
+logs signals
+train sample
+cli
+""".strip().splitlines()
+
+# Who may import what: the mathematics knows jax and numpy only, and each library has its place.
+MATHEMATICS = {"schedule", "diffusion", "losses", "samplers"}
+PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"train"}}
+
+
+def module(path):
+    """Its name in ORDER: the file's, or the sub-package's."""
+    return path.relative_to(ROOT / "ddpm_jax").parts[0].removesuffix(".py")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "ddpm_jax":
+                yield from (f"ddpm_jax.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__init__.py"], ids=module)
+def test_files_import_only_from_those_above(path):
+    row = {name: number for number, line in enumerate(ORDER) for name in line.split()}
+    name = module(path)
+    for imported in imports(path):
+        top, _, rest = imported.partition(".")
+        if top == "ddpm_jax":
+            other = rest.split(".")[0]
+            assert other in {name, "__version__"} or row[other] < row[name], f"{path} imports {imported}"
+        elif name in MATHEMATICS:
+            assert top in {"jax", "numpy", "collections", "dataclasses", "inspect", "typing"}, f"{path}: {imported}"
+        if top in PLACES:
+            assert name in PLACES[top], f"{path} imports {imported}"
+
+
+def test_every_name_of_the_package_is_there_and_documented():
+    for name in ddpm_jax.__all__:
+        assert getattr(ddpm_jax, name).__doc__, name
+
+
+def test_public_functions_have_docstrings():
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+def test_nothing_is_ever_unpickled():
+    for path in FILES:
+        text = path.read_text()
+        assert "allow_pickle=True" not in text and "pickle" not in set(imports(path)), path
+
+
+def test_configs_promise_something():
+    for name, path in shipped_configs().items():
+        assert f"ddpm-jax train {name}" in ast.get_docstring(ast.parse(path.read_text())), path
