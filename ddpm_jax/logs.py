@@ -50,6 +50,7 @@ class RunLog:
         for path in (self._picture_file(step), self.workdir / "samples.png"):
             write_file(path, png(picture))
         self.tensorboard.add_image("samples", picture, step, dataformats="HWC")
+        log.info("samples of step %d: %s", step, self.workdir / "samples.png")
 
     def has_pictures(self, step: int) -> bool:
         """Whether the samples of `step` were drawn."""

@@ -9,6 +9,7 @@ samples/, samples.png, tensorboard/
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 from typing import Literal
@@ -22,6 +23,8 @@ from ddpm_jax.data import Source
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
 from ddpm_jax.images import write_file
+
+log = logging.getLogger(__name__)
 
 Weights = Literal["ema", "raw"]
 
@@ -90,6 +93,7 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
     elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"workdir: {workdir} is not empty and not a run; choose another with --workdir")
     run["starts"].append(_provenance(devices))
+    _warn_of_other_bits(run["starts"])
     write_file(run_file, json.dumps(run, indent=1).encode())
     write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
     return workdir
@@ -108,6 +112,15 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source) -> 
         raise UserError(
             f"{workdir} cannot be continued: {'; '.join(differences)}. Undo that or choose another --workdir"
         )
+
+
+def _warn_of_other_bits(starts: list[dict]) -> None:
+    """The same run to the last bit needs the same programs: tell what is another than before."""
+    if len(starts) > 1:
+        before, now = flatten(starts[-2]), flatten(starts[-1])
+        changes = [f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]]
+        if changes:
+            log.warning("the last bits may differ from an uninterrupted run's: %s", ", ".join(changes))
 
 
 def _provenance(devices: str) -> dict:

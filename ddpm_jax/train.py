@@ -118,9 +118,7 @@ def fit(config: Config, workdir: epath.PathLike, images: np.ndarray | None = Non
         log.info("%d parameters on %s, step %d of %d", parameters, describe_devices(mesh), step, steps)
         batches = Batches(source, train, config.train.batch_size, config.seed)
         with contextlib.closing(RunLog(workdir, step, steps)) as run_log:
-            state = _train(ddpm, state, batches, held_out, checkpoints, run_log)
-    log.info("samples: %s", workdir / "samples.png")
-    return state
+            return _train(ddpm, state, batches, held_out, checkpoints, run_log)
 
 
 def _first_state(ddpm: DDPM, mesh, checkpoints: Checkpoints) -> TrainState:
@@ -143,7 +141,8 @@ def _train(ddpm, state, batches, held_out, checkpoints, run_log) -> TrainState:
             try:
                 images = batches.batch_at(done)["image"]
             except DataLost:
-                window.close()
+                if window.metrics:
+                    run_log.tick(done, window.close())
                 checkpoints.save(done, state._asdict())
                 raise
             state, metrics = _step(ddpm, state, _place(images, mesh))
@@ -154,17 +153,19 @@ def _train(ddpm, state, batches, held_out, checkpoints, run_log) -> TrainState:
             stopping = signals.received  # Read once: one may come at any line below.
             saves = done == steps or stopping or done % config.checkpoint.every == 0
             evaluates = len(held_out) and _due(done, config.train.eval_every, steps)
+            draws = not stopping and _due(done, config.train.sample_every, steps)
             # A line never reaches across a checkpoint, so that an interrupted run writes the same ones.
-            if saves or evaluates or done % config.train.log_every == 0:
+            if saves or evaluates or draws or done % config.train.log_every == 0:
                 figures = window.close()
                 if evaluates:
                     figures["holdout_loss"] = holdout_loss(ddpm, state.ema_params, batches.source, held_out)
                 run_log.tick(done, figures)
             if saves:
                 checkpoints.save(done, state._asdict())
-            if _due(done, config.train.sample_every, steps) and not stopping:
+            if draws:
                 run_log.pictures(done, _pictures(ddpm, state))
-            window.restart_clock()
+            if not window.metrics:
+                window.restart_clock()
     if stopping:
         log.info("%s: saved after step %d of %d; the same command goes on", stopping, done, steps)
     elif not run_log.has_pictures(done):  # The run ended before they were drawn.
@@ -184,9 +185,8 @@ class _Window:
         self.metrics.append(metrics)
 
     def restart_clock(self) -> None:
-        """Starts to time anew, if what was done meanwhile was not an update."""
-        if not self.metrics:
-            self.started = time.monotonic()
+        """Starts to time anew: what was done since the last line was no update."""
+        self.started = time.monotonic()
 
     def close(self) -> dict[str, float]:
         """Means over the window, and its rate. Raises NonFiniteLoss naming the first bad update."""

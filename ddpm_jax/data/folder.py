@@ -53,6 +53,8 @@ def load_folder(path: str, data: Data) -> Source:
     if not digests:
         raise UserError(f"data: none of the {len(names)} image files in {path} decodes")
     usable = [name for name, _ in digests]
+    if cached:
+        pool.shutdown()
     read = np.stack(images).__getitem__ if cached else functools.partial(_read, pool, decode_at, usable)
     return Source(usable, read, _labels(usable), _fingerprint(digests, data.image_shape))
 

@@ -1,0 +1,88 @@
+"""Real training through the command line, minutes each; scripts/test_slow.sh runs them with what they print."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm_jax import make_schedule
+from ddpm_jax.config import Data
+from ddpm_jax.data import load_source, split
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+CIFAR10 = ROOT.parent / "shared/data/cifar10.zip"
+COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+def run(*args, cwd):
+    done = subprocess.run([str(arg) for arg in args], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_demo_draws_digits(tmp_path):
+    """Its samples are varied, near the real images, and no copies of them."""
+    run(*COMMAND, "train", "digits", cwd=tmp_path)
+    run(*COMMAND, "sample", "runs/digits", "-n", 256, "--seed", 1, "--out", "x.npz", cwd=tmp_path)
+    digits = np.load(ROOT / "ddpm_jax/data/digits.npz")
+    real = digits["images"].reshape(1797, 64) / 127.5 - 1
+    drawn = np.load(tmp_path / "x.npz")["images"].reshape(256, 64) / 127.5 - 1
+
+    distances = np.linalg.norm(drawn[:, None] - real[None], axis=-1)
+    classes = digits["labels"][distances.argmin(axis=1)]
+    between_real = np.sqrt(((real[:, None] - real[None]) ** 2).sum(-1)) + np.diag(np.full(1797, np.inf))
+    typical = np.median(between_real.min(axis=1))
+    ratio = np.median(distances.min(axis=1)) / typical
+    copies = (distances.min(axis=1) < 0.15 * typical).mean()
+    spread = drawn.std() / real.std()
+    print(f"\ndigits: distance ratio {ratio:.3f}, copies {copies:.3f}, std ratio {spread:.3f}")
+    print("classes", np.bincount(classes, minlength=10))
+    assert len(set(classes)) == 10
+    assert all(len(set(classes[i : i + 64])) >= 9 for i in range(0, 256, 64))
+    assert 0.75 < ratio < 1.25 and copies < 0.02 and 0.85 < spread < 1.15
+
+
+@pytest.mark.skipif(not CIFAR10.exists(), reason="needs CIFAR10's images")
+def test_on_colour_images_the_network_beats_every_linear_denoiser(tmp_path):
+    """6,000 of CIFAR10's images, through a folder, in a run that is resumed once."""
+    with zipfile.ZipFile(CIFAR10) as archive:
+        names = [name for name in archive.namelist() if name.startswith("train/") and name.endswith(".webp")]
+        archive.extractall(tmp_path, random.Random(0).sample(sorted(names), 6000))
+    train = [*COMMAND, "train", "small32", "--data.source", "folder:train", "--train.sample-every", "0"]
+    train += ["--workdir", "run", "--diffusion.num-timesteps", "1000", "--train.num-samples", "1", "--train.steps"]
+    run(*train, STEPS // 2, cwd=tmp_path)
+    run(*train, STEPS, cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "holdout_loss" in line][-1] == STEPS
+    network = float(run(sys.executable, ROOT / "tests/holdout_loss.py", "run", cwd=tmp_path))
+    linear = best_linear_denoiser(tmp_path / "train")
+    print(
+        f"\n6,000 CIFAR10 images, {STEPS} steps of small32: held-out loss {network:.4f}, linear denoiser {linear:.4f}"
+    )
+    assert network < linear
+
+
+STEPS = 3000
+
+
+def best_linear_denoiser(folder):
+    """Its held-out L_simple in closed form, for the Gaussian with the training pixels' mean and covariance."""
+    source = load_source(Data(source=f"folder:{folder}", image_shape=(32, 32, 3)))
+    train, held_out = split(source, 0.1)
+    x, y = (source.read(indices).reshape(len(indices), -1) / 127.5 - 1 for indices in (train, held_out))
+    variances, directions = np.linalg.eigh(np.cov((x - x.mean(0)).T))
+    variances = np.maximum(variances, 0)
+    projected = (((y - x.mean(0)) @ directions) ** 2).mean(0)
+    a = np.float64(make_schedule().alphas_bar)[:, None]
+    # E[eps | x_t] = gain (x_t - sqrt(a) mean), along each direction on its own.
+    gain = np.sqrt(1 - a) / (a * variances + 1 - a)
+    return float((gain**2 * a * projected + (1 - gain * np.sqrt(1 - a)) ** 2).mean())
