@@ -37,7 +37,7 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "tfds-prepare": ["tensorflow-cpu"],
-        "test": ["pytest", "ruff", "scipy"],
+        "test": ["pytest", "ruff~=0.17.6", "scipy"],
     },
     entry_points={"console_scripts": ["ddpm-jax = ddpm_jax.cli:main"]},
 )

@@ -90,13 +90,18 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
     if config_file.exists():
         run = _read_json(run_file)
         _check_same(workdir, read_config(workdir), config, run, source)
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and (not workdir.is_dir() or any(_foreign(path) for path in workdir.iterdir())):
         raise UserError(f"workdir: {workdir} is not empty and not a run; choose another with --workdir")
     run["starts"].append(_provenance(devices))
     _warn_of_other_bits(run["starts"])
     write_file(run_file, json.dumps(run, indent=1).encode())
     write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
     return workdir
+
+
+def _foreign(path: epath.Path) -> bool:
+    # run.json alone is what a start leaves that was killed before it wrote config.json.
+    return path.name != "run.json" and not path.name.startswith(".")
 
 
 def _check_same(workdir, saved: Config, config: Config, run, source: Source) -> None:

@@ -59,6 +59,7 @@ def sample_to(
         provenance = {"parameters": _digest(params), "weights": weights, "step": step, "seed": seed}
         _fill_folder(path, n, ddpm.image_shape, provenance, draw)
     else:
+        path.parent.mkdir(parents=True, exist_ok=True)  # What cannot be written is better known before.
         images = np.concatenate([images for _, images in draw(range(n))])
         write_file(path, png(grid(images)) if kind == ".png" else _npz(images))
     log.info("%d images: %s (%s weights of step %d)", n, path, weights, step)

@@ -265,6 +265,10 @@ def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_
     with pytest.raises(UserError, match="the data are not those it was started with"):
         fit(config, tmp_path / "run", pictures[::-1].copy())
     assert (tmp_path / "run/config.json").read_text() == saved
+    (tmp_path / "run/config.json").rename(tmp_path / "config.json")
+    with pytest.raises(UserError, match="is not empty and not a run"):
+        fit(config, tmp_path / "run", pictures)
+    (tmp_path / "config.json").rename(tmp_path / "run/config.json")
     fit(
         with_(
             config,
