@@ -1,7 +1,7 @@
 """CIFAR10, 32x32, unconditional: Ho et al. 2020, Section 4 and Appendix B. 35.7 M parameters.
 
 The paper reports FID 3.17 and IS 9.46 after 800,000 steps, on a TPU v3-8 at 21 steps/s.
-The 50,000 training images go into a folder or a zip, in any lossless format:
+The 50,000 training images, without the test images, go into a folder or a zip, in any lossless format:
 
     ddpm-jax train cifar10 --data.source folder:PATH --workdir runs/cifar10
 """

@@ -38,8 +38,12 @@ class Checkpoints:
         """The parts of `step`, placed as the ShapeDtypeStructs of `abstract_parts` say."""
         return _load(self._checkpointer, self.folder, step, abstract_parts)
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for what is being saved."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits for what is being saved, and ends."""
         self._checkpointer.close()
 
 
@@ -71,7 +75,9 @@ def abstract_like(tree, sharding) -> dict:
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
-    return epath.Path(workdir).expanduser().resolve() / "checkpoints"
+    path = epath.Path(workdir).expanduser()
+    # Orbax wants absolute paths; resolve() would take gs:// for a local folder's name.
+    return (path if "://" in str(path) else path.resolve()) / "checkpoints"
 
 
 def _load(checkpointer, folder, step, abstract_parts):

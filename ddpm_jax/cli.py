@@ -62,7 +62,7 @@ def main(args: list[str] | None = None) -> int:
         return _run(args)
     except UserError as error:
         print(f"ddpm-jax: {error}", file=sys.stderr)
-    except OSError as error:
+    except (OSError, ImportError) as error:  # ImportError: a gs:// path without gcsfs.
         print(f"ddpm-jax: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("ddpm-jax: interrupted", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,7 @@ class DDPM:
             raise ValueError(f"n and start: 0 <= start <= start + n <= 2**32 is needed, got {n} and {start}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
+        n = operator.index(n)
         mesh = mesh_of(params)
         devices = mesh.size if mesh else 1
         result = np.empty((n, *self.image_shape), np.float32)
@@ -105,8 +107,18 @@ class DDPM:
         return result
 
 
+def seed_key(seed: int):
+    """The key of `seed`, of the one implementation that runs are made with, whatever jax's default."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def example_keys(rng, indices):
-    """fold_in(rng, i) for each of `indices` [B]: keys [B]."""
+    """fold_in(rng, i) for each of `indices` [B]: keys [B].
+
+    Raises ValueError if `rng` is not a threefry key: what the others draw depends on the batch.
+    """
+    if "threefry" not in str(jax.random.key_impl(rng)):
+        raise ValueError(f"rng: a threefry key is needed, got {jax.random.key_impl(rng)}; use jax.random.key(seed)")
     return jax.vmap(lambda i: jax.random.fold_in(rng, i))(indices)
 
 

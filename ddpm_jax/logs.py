@@ -35,8 +35,7 @@ class RunLog:
 
     def tick(self, step: int, metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl, the same in TensorBoard and on the screen."""
-        with self.lines_file.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._append(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
         for name, value in metrics.items():
             self.tensorboard.add_scalar(name, value, step)
         self.progress.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
@@ -61,6 +60,14 @@ class RunLog:
         self.progress.close()
         self._redirect.__exit__(None, None, None)
         self.tensorboard.close()
+
+    def _append(self, line: str) -> None:
+        if "://" in str(self.lines_file):  # Object stores cannot append.
+            before = self.lines_file.read_text() if self.lines_file.exists() else ""
+            self.lines_file.write_text(before + line)
+        else:
+            with self.lines_file.open("a") as file:
+                file.write(line)
 
     def _picture_file(self, step: int) -> epath.Path:
         return self.workdir / "samples" / f"{step:08d}.png"

@@ -20,7 +20,7 @@ from etils import epath
 from ddpm_jax import checkpoint
 from ddpm_jax.config import Config, flatten, from_dict, to_dict
 from ddpm_jax.data import Source
-from ddpm_jax.ddpm import DDPM
+from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.images import write_file
 
@@ -75,7 +75,7 @@ def read_config(path: epath.PathLike) -> Config:
     file = epath.Path(path).expanduser() / "config.json"
     if not file.exists():
         raise UserError(f"{path}: this is not a run directory, it has no config.json")
-    return from_dict(_read_json(file))
+    return from_dict(read_json(file))
 
 
 def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: str) -> epath.Path:
@@ -88,7 +88,9 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
     config_file, run_file = workdir / "config.json", workdir / "run.json"
     run = {"data_fingerprint": source.fingerprint, "images": len(source), "starts": []}
     if config_file.exists():
-        run = _read_json(run_file)
+        run = read_json(run_file)
+        if not isinstance(run, dict) or not {"data_fingerprint", "images", "starts"} <= run.keys():
+            raise UserError(f"{run_file}: this is not what a run writes; choose another --workdir")
         _check_same(workdir, read_config(workdir), config, run, source)
     elif workdir.exists() and (not workdir.is_dir() or any(_foreign(path) for path in workdir.iterdir())):
         raise UserError(f"workdir: {workdir} is not empty and not a run; choose another with --workdir")
@@ -135,7 +137,7 @@ def _provenance(devices: str) -> dict:
         "devices": devices,
         "cores": os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "prng": str(jax.random.key_impl(jax.random.key(0))),
+        "prng": str(jax.random.key_impl(seed_key(0))),
     }
 
 
@@ -146,7 +148,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _read_json(file: epath.Path):
+def read_json(file: epath.Path):
+    """What the JSON `file` holds. Raises UserError naming it if it cannot be read."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:

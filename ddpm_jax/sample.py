@@ -10,10 +10,11 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from ddpm_jax.ddpm import seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.images import grid, png, to_uint8, write_file
 from ddpm_jax.parallel import make_mesh, replicated
-from ddpm_jax.runs import Weights, load_checkpoint
+from ddpm_jax.runs import Weights, load_checkpoint, read_json
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ def sample_to(
     `out` ends in .png (a grid), .npz (`images` uint8 [n,H,W,C]) or / (a folder of 000000.png, ..., of
     which only the missing ones are made). Raises UserError for what cannot be used.
     """
-    if n < 1:
-        raise UserError(f"n: must be at least 1, got {n}")
+    if not 1 <= n <= 2**32:
+        raise UserError(f"n: must be at least 1 and at most 2**32, got {n}")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed: must be at least 0 and below 2**32, got {seed}")
     if batch_size is not None and batch_size < 1:
@@ -51,7 +52,7 @@ def sample_to(
         """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
         with tqdm(total=len(indices), desc="sampling", unit="image", disable=None, leave=False) as progress:
             for some in _runs_of(indices, chunk):
-                x = ddpm.sample(params, jax.random.key(seed), len(some), start=some[0], batch_size=chunk)
+                x = ddpm.sample(params, seed_key(seed), len(some), start=some[0], batch_size=chunk)
                 yield some, to_uint8(x)
                 progress.update(len(some))
 
@@ -70,10 +71,10 @@ def _fill_folder(folder, n, image_shape, provenance, draw) -> None:
         raise UserError(f"out: a PNG holds 1 or 3 channels, not {image_shape[-1]}; write an .npz")
     label = folder / "samples.json"
     if label.exists():
-        there = json.loads(label.read_text())
+        there = read_json(label)
         if there != provenance:
             raise UserError(f"out: {folder} holds images of {there}, not {provenance}; choose another folder")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"out: {folder} is not empty and not from this command; choose another folder")
     write_file(label, json.dumps(provenance).encode())
     missing = [i for i in range(n) if not (folder / f"{i:06d}.png").exists()]

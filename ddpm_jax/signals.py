@@ -5,7 +5,7 @@ import threading
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM only sets `received`; a second one acts as usual.
+    """While entered, SIGINT and SIGTERM only set `received`; a second SIGINT acts as usual.
 
     In another thread than the main one Python takes no handlers, and nothing changes.
     """
@@ -21,9 +21,13 @@ class StopSignals:
         return self
 
     def __exit__(self, *_):
-        while self._before:
-            signal.signal(*self._before.popitem())
+        for number in list(self._before):
+            self._restore(number)
 
     def _receive(self, number, _frame):
         self.received = signal.Signals(number).name
-        self.__exit__()
+        if number == signal.SIGINT:  # A person insists; what repeats SIGTERM is a supervisor.
+            self._restore(number)
+
+    def _restore(self, number):
+        signal.signal(number, self._before.pop(number))

@@ -16,7 +16,7 @@ from etils import epath
 from ddpm_jax.checkpoint import Checkpoints, abstract_like
 from ddpm_jax.config import Config, Optim
 from ddpm_jax.data import Batches, Source, from_array, load_source, split
-from ddpm_jax.ddpm import DDPM, example_keys, random_flip
+from ddpm_jax.ddpm import DDPM, example_keys, random_flip, seed_key
 from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
 from ddpm_jax.images import to_float
 from ddpm_jax.logs import RunLog
@@ -111,14 +111,15 @@ def fit(config: Config, workdir: epath.PathLike, images: np.ndarray | None = Non
     log.info("data: %d images, %d of them to train on, fingerprint %s", len(source), len(train), source.fingerprint)
     log.info("run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)", workdir)
     ddpm = DDPM(config)
-    with contextlib.closing(Checkpoints(workdir, config.checkpoint.keep)) as checkpoints:
+    # Signals are held back until the last checkpoint is on disk.
+    with StopSignals() as signals, contextlib.closing(Checkpoints(workdir, config.checkpoint.keep)) as checkpoints:
         state = _first_state(ddpm, mesh, checkpoints)
         step, steps = int(state.step), config.train.steps
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%d parameters on %s, step %d of %d", parameters, describe_devices(mesh), step, steps)
         batches = Batches(source, train, config.train.batch_size, config.seed)
         with contextlib.closing(RunLog(workdir, step, steps)) as run_log:
-            return _train(ddpm, state, batches, held_out, checkpoints, run_log)
+            return _train(ddpm, state, batches, held_out, checkpoints, run_log, signals)
 
 
 def _first_state(ddpm: DDPM, mesh, checkpoints: Checkpoints) -> TrainState:
@@ -130,21 +131,15 @@ def _first_state(ddpm: DDPM, mesh, checkpoints: Checkpoints) -> TrainState:
     return TrainState(**checkpoints.restore(checkpoints.latest_step, abstract._asdict()))
 
 
-def _train(ddpm, state, batches, held_out, checkpoints, run_log) -> TrainState:
+def _train(ddpm, state, batches, held_out, checkpoints, run_log, signals) -> TrainState:
     """The loop, from state.step to config.train.steps or a signal."""
     config, steps = ddpm.config, ddpm.config.train.steps
     mesh = mesh_of(state.params)
     done = int(state.step)
     window, stopping = _Window(done, checkpoints), None
-    with StopSignals() as signals:
+    try:
         while done < steps and not stopping:
-            try:
-                images = batches.batch_at(done)["image"]
-            except DataLost:
-                if window.metrics:
-                    run_log.tick(done, window.close())
-                checkpoints.save(done, state._asdict())
-                raise
+            images = batches.batch_at(done)["image"]
             state, metrics = _step(ddpm, state, _place(images, mesh))
             window.add(metrics)
             run_log.progress.update()
@@ -152,20 +147,25 @@ def _train(ddpm, state, batches, held_out, checkpoints, run_log) -> TrainState:
 
             stopping = signals.received  # Read once: one may come at any line below.
             saves = done == steps or stopping or done % config.checkpoint.every == 0
-            evaluates = len(held_out) and _due(done, config.train.eval_every, steps)
+            evaluates = len(held_out) and config.train.eval_every and _due(done, config.train.eval_every, steps)
             draws = not stopping and _due(done, config.train.sample_every, steps)
             # A line never reaches across a checkpoint, so that an interrupted run writes the same ones.
             if saves or evaluates or draws or done % config.train.log_every == 0:
-                figures = window.close()
+                evaluated = {}
                 if evaluates:
-                    figures["holdout_loss"] = holdout_loss(ddpm, state.ema_params, batches.source, held_out)
-                run_log.tick(done, figures)
+                    evaluated["holdout_loss"] = holdout_loss(ddpm, state.ema_params, batches.source, held_out)
+                run_log.tick(done, window.close(**evaluated))
             if saves:
                 checkpoints.save(done, state._asdict())
             if draws:
                 run_log.pictures(done, _pictures(ddpm, state))
             if not window.metrics:
                 window.restart_clock()
+    except DataLost:
+        if window.metrics:
+            run_log.tick(done, window.close())
+        checkpoints.save(done, state._asdict())
+        raise
     if stopping:
         log.info("%s: saved after step %d of %d; the same command goes on", stopping, done, steps)
     elif not run_log.has_pictures(done):  # The run ended before they were drawn.
@@ -188,18 +188,23 @@ class _Window:
         """Starts to time anew: what was done since the last line was no update."""
         self.started = time.monotonic()
 
-    def close(self) -> dict[str, float]:
-        """Means over the window, and its rate. Raises NonFiniteLoss naming the first bad update."""
+    def close(self, **evaluated: float) -> dict[str, float]:
+        """Means over the window, its rate, and `evaluated`. Raises NonFiniteLoss naming the first bad number."""
         steps, metrics, self.metrics = len(self.metrics), jax.device_get(self.metrics), []
         for number, values in enumerate(metrics, self.step + 1):
-            for name, value in values.items():
-                if not np.isfinite(value):
-                    last = self.checkpoints.latest_step
-                    good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-                    raise NonFiniteLoss(f"{name} is {value} at step {number}; {good}. Try a lower optim.learning_rate")
+            self._check(number, values)
         self.step += steps
-        figures = {name: float(np.mean([values[name] for values in metrics])) for name in metrics[0]} if metrics else {}
-        return {**figures, "steps": steps, "steps_per_s": steps / (time.monotonic() - self.started)}
+        self._check(self.step, evaluated)
+        means = {name: float(np.mean([values[name] for values in metrics])) for name in metrics[0]}
+        return {**means, "steps": steps, "steps_per_s": steps / (time.monotonic() - self.started), **evaluated}
+
+    def _check(self, step, values) -> None:
+        for name, value in values.items():
+            if not np.isfinite(value):
+                self.checkpoints.wait()
+                last = self.checkpoints.latest_step
+                good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
+                raise NonFiniteLoss(f"{name} is {value} at step {step}; {good}. Try a lower optim.learning_rate")
 
 
 def _pictures(ddpm, state):
@@ -212,7 +217,7 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 
 def _key(config: Config, number):
-    return jax.random.fold_in(jax.random.key(config.seed), number)
+    return jax.random.fold_in(seed_key(config.seed), number)
 
 
 def _place(images, mesh):

@@ -119,6 +119,8 @@ def test_a_folder_of_samples_is_filled_up(run, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/holiday.png").write_bytes(second)
     assert "not from this command" in refused(capsys, "sample", run, "--out", f"{tmp_path}/mine/")
+    (tmp_path / "files/samples.json").write_text("{")
+    assert "samples.json: cannot be read" in refused(capsys, *args, "4")
 
 
 def test_raw_and_averaged_weights_and_steps_are_told_apart(run, tmp_path, capsys):

@@ -256,8 +256,28 @@ def test_a_file_lost_while_reading_from_disk_is_named(images):
     path, _ = images
     source = folder(path, cache_mb=0)
     (path / "dog/0.png").unlink()
-    with pytest.raises(DataLost, match=r"dog/0.png was there at the start"):
+    with pytest.raises(DataLost, match=r"dog/0.png was there at the start and cannot be read now"):
         source.read(np.array([0, 2]))
+    Image.new("RGB", (4, 4)).save(path / "cat/0.png")
+    with pytest.raises(DataLost, match=r"cat/0.png was there at the start and has changed since"):
+        source.read(np.array([0]))
+
+
+def test_the_label_is_the_innermost_folder_and_links_are_followed(images, tmp_path, rng):
+    path, _ = images
+    for name in ("train/dog", "train/cat", "test/dog"):
+        (tmp_path / "nested" / name).mkdir(parents=True)
+        Image.fromarray(picture(rng)).save(tmp_path / "nested" / name / "0.png")
+    (tmp_path / "nested/train/eel").symlink_to(path / "eel")
+    (tmp_path / "nested/train/loop").symlink_to(tmp_path / "nested")
+    source = folder(tmp_path / "nested")
+    assert source.names == [
+        "test/dog/0.png",
+        "train/cat/0.png",
+        "train/dog/0.png",
+        *(f"train/eel/{i}.png" for i in "01"),
+    ]
+    assert source.labels.tolist() == [1, 0, 1, 2, 2]
 
 
 def test_postscript_is_never_run(tmp_path):

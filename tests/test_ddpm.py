@@ -74,6 +74,18 @@ def test_nonsense_counts_are_refused(model):
             ddpm.sample(params, jax.random.key(0), **arguments)
 
 
+def test_keys_whose_draws_depend_on_the_batch_are_refused(model):
+    ddpm, params = model
+    with pytest.raises(ValueError, match="a threefry key is needed"):
+        ddpm.sample(params, jax.random.key(0, impl="rbg"), 1)
+
+
+def test_old_style_keys_and_numpy_counts_do(model):
+    ddpm, params = model
+    x = ddpm.sample(params, jax.random.key(0), 1)
+    np.testing.assert_array_equal(ddpm.sample(params, jax.random.PRNGKey(0), np.int64(1)), x)
+
+
 def test_sampling_uses_no_dropout_and_clips_a_predicted_mean(tiny):
     diffusion = dataclasses.replace(tiny.diffusion, prediction="mean", variance="fixed_small")
     ddpm = DDPM(dataclasses.replace(tiny, diffusion=diffusion))

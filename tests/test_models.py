@@ -36,10 +36,10 @@ def test_every_shipped_config_builds_with_the_papers_number_of_parameters(name):
     x = jax.ShapeDtypeStruct((2, *ddpm.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.int32)
     assert jax.eval_shape(ddpm.denoise, shapes, x, t).shape == x.shape
-    papers = {"cifar10": 35_746_307} | dict.fromkeys(
+    counts = {"digits": 284_513, "small32": 1_113_955, "cifar10": 35_746_307} | dict.fromkeys(
         ["celebahq256", "lsun_bedroom", "lsun_cat", "lsun_church"], 113_673_219
     )
-    assert count(shapes) == papers.get(name, count(shapes))
+    assert count(shapes) == counts[name]
 
 
 def test_a_learned_variance_adds_the_papers_3459_parameters():

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import DDPM, UserError, fit, load, train
+from ddpm_jax import DDPM, UserError, checkpoint, fit, load, train
 from ddpm_jax.config import Optim
 from ddpm_jax.ddpm import example_keys, random_flip
 from ddpm_jax.errors import DataLost, NonFiniteLoss
@@ -196,6 +196,43 @@ def test_the_holdout_loss_takes_every_image_once(tiny, pictures):
     np.testing.assert_allclose(train.holdout_loss(ddpm, params, source, indices), expected, rtol=1e-6)
 
 
+def test_a_holdout_loss_that_is_not_finite_stops_the_run(tiny, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "holdout_loss", lambda *_: float("nan"))
+    with pytest.raises(NonFiniteLoss, match="holdout_loss is nan at step 4; the last good checkpoint is 2"):
+        fit(on_one_device(tiny), tmp_path / "run", pictures)
+
+
+def test_eval_every_0_means_never(tiny, pictures, tmp_path):
+    fit(on_one_device(tiny, train={"steps": 2, "eval_every": 0}), tmp_path / "run", pictures)
+    assert all("holdout_loss" not in line for line in lines(tmp_path / "run"))
+
+
+def test_another_default_prng_draws_the_same(tiny, pictures, tmp_path):
+    config = on_one_device(tiny, train={"steps": 2, "eval_every": 0})
+    state = fit(config, tmp_path / "a", pictures)
+    with jax.default_prng_impl("rbg"):
+        assert_equal_trees(fit(config, tmp_path / "b", pictures).params, state.params)
+
+
+@pytest.mark.parametrize("name", ["batch_at", "holdout_loss"])
+def test_lost_data_stop_the_run_and_keep_what_was_learned(tiny, pictures, tmp_path, monkeypatch, name):
+    config = on_one_device(tiny, train={"steps": 8, "eval_every": 3, "log_every": 5}, checkpoint={"every": 100})
+
+    def lose(*_):
+        raise DataLost("data: cat/0.png was there at the start")
+
+    batch_at = train.Batches.batch_at
+    if name == "batch_at":
+        monkeypatch.setattr(train, "holdout_loss", lambda *_: 0.5)
+        monkeypatch.setattr(train.Batches, name, lambda self, step: lose() if step == 3 else batch_at(self, step))
+    else:
+        monkeypatch.setattr(train, name, lose)
+    with pytest.raises(DataLost):
+        fit(config, tmp_path / "run", pictures)
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["3"]
+    assert [line["step"] for line in lines(tmp_path / "run")] == [3]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends(tiny, pictures, tmp_path, number, monkeypatch):
     config = on_one_device(tiny, train={"steps": 6, "eval_every": 0}, checkpoint={"every": 100})
@@ -238,19 +275,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tiny, pictures
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["2"]
 
 
-def test_lost_data_stop_the_run_and_keep_what_was_learned(tiny, pictures, tmp_path, monkeypatch):
-    config = on_one_device(tiny, train={"steps": 8, "eval_every": 0}, checkpoint={"every": 100})
-    batch_at = train.Batches.batch_at
-
-    def lose_at_3(self, step):
-        if step == 3:
-            raise DataLost("data: cat/0.png was there at the start")
-        return batch_at(self, step)
-
-    monkeypatch.setattr(train.Batches, "batch_at", lose_at_3)
-    with pytest.raises(DataLost):
-        fit(config, tmp_path / "run", pictures)
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["3"]
+def test_checkpoints_of_a_remote_run_stay_remote():
+    assert str(checkpoint._folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
 
 
 def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_path):

@@ -4,6 +4,8 @@ import functools
 import hashlib
 import io
 import logging
+import math
+import os
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,7 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def load_folder(path: str, data: Data) -> Source:
-    """The images below `path`, a folder or a .zip; the first folder of a name is its label.
+    """The images below `path`, a folder or a .zip; the folder that an image lies in is its label.
 
     Every file with the ending of one of Pillow's formats is decoded once. One that does not decode
     is logged and left out. Raises UserError if none is left, one is smaller than
@@ -34,10 +36,11 @@ def load_folder(path: str, data: Data) -> Source:
     names, read_bytes = _open(path)
     if not names:
         raise UserError(f"data: there is no image file in {path}")
+    cached = len(names) * math.prod(data.image_shape) <= data.cache_mb * 2**20
+    pixels = np.empty((len(names) if cached else 0, *data.image_shape), np.uint8)
     decode_at = functools.partial(_decode_at, read_bytes, data.image_shape)
     pool = ThreadPoolExecutor(data.workers)
-    cached = len(names) * np.prod(data.image_shape) <= data.cache_mb * 2**20
-    images, digests, bad = [], [], []
+    digests, bad = {}, []
     with warnings.catch_warnings():
         # Above MAX_IMAGE_PIXELS Pillow warns and decodes; here that is an error of its own.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -45,17 +48,19 @@ def load_folder(path: str, data: Data) -> Source:
             if image is None:
                 bad.append(f"{name} ({digest})")
                 continue
-            digests.append((name, digest))
             if cached:
-                images.append(image)
+                pixels[len(digests)] = image
+            digests[name] = digest
     if bad:
         log.warning("data: left out %d files that do not decode: %s", len(bad), _some(bad))
     if not digests:
         raise UserError(f"data: none of the {len(names)} image files in {path} decodes")
-    usable = [name for name, _ in digests]
+    usable = list(digests)
     if cached:
         pool.shutdown()
-    read = np.stack(images).__getitem__ if cached else functools.partial(_read, pool, decode_at, usable)
+        read = pixels[: len(usable)].__getitem__
+    else:
+        read = functools.partial(_read, pool, decode_at, digests, usable)
     return Source(usable, read, _labels(usable), _fingerprint(digests, data.image_shape))
 
 
@@ -98,8 +103,7 @@ def _open(path: str):
     root = Path(path).expanduser()
     try:
         if root.is_dir():
-            files = (file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
-            return _image_files(files), lambda name: (root / name).read_bytes()
+            return _image_files(_walk(root)), lambda name: (root / name).read_bytes()
         if not root.exists():
             raise UserError(f"data: there is no {root}; name a folder or a zip with --data.source folder:PATH")
         archive = zipfile.ZipFile(root.open("rb"))
@@ -108,6 +112,22 @@ def _open(path: str):
         raise UserError(f"data: {root} is neither a folder nor a zip") from error
     except OSError as error:
         raise UserError(f"data: cannot read {root}: {error.strerror or error}") from error
+
+
+def _walk(root: Path):
+    """Names of all files below `root`, through links to folders too, each folder once."""
+
+    def stop(error):
+        raise error
+
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=stop):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if os.path.realpath(folder) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        yield from (Path(folder, name).relative_to(root).as_posix() for name in files)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -173,29 +193,33 @@ def _try_decode(decode_at, name):
         return None, type(error).__name__
 
 
-def _read(pool, decode_at, names, indices):
+def _read(pool, decode_at, digests, names, indices):
     def read_one(name):
         try:
-            return decode_at(name)[0]
+            image, digest = decode_at(name)
         except Exception as error:
-            raise DataLost(
-                f"data: {name} was there at the start and cannot be read now: {error}; "
-                "put it back and run the same command again"
-            ) from error
+            raise _lost(name, f"cannot be read now: {error}") from error
+        if digest != digests[name]:
+            raise _lost(name, "has changed since")
+        return image
 
     return np.stack(list(pool.map(read_one, [names[i] for i in indices])))
 
 
+def _lost(name: str, why: str) -> DataLost:
+    return DataLost(f"data: {name} was there at the start and {why}; put it back and run the same command again")
+
+
 def _labels(names: list[str]) -> np.ndarray | None:
-    folders = [name.split("/")[0] if "/" in name else None for name in names]
+    folders = [name.split("/")[-2] if "/" in name else None for name in names]
     if None in folders:
         return None
     order = {folder: label for label, folder in enumerate(sorted(set(folders)))}
     return np.array([order[folder] for folder in folders], np.int32)
 
 
-def _fingerprint(digests, image_shape) -> str:
-    lines = [f"{image_shape}", *(f"{digest} {name}" for name, digest in digests)]
+def _fingerprint(digests: dict[str, str], image_shape) -> str:
+    lines = [f"{image_shape}", *(f"{digest} {name}" for name, digest in digests.items())]
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 

@@ -42,7 +42,7 @@ def load_source(data: Data) -> Source:
         return _load_npz(Path(path).expanduser(), data.image_shape)
     if kind == "digits":
         return _load_npz(Path(__file__).parent / "digits.npz", data.image_shape)
-    raise UserError("data.source: this run was started from Python on an array; continue it with ddpm_jax.fit")
+    raise UserError("data.source: an array comes from Python alone; call ddpm_jax.fit(config, workdir, images)")
 
 
 def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=None) -> Source:

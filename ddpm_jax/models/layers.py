@@ -1,7 +1,7 @@
 """The U-Net's building blocks (Ho et al. 2020, Appendix B).
 
-Parameters are float32; `dtype` is what convolutions and dense layers compute in. Norms, the time
-embedding and the softmax are float32 whatever the dtype.
+Parameters are float32; `dtype` is what convolutions and dense layers compute in. Norms, the sinusoids
+of the time embedding and the softmax are float32 whatever the dtype.
 """
 
 import math
