@@ -2,7 +2,8 @@
 
     ddpm-jax train small32 --data.source folder:PATH --workdir runs/mine
 
-The folder's images are resized and cropped to 32x32.
+The folder's images are resized and cropped to 32x32. Two CPU cores make 0.6 steps a second; add
+--data.image-shape 16 16 3 --train.steps 2500 for a first look there.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Data, Model, Optim, Train

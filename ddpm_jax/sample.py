@@ -34,7 +34,7 @@ def sample_to(
     which only the missing ones are made). Raises UserError for what cannot be used.
     """
     if not 1 <= n <= 2**32:
-        raise UserError(f"n: must be at least 1 and at most 2**32, got {n}")
+        raise UserError(f"n: must be at least 1, and at most 2**32, got {n}")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed: must be at least 0 and below 2**32, got {seed}")
     if batch_size is not None and batch_size < 1:
