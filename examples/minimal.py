@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
-DIGITS = Path(__file__).parent.parent / "ddpm_jax/data/digits.npz"
-images = jnp.load(DIGITS)["images"] / 127.5 - 1  # [1797, 8, 8, 1] in [-1, 1]
+digits = jnp.load(Path(__file__).parent.parent / "ddpm_jax/data/digits.npz")
+images = digits["images"] / 127.5 - 1  # [1797, 8, 8, 1] in [-1, 1]
 
 # Section 2 and 4: the variances. log1p and expm1 keep in float32 what 1 - alpha_bar would lose.
 T = 1000
@@ -60,9 +60,8 @@ optimizer = optax.adam(2e-3)
 
 
 def loss_fn(params, rng, x_0):  # Algorithm 1, Eq. 14
-    t_key, noise_key = jax.random.split(rng)
-    t = jax.random.randint(t_key, (len(x_0),), 0, T)
-    eps = jax.random.normal(noise_key, x_0.shape)
+    t = jax.random.randint(jax.random.fold_in(rng, 0), (len(x_0),), 0, T)
+    eps = jax.random.normal(jax.random.fold_in(rng, 1), x_0.shape)
     x_t = sqrt_alphas_bar[t, None, None, None] * x_0 + sqrt_one_minus_alphas_bar[t, None, None, None] * eps  # Eq. 4
     return jnp.mean((network.apply(params, x_t, t) - eps) ** 2)
 
@@ -96,5 +95,6 @@ for step in range(STEPS):
         print(f"step {step}  loss {loss:.4f}", flush=True)
 
 grey = jnp.clip(jnp.rint((sample(ema, jax.random.key(2)) + 1) * 127.5), 0, 255).astype(jnp.uint8)
-picture = grey.reshape(4, 4, 8, 8).swapaxes(1, 2).reshape(32, 32).repeat(6, axis=0).repeat(6, axis=1)
-Path("minimal.pgm").write_bytes(b"P5 192 192 255\n" + picture.tobytes())  # Four rows of four digits.
+cells = jnp.pad(grey[..., 0], ((0, 0), (1, 1), (1, 1)), constant_values=128).reshape(4, 4, 10, 10)
+picture = cells.swapaxes(1, 2).repeat(6, axis=1).repeat(6, axis=3).tobytes()  # Four rows of four digits.
+Path("minimal.pgm").write_bytes(b"P5 240 240 255\n" + picture)

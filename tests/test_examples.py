@@ -19,7 +19,7 @@ def test_the_minimal_example_learns_and_draws(tmp_path):
     losses = [float(line.split()[-1]) for line in done.stdout.splitlines()]
     assert 0.8 < losses[0] < 1.2 and losses[1] < 0.5 * losses[0]  # an untrained network predicts no noise
     header, pixels = (tmp_path / "minimal.pgm").read_bytes().split(b"\n", 1)
-    assert header == b"P5 192 192 255" and len(pixels) == 192 * 192
+    assert header == b"P5 240 240 255" and len(pixels) == 240 * 240
     assert np.frombuffer(pixels, np.uint8).std() > 30
 
 
