@@ -60,9 +60,7 @@ def main(args: list[str] | None = None) -> int:
     _log_to_stderr()
     try:
         return _run(args)
-    except UserError as error:
-        print(f"ddpm-jax: {error}", file=sys.stderr)
-    except (OSError, ImportError) as error:  # ImportError: a gs:// path without gcsfs.
+    except (UserError, OSError, ImportError) as error:  # ImportError: a gs:// path without gcsfs.
         print(f"ddpm-jax: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("ddpm-jax: interrupted", file=sys.stderr)

@@ -46,8 +46,9 @@ class RunLog:
     def pictures(self, step: int, x: np.ndarray) -> None:
         """A grid of samples [N,H,W,C] in [-1, 1], in samples/, as samples.png and in TensorBoard."""
         picture = grid(to_uint8(x))
+        content = png(picture)
         for path in (self._picture_file(step), self.workdir / "samples.png"):
-            write_file(path, png(picture))
+            write_file(path, content)
         self.tensorboard.add_image("samples", picture, step, dataformats="HWC")
         log.info("samples of step %d: %s", step, self.workdir / "samples.png")
 
