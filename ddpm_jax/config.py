@@ -61,15 +61,36 @@ class Diffusion(Checked):
     """Last beta; None for the schedule's own, 0.02."""
     prediction: Literal["eps", "x_0", "mean", "v"] = "eps"
     """What the network's output stands for."""
-    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
-    """Variance of a reverse step: beta_t, or the posterior's."""
+    variance: Literal["fixed_large", "fixed_small", "learned", "learned_range"] = "fixed_large"
+    """Variance of a reverse step: beta_t, the posterior's, the network's own logarithm, or its mix of the first two."""
+    loss: Literal["simple", "vlb", "hybrid"] = "simple"
+    """Mean squared error, the bound in bits/dim, or the first for the mean and 0.001 of the second for the variance."""
+    min_snr_gamma: Annotated[float, Range(above=0)] | None = None
+    """Weigh the squared error of x_0 by min(SNR, this), for one 5; None for the unweighted error."""
 
     def __post_init__(self):
         super().__post_init__()
+        if self.loss == "simple" and self.learns_variance:
+            raise UserError(
+                f"diffusion.loss: simple teaches the variance {self.variance!r} nothing; "
+                "choose hybrid or vlb, or a fixed variance"
+            )
+        if self.loss == "hybrid" and not self.learns_variance:
+            raise UserError(
+                f"diffusion.loss: the second part of hybrid is for a learned variance, and {self.variance!r} "
+                "is fixed; choose simple, or diffusion.variance learned_range"
+            )
+        if self.loss == "vlb" and self.min_snr_gamma is not None:
+            raise UserError("diffusion.min_snr_gamma: the bound has weights of its own; leave it out or choose simple")
         takes = {"cosine": (), "jsd": (), "const": ("beta_end",)}.get(self.schedule, ("beta_start", "beta_end"))
         for name in ("beta_start", "beta_end"):
             if getattr(self, name) is not None and name not in takes:
                 raise UserError(f"diffusion.{name}: schedule {self.schedule!r} does not use it; leave it out")
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether half of the network's output channels are for the variance."""
+        return self.variance in ("learned", "learned_range")
 
     @property
     def schedule_parameters(self) -> dict[str, float]:
@@ -84,6 +105,8 @@ class Data(Checked):
 
     source: str = "digits"
     """digits, folder:PATH (a folder or a zip of images), npz:PATH (uint8 `images`), or array (from Python)."""
+    test: str | None = None
+    """folder:PATH or npz:PATH of the test split, which only `likelihood` and `figure` read; None if there is none."""
     image_shape: Annotated[tuple[int, int, int], Range(min=1)] = (32, 32, 3)
     """Height, width, channels. Images of a folder are resized to cover it and cropped in the centre."""
     flip: bool = True
@@ -97,9 +120,10 @@ class Data(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        kind, _, path = self.source.partition(":")
-        if not (self.source in ("digits", "array") or (kind in ("folder", "npz") and path)):
+        if self.source not in ("digits", "array") and not _is_file_source(self.source):
             raise UserError(f"data.source: {self.source!r} is not digits, folder:PATH or npz:PATH")
+        if self.test is not None and not _is_file_source(self.test):
+            raise UserError(f"data.test: {self.test!r} is not folder:PATH or npz:PATH")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +247,11 @@ def load_config(name: str) -> Config:
     if not isinstance(config, Config):
         raise UserError(f"config: {path} must define CONFIG = Config(...)")
     return config
+
+
+def _is_file_source(source: str) -> bool:
+    kind, _, path = source.partition(":")
+    return kind in ("folder", "npz") and bool(path)
 
 
 def _from_dict(cls, values, prefix):

@@ -2,17 +2,27 @@
 
 import dataclasses
 import functools
+import logging
 import operator
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import losses, samplers
-from ddpm_jax.config import Config
+from ddpm_jax import likelihood, losses, samplers
+from ddpm_jax.config import Config, Diffusion
+from ddpm_jax.diffusion import Variance, p_mean_variance, x_0_denoiser
+from ddpm_jax.errors import UserError
+from ddpm_jax.likelihood import BitsPerDim
 from ddpm_jax.models import UNet, init_params
-from ddpm_jax.parallel import batch_sharding, mesh_of
-from ddpm_jax.schedule import Schedule, make_schedule
+from ddpm_jax.parallel import mesh_of, place
+from ddpm_jax.samplers import Grid, example_keys, gaussian_noise
+from ddpm_jax.schedule import Schedule, make_schedule, strided
+
+log = logging.getLogger(__name__)
+
+SamplerName = Literal["ancestral", "ddim", "dpm-solver++"]
 
 # What an example's key is folded with, so that its draws are independent of each other.
 TIME, NOISE, DROPOUT, FLIP = range(4)
@@ -35,7 +45,7 @@ class DDPM:
         """The Flax module."""
         model = self.config.model
         return UNet(
-            out_channels=self.image_shape[-1],
+            out_channels=self.image_shape[-1] * (2 if self.config.diffusion.learns_variance else 1),
             base_channels=model.base_channels,
             channel_multipliers=model.channel_multipliers,
             num_res_blocks=model.num_res_blocks,
@@ -55,71 +65,154 @@ class DDPM:
         return _init(self, rng)
 
     def denoise(self, params, x_t, t):
-        """The network's output [B,H,W,C] for x_t [B,H,W,C] at the original 0-based steps t [B]; no dropout."""
+        """The network's output for x_t [B,H,W,C] at the original 0-based steps t [B]; no dropout.
+
+        [B,H,W,C], or [B,H,W,2C] where the variance is learned.
+        """
         return self.network.apply({"params": params}, x_t, t)
 
     def loss(self, params, rng, x_0, *, train: bool = False):
-        """Eq. 14 [B] of images x_0 [B,H,W,C] in [-1, 1], t uniform; with dropout only if `train`.
+        """config.diffusion.loss [B] of images x_0 [B,H,W,C] in [-1, 1], t uniform; with dropout only if `train`.
 
         Example i draws its t, noise and dropout from fold_in(rng, i). Raises TypeError for images
         that are not floats.
         """
-        if not jnp.issubdtype(x_0.dtype, jnp.floating):
-            raise TypeError(f"x_0: floats in [-1, 1] are needed, got {x_0.dtype}; use x / 127.5 - 1")
+        _check_images(x_0)
         keys = example_keys(rng, jnp.arange(len(x_0), dtype=jnp.uint32))
         t = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.schedule.num_timesteps))(_fold(keys, TIME))
-        noise = samplers.gaussian_noise(keys, NOISE, x_0.shape[1:])
+        noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
         dropout_keys = _fold(keys, DROPOUT) if train else None
 
         def denoise_fn(x_t, timesteps):
             return self.network.apply({"params": params}, x_t, timesteps, dropout_keys)
 
-        prediction = self.config.diffusion.prediction
-        return losses.simple(self.schedule, denoise_fn, x_0, t, noise, prediction=prediction)
+        diffusion = self.config.diffusion
+        learned, weighted = {"variance": diffusion.variance}, {"min_snr_gamma": diffusion.min_snr_gamma}
+        loss, options = {
+            "simple": (losses.simple, weighted),
+            "vlb": (losses.vlb, learned),
+            "hybrid": (losses.hybrid, learned | weighted),
+        }[diffusion.loss]
+        return loss(self.schedule, denoise_fn, x_0, t, noise, prediction=diffusion.prediction, **options)
 
-    def sample(self, params, rng, n: int, *, start: int = 0, batch_size: int | None = None) -> np.ndarray:
-        """Algorithm 2: images start, ..., start + n - 1 of the key `rng`, float32 [n,H,W,C] in [-1, 1].
+    def sample(
+        self,
+        params,
+        rng,
+        n: int,
+        *,
+        start: int = 0,
+        batch_size: int | None = None,
+        sampler: SamplerName = "ancestral",
+        steps: int | None = None,
+        eta: float | None = None,
+        grid: Grid | None = None,
+    ) -> np.ndarray:
+        """Images start, ..., start + n - 1 of the key `rng`, float32 [n,H,W,C] in [-1, 1].
 
+        `sampler` is ancestral (Algorithm 2), ddim with its `eta` (default 0), or dpm-solver++; `steps` of
+        the T are taken (default all), on the `grid` of `samplers.time_grid` (default linspace, and
+        trailing for dpm-solver++).
         Image i is made from fold_in(rng, i) alone: the same for any n, start, batch_size and number
         of devices. `batch_size` (default 64 a device) bounds the memory; the result lies on the
         host. Where params lie on a mesh of several devices, they share the work.
-        Raises ValueError for a negative n or start, or a batch_size below 1.
+        Raises ValueError for a negative n or start, a batch_size below 1, or a sampler that cannot be.
         """
         if n < 0 or start < 0 or start + n > 2**32:
             raise ValueError(f"n and start: 0 <= start <= start + n <= 2**32 is needed, got {n} and {start}")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
-        n = operator.index(n)
-        mesh = mesh_of(params)
-        devices = mesh.size if mesh else 1
+        chosen = Sampler(sampler, steps, eta, grid)
+        chosen.check(self.config)
+        n, mesh = operator.index(n), mesh_of(params)
         result = np.empty((n, *self.image_shape), np.float32)
-        done = 0
-        while done < n:
-            # Powers of two up to batch_size: few programs to compile, whatever values n takes.
-            size = min(batch_size or 64 * devices, 1 << (n - done - 1).bit_length())
-            size = -(-size // devices) * devices
+        for done, count, size in _batches(n, batch_size, mesh):
             indices = (start + done + np.arange(size, dtype=np.uint64)).astype(np.uint32)
-            if mesh:
-                indices = jax.device_put(indices, batch_sharding(mesh))
-            count = min(size, n - done)
-            result[done : done + count] = np.asarray(_sample(self, params, rng, indices))[:count]
-            done += count
+            images = _sample(self, chosen, params, rng, place(indices, mesh))
+            result[done : done + count] = np.asarray(images)[:count]
         return result
+
+    def reverse(self, params, keys, x, start: int, stop: int = 0):
+        """Algorithm 2 between any two steps: (x, x_0), each [B,H,W,C].
+
+        x [B,H,W,C] was diffused `start` times (T is pure noise, k is q_sample at t = k - 1), the x that is
+        returned `stop` times (0 is an image); x_0 is what was predicted in the last step. Row i's noise
+        at step t comes from fold_in(keys[i], t), keys [B]. Raises ValueError unless 0 <= stop < start <= T.
+        """
+        if not 0 <= stop < start <= self.schedule.num_timesteps:
+            raise ValueError(f"start and stop: 0 <= {stop} < {start} <= {self.schedule.num_timesteps} must hold")
+        return _reverse(self, params, keys, x, start, stop)
+
+    def bits_per_dim(self, params, rng, x_0, *, start: int = 0, batch_size: int | None = None) -> BitsPerDim:
+        """The bound on -log2 p of images x_0 [B,H,W,C] and its parts: NumPy arrays, see `likelihood.bits_per_dim`.
+
+        Images are those of uint8, x / 127.5 - 1. Image i is diffused with noise of fold_in(rng, start + i).
+        `batch_size` and devices as in `sample`. Raises TypeError for images that are not floats.
+        """
+        _check_images(x_0)
+        mesh, parts = mesh_of(params), []
+        for done, count, size in _batches(len(x_0), batch_size, mesh):
+            # A batch is filled up with the last image again, which does not count.
+            images = x_0[np.minimum(done + np.arange(size), len(x_0) - 1)]
+            bits = _bits_per_dim(self, params, rng, place(images, mesh), np.uint32(start + done))
+            parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], bits))
+        return BitsPerDim(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How images are drawn; None for each one's default."""
+
+    name: SamplerName = "ancestral"
+    steps: int | None = None
+    eta: float | None = None
+    grid: Grid | None = None
+
+    def check(self, config: Config) -> None:
+        """Raises UserError for what does not fit together, and says which variance a shortened chain takes."""
+        if self.name not in get_args(SamplerName):
+            raise UserError(f"sampler: {self.name!r} is not one of {', '.join(get_args(SamplerName))}")
+        if self.steps is None and self.grid is not None:
+            raise UserError(f"grid: {self.grid} is for a number of steps; give one, or leave it out")
+        try:
+            self.timesteps(config.diffusion)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if self.eta is not None and (self.name != "ddim" or not 0 <= self.eta <= 1):
+            raise UserError(f"eta: from 0 to 1 and for ddim alone, got {self.eta} for {self.name}")
+        _say_which_variance(self, config.diffusion)
+
+    def timesteps(self, diffusion: Diffusion) -> np.ndarray:
+        """The steps it takes, ascending [S]."""
+        T = diffusion.num_timesteps
+        # linspace would have dpm-solver++ extrapolate over its widest step, the one down to t = 0.
+        grid = self.grid or ("trailing" if self.name == "dpm-solver++" else "linspace")
+        return samplers.time_grid(T, T if self.steps is None else self.steps, grid)
+
+    def strides(self, diffusion: Diffusion) -> bool:
+        """Whether it leaves steps out."""
+        return self.steps not in (None, diffusion.num_timesteps)
+
+    def variance(self, diffusion: Diffusion) -> Variance:
+        """What a reverse step's variance is taken from.
+
+        beta of a longer stride is far above what the reverse step needs, and a log-variance that was
+        learned belongs to steps of length one: a shortened chain takes the posterior's in their place.
+        """
+        of_one_step = diffusion.variance in ("fixed_large", "learned")
+        return "fixed_small" if of_one_step and self.strides(diffusion) else diffusion.variance
+
+
+@functools.cache
+def _say_which_variance(sampler: Sampler, diffusion: Diffusion) -> None:
+    if sampler.name == "ancestral" and sampler.variance(diffusion) != diffusion.variance:
+        log.warning(
+            "%d of %d steps: sampling with the posterior's variance (fixed_small), since %s is for single steps",
+            *(sampler.steps, diffusion.num_timesteps, diffusion.variance),
+        )
 
 
 def seed_key(seed: int):
     """The key of `seed`, of the one implementation that runs are made with, whatever jax's default."""
     return jax.random.key(seed, impl="threefry2x32")
-
-
-def example_keys(rng, indices):
-    """fold_in(rng, i) for each of `indices` [B]: keys [B].
-
-    Raises ValueError if `rng` is not a threefry key: what the others draw depends on the batch.
-    """
-    if "threefry" not in str(jax.random.key_impl(rng)):
-        raise ValueError(f"rng: a threefry key is needed, got {jax.random.key_impl(rng)}; use jax.random.key(seed)")
-    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(indices)
 
 
 def random_flip(keys, images):
@@ -137,16 +230,71 @@ def _init(ddpm: DDPM, rng):
     return init_params(ddpm.network, rng, ddpm.image_shape)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _sample(ddpm: DDPM, params, rng, indices):
-    diffusion = ddpm.config.diffusion
-    x_0 = samplers.ancestral(
-        ddpm.schedule,
-        functools.partial(ddpm.denoise, params),
-        example_keys(rng, indices),
-        ddpm.image_shape,
-        prediction=diffusion.prediction,
-        variance=diffusion.variance,
-    )
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(ddpm: DDPM, sampler: Sampler, params, rng, indices):
+    diffusion, schedule, prediction = ddpm.config.diffusion, ddpm.schedule, ddpm.config.diffusion.prediction
+    variance, channels = sampler.variance(diffusion), ddpm.image_shape[-1]
+
+    def denoise_fn(x_t, t):
+        output = ddpm.denoise(params, x_t, t)
+        return output if variance == diffusion.variance else output[..., :channels]
+
+    if sampler.strides(diffusion):
+        denoise_fn, prediction = x_0_denoiser(schedule, denoise_fn, prediction=prediction), "x_0"
+        schedule = strided(schedule, sampler.timesteps(diffusion))
+    draw = {
+        "ancestral": samplers.ancestral,
+        "ddim": functools.partial(samplers.ddim, eta=sampler.eta or 0.0),
+        "dpm-solver++": samplers.dpm_solver,
+    }[sampler.name]
+    keys = example_keys(rng, indices)
+    x_0 = draw(schedule, denoise_fn, keys, ddpm.image_shape, prediction=prediction, variance=variance)
     # The mean is not clipped where the network predicts it.
     return jnp.clip(x_0, -1, 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reverse(ddpm: DDPM, params, keys, x, start, stop):
+    diffusion = ddpm.config.diffusion
+
+    def step(i, carry):
+        x_t, t = carry[0], start - 1 - i
+        t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
+        output = ddpm.denoise(params, x_t, t_batch)
+        p = p_mean_variance(
+            ddpm.schedule, output, x_t, t_batch, prediction=diffusion.prediction, variance=diffusion.variance
+        )
+        return samplers.ancestral_step(p, t, gaussian_noise(keys, t, ddpm.image_shape)), p.x_0
+
+    # Bounds that are not part of the program: one to compile, whatever the steps.
+    return jax.lax.fori_loop(0, start - stop, step, (x, x))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _bits_per_dim(ddpm: DDPM, params, rng, x_0, start):
+    diffusion = ddpm.config.diffusion
+    denoise_fn = functools.partial(ddpm.denoise, params)
+    options = dict(prediction=diffusion.prediction, variance=diffusion.variance)
+    return likelihood.bits_per_dim(ddpm.schedule, denoise_fn, rng, x_0, start=start, **options)
+
+
+def _batches(n: int, batch_size: int | None, mesh):
+    """Yields (done, count, size): `count` images to make after `done`, in a batch of `size`.
+
+    Sizes are powers of two up to batch_size: few programs to compile, whatever values n takes.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
+    devices = mesh.size if mesh else 1
+    done = 0
+    while done < n:
+        size = min(batch_size or 64 * devices, 1 << (n - done - 1).bit_length())
+        size = -(-size // devices) * devices
+        count = min(size, n - done)
+        yield done, count, size
+        done += count
+
+
+def _check_images(x_0):
+    if not jnp.issubdtype(x_0.dtype, jnp.floating):
+        raise TypeError(f"x_0: floats in [-1, 1] are needed, got {x_0.dtype}; use x / 127.5 - 1")

@@ -83,6 +83,21 @@ def predict_x_0(schedule: Schedule, output, x_t, t, *, prediction: Prediction):
     raise ValueError(f"prediction: {prediction!r} is not one of eps, x_0, mean, v")
 
 
+def x_0_denoiser(schedule: Schedule, denoise_fn: DenoiseFn, *, prediction: Prediction) -> DenoiseFn:
+    """`denoise_fn` as one with prediction "x_0"; what it says of the variance stays.
+
+    A predicted mean is that of its own chain's step: to run it on a `strided` one, convert it
+    with the whole `schedule` first. The other predictions mean the same on both.
+    """
+
+    def predict(x_t, t):
+        output = denoise_fn(x_t, t)
+        of_mean, of_variance = output[..., : x_t.shape[-1]], output[..., x_t.shape[-1] :]
+        return jnp.concatenate([predict_x_0(schedule, of_mean, x_t, t, prediction=prediction), of_variance], axis=-1)
+
+    return predict
+
+
 def target(schedule: Schedule, x_0, x_t, t, noise, *, prediction: Prediction):
     """What a perfect network outputs [B,H,W,C] for x_t = q_sample(schedule, x_0, t, noise).
 

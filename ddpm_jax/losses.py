@@ -1,17 +1,33 @@
-"""Training objectives, one number per example; the caller takes the mean (Ho et al. 2020, Section 3.4)."""
+"""Training objectives, one number per example; the caller takes the mean (Ho et al. 2020, Section 3.4).
 
+Everywhere x_0, x_t and noise are [B,H,W,C], t [B] is an index of `schedule`, and `denoise_fn` is
+called once, with (x_t, schedule.timesteps[t]).
+"""
+
+import math
+
+import jax
 import jax.numpy as jnp
 
 from ddpm_jax import diffusion
-from ddpm_jax.diffusion import DenoiseFn, Prediction
+from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance
 from ddpm_jax.schedule import Schedule
 
 
-def simple(schedule: Schedule, denoise_fn: DenoiseFn, x_0, t, noise, *, prediction: Prediction):
+def simple(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    x_0,
+    t,
+    noise,
+    *,
+    prediction: Prediction,
+    min_snr_gamma: float | None = None,
+):
     """Eq. 14, L_simple [B]: the mean squared error of the network's output over H, W and C.
 
-    x_0 and noise [B,H,W,C], t [B] an index of `schedule`. For a prediction other than eps the
-    target is that quantity instead of the noise.
+    For a prediction other than eps the target is that quantity instead of the noise. With
+    `min_snr_gamma` each example's error is multiplied by its `min_snr_weight`.
 
     Raises ValueError for an output of another shape: a learned variance gets no gradient from Eq. 14.
     """
@@ -19,5 +35,86 @@ def simple(schedule: Schedule, denoise_fn: DenoiseFn, x_0, t, noise, *, predicti
     output = denoise_fn(x_t, schedule.timesteps[t])
     if output.shape != x_0.shape:
         raise ValueError(f"output: {output.shape}, but the simple loss of {x_0.shape} needs the same shape")
-    error = output - diffusion.target(schedule, x_0, x_t, t, noise, prediction=prediction)
-    return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+    error = _mean(jnp.square(output - diffusion.target(schedule, x_0, x_t, t, noise, prediction=prediction)))
+    if min_snr_gamma is None:
+        return error
+    return min_snr_weight(schedule, t, min_snr_gamma, prediction=prediction) * error
+
+
+def min_snr_weight(schedule: Schedule, t, gamma: float, *, prediction: Prediction):
+    """The weight [B] that makes L_simple the error of x_0 times min(SNR, gamma) (Hang et al. 2023, Section 3.4).
+
+    SNR is alphas_bar / (1 - alphas_bar). Raises ValueError for an unknown `prediction`.
+    """
+    snr = jnp.square(schedule.sqrt_alphas_bar[t] / schedule.sqrt_one_minus_alphas_bar[t])
+    clipped = jnp.minimum(snr, gamma)
+    if prediction == "x_0":
+        return clipped
+    if prediction == "eps":
+        return gamma / jnp.maximum(snr, gamma)  # clipped / SNR, also where SNR is 0.
+    if prediction == "v":
+        return clipped / (snr + 1)
+    if prediction == "mean":
+        return clipped / jnp.square(schedule.posterior_mean_coef_x_0[t])
+    raise ValueError(f"prediction: {prediction!r} is not one of eps, x_0, mean, v")
+
+
+def vlb_terms(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    x_0,
+    x_t,
+    t,
+    *,
+    prediction: Prediction,
+    variance: Variance,
+    clip: bool,
+):
+    """Eq. 5 and 13: L_{t-1} of each example's step t [B], in bits/dim; at t = 0 the decoder's L_0.
+
+    `clip` is whether the predicted x_0 is clipped to [-1, 1]: yes to evaluate, no to train.
+    """
+    output = denoise_fn(x_t, schedule.timesteps[t])
+    p = diffusion.p_mean_variance(schedule, output, x_t, t, prediction=prediction, variance=variance, clip=clip)
+    mean, _, log_variance = diffusion.q_posterior(schedule, x_0, x_t, t)
+    kl = _mean(diffusion.normal_kl(mean, log_variance, p.mean, p.log_variance))
+    decoder = -_mean(diffusion.decoder_log_likelihood(x_0, p.mean, p.log_variance))
+    return jnp.where(t == 0, decoder, kl) / math.log(2)
+
+
+def vlb(schedule: Schedule, denoise_fn: DenoiseFn, x_0, t, noise, *, prediction: Prediction, variance: Variance):
+    """Eq. 5, L [B] in bits/dim without L_T, which nothing is learned from: T times the term of step t, unclipped.
+
+    Its mean over t uniform in 0, ..., T-1 is the whole sum.
+    """
+    x_t = diffusion.q_sample(schedule, x_0, t, noise)
+    terms = vlb_terms(schedule, denoise_fn, x_0, x_t, t, prediction=prediction, variance=variance, clip=False)
+    return schedule.num_timesteps * terms
+
+
+def hybrid(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    x_0,
+    t,
+    noise,
+    *,
+    prediction: Prediction,
+    variance: Variance,
+    vlb_weight: float = 0.001,
+    min_snr_gamma: float | None = None,
+):
+    """L_simple + vlb_weight L_vlb [B] (Nichol & Dhariwal 2021, Eq. 16), for a learned variance.
+
+    The bound's gradient reaches only the variance's half of the output's channels.
+    """
+    x_t = diffusion.q_sample(schedule, x_0, t, noise)
+    of_mean, of_variance = jnp.split(denoise_fn(x_t, schedule.timesteps[t]), 2, axis=-1)
+    frozen = jnp.concatenate([jax.lax.stop_gradient(of_mean), of_variance], axis=-1)
+    mean_loss = simple(schedule, lambda *_: of_mean, x_0, t, noise, prediction=prediction, min_snr_gamma=min_snr_gamma)
+    bound = vlb(schedule, lambda *_: frozen, x_0, t, noise, prediction=prediction, variance=variance)
+    return mean_loss + vlb_weight * bound
+
+
+def _mean(x):
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))

@@ -38,6 +38,11 @@ def mesh_of(tree) -> Mesh | None:
     return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
 
 
+def place(batch, mesh: Mesh | None):
+    """`batch` divided over the devices of `mesh`; as it is where that is None."""
+    return batch if mesh is None else jax.device_put(batch, batch_sharding(mesh))
+
+
 def device_advice() -> str | None:
     """One line for a machine whose NVIDIA GPU this jax cannot use, else None."""
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):

@@ -41,6 +41,7 @@ FREE = {
     "checkpoint.keep",
     "parallel.devices",
     "data.source",
+    "data.test",
     "data.workers",
     "data.cache_mb",
 }

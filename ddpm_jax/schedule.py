@@ -89,6 +89,30 @@ def _tables(betas: np.ndarray) -> dict[str, np.ndarray]:
     )
 
 
+def strided(schedule: Schedule, timesteps) -> Schedule:
+    """The chain that visits only `timesteps` of `schedule`, ascending indices [S] of it, with betas of its own.
+
+    beta_i = 1 - alphas_bar[timesteps[i]] / alphas_bar[timesteps[i - 1]], so that alphas_bar is the
+    original's where it is visited (Nichol & Dhariwal 2021, Eq. 19). All of 0, ..., T-1 give `schedule`
+    back. Not to be traced: the tables are made anew in float64.
+
+    Raises ValueError if `timesteps` do not ascend within 0, ..., T-1.
+    """
+    timesteps = np.asarray(timesteps)
+    T = schedule.num_timesteps
+    if timesteps.ndim != 1 or not timesteps.size or timesteps[0] < 0 or timesteps[-1] >= T:
+        raise ValueError(f"timesteps: one or more numbers from 0 to {T - 1} are needed, got {timesteps}")
+    if (np.diff(timesteps) <= 0).any():
+        raise ValueError(f"timesteps: must ascend, got {timesteps}")
+    if timesteps.size == T:
+        return schedule
+    with np.errstate(divide="ignore"):  # A beta of 1 leaves nothing of the image.
+        log_alphas = np.log1p(-np.asarray(schedule.betas, np.float64))[: timesteps[-1] + 1]
+    # Sums of logarithms: the small beta of a short stride would drown in 1 - a / b.
+    betas = -np.expm1(np.add.reduceat(log_alphas, np.append(0, timesteps[:-1] + 1)))
+    return Schedule.from_betas(betas, np.asarray(schedule.timesteps)[timesteps])
+
+
 def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters) -> Schedule:
     """The Schedule called `name` with T = `num_timesteps` steps.
 

@@ -16,12 +16,13 @@ from etils import epath
 from ddpm_jax.checkpoint import Checkpoints, abstract_like
 from ddpm_jax.config import Config, Optim
 from ddpm_jax.data import Batches, Source, from_array, load_source, split
-from ddpm_jax.ddpm import DDPM, example_keys, random_flip, seed_key
+from ddpm_jax.ddpm import DDPM, random_flip, seed_key
 from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
 from ddpm_jax.images import to_float
 from ddpm_jax.logs import RunLog
-from ddpm_jax.parallel import batch_sharding, describe_devices, make_mesh, mesh_of, replicated
+from ddpm_jax.parallel import describe_devices, make_mesh, mesh_of, place, replicated
 from ddpm_jax.runs import start_run
+from ddpm_jax.samplers import example_keys
 from ddpm_jax.signals import StopSignals
 
 log = logging.getLogger(__name__)
@@ -77,14 +78,14 @@ def train_step(ddpm: DDPM, state: TrainState, images) -> tuple[TrainState, dict[
 
 
 def holdout_loss(ddpm: DDPM, params, source: Source, indices: np.ndarray) -> float:
-    """Eq. 14 over the held-out images `indices` of `source`, each with the same t and noise at every call."""
+    """The mean loss over the held-out images `indices` of `source`, each with the same t and noise at every call."""
     config, total = ddpm.config, 0.0
     size = config.train.batch_size
     for start in range(0, len(indices), size):
         # The last batch is filled up with images that do not count: one program for all.
         chosen = np.resize(indices[start : start + size], size)
         rng = jax.random.fold_in(_key(config, HOLDOUT), start)
-        losses = _loss(ddpm, params, rng, _place(source.read(chosen), mesh_of(params)))
+        losses = _loss(ddpm, params, rng, place(source.read(chosen), mesh_of(params)))
         total += float(np.sum(np.asarray(losses)[: len(indices) - start], dtype=np.float64))
     return total / len(indices)
 
@@ -140,7 +141,7 @@ def _train(ddpm, state, batches, held_out, checkpoints, run_log, signals) -> Tra
     try:
         while done < steps and not stopping:
             images = batches.batch_at(done)["image"]
-            state, metrics = _step(ddpm, state, _place(images, mesh))
+            state, metrics = _step(ddpm, state, place(images, mesh))
             window.add(metrics)
             run_log.progress.update()
             done += 1
@@ -218,10 +219,6 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 def _key(config: Config, number):
     return jax.random.fold_in(seed_key(config.seed), number)
-
-
-def _place(images, mesh):
-    return images if mesh is None else jax.device_put(images, batch_sharding(mesh))
 
 
 _step = jax.jit(train_step, static_argnums=0, donate_argnums=1)

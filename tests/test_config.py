@@ -48,6 +48,21 @@ def test_the_defaults_are_the_papers_cifar10():
             "diffusion.beta_end: schedule 'cosine' does not use it; leave it out",
         ),
         (
+            lambda: Diffusion(variance="learned"),
+            "diffusion.loss: simple teaches the variance 'learned' nothing; choose hybrid or vlb, or a fixed variance",
+        ),
+        (
+            lambda: Diffusion(loss="hybrid"),
+            "diffusion.loss: the second part of hybrid is for a learned variance, and 'fixed_large' is fixed; "
+            "choose simple, or diffusion.variance learned_range",
+        ),
+        (
+            lambda: Diffusion(loss="vlb", min_snr_gamma=5.0),
+            "diffusion.min_snr_gamma: the bound has weights of its own; leave it out or choose simple",
+        ),
+        (lambda: Diffusion(min_snr_gamma=0.0), "diffusion.min_snr_gamma: must be above 0, got 0.0"),
+        (lambda: Data(test="tfds"), "data.test: 'tfds' is not folder:PATH or npz:PATH"),
+        (
             lambda: Config(data=Data(image_shape=(36, 32, 3))),
             "data.image_shape: 36x32 is not divisible by 8, as the 4 levels of model.channel_multipliers need",
         ),

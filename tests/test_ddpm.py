@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import DDPM, losses, to_uint8
-from ddpm_jax.ddpm import NOISE, TIME, _sample, example_keys, random_flip
+from ddpm_jax import DDPM, losses, samplers, to_uint8
+from ddpm_jax.ddpm import NOISE, TIME, Sampler, _sample, example_keys, random_flip
 from ddpm_jax.parallel import batch_sharding, make_mesh, replicated
 
 
@@ -55,7 +55,7 @@ def test_several_devices_share_the_work(model):
     ddpm, params = model
     spread = jax.device_put(params, replicated(make_mesh(4)))
     indices = jax.device_put(np.arange(8, dtype=np.uint32), batch_sharding(make_mesh(4)))
-    x = _sample(ddpm, spread, jax.random.key(0), indices)
+    x = _sample(ddpm, Sampler(), spread, jax.random.key(0), indices)
     assert {shard.data.shape[0] for shard in x.addressable_shards} == {2}
 
 
@@ -151,3 +151,90 @@ def test_to_uint8_rounds_and_inverts():
         np.testing.assert_array_equal(to_uint8(x + 0.003), levels)
         assert to_uint8(xp.asarray([-2.0, 2.0], xp.float32)).tolist() == [0, 255]
     assert isinstance(to_uint8(np.zeros(1)), np.ndarray) and isinstance(to_uint8(jnp.zeros(1)), jax.Array)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "ddim", "steps": 4},
+        {"sampler": "ddim", "steps": 5, "eta": 0.7, "grid": "quad"},
+        {"sampler": "dpm-solver++", "steps": 4},
+        {"steps": 3, "grid": "leading"},
+    ],
+)
+def test_every_sampler_draws_the_same_image_in_any_batch(model, options):
+    ddpm, params = model
+    images = ddpm.sample(params, jax.random.key(1), 5, **options)
+    assert np.isfinite(images).all() and np.abs(images).max() <= 1
+    one = ddpm.sample(params, jax.random.key(1), 2, start=3, batch_size=1, **options)
+    np.testing.assert_allclose(one, images[3:5], atol=1e-5)
+    assert np.abs(images - ddpm.sample(params, jax.random.key(1), 5)).max() > 0.01
+
+
+def test_a_whole_grid_is_the_whole_chain(model):
+    ddpm, params = model
+    for options in ({"sampler": "ancestral"}, {"sampler": "ddim", "eta": 0.0}):
+        images = ddpm.sample(params, jax.random.key(1), 2, **options)
+        np.testing.assert_array_equal(images, ddpm.sample(params, jax.random.key(1), 2, steps=10, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "euler"}, "sampler: 'euler' is not one of ancestral, ddim, dpm-solver++"),
+        ({"steps": 0}, "steps: must be from 1 to 10, got 0"),
+        ({"steps": 11}, "steps: must be from 1 to 10, got 11"),
+        ({"steps": 5, "grid": "cubic"}, "grid: 'cubic' is not one of linspace, leading, trailing, quad"),
+        ({"grid": "quad"}, "grid: quad is for a number of steps; give one, or leave it out"),
+        ({"eta": 0.5}, "eta: from 0 to 1 and for ddim alone, got 0.5 for ancestral"),
+        ({"sampler": "ddim", "eta": 1.5}, "eta: from 0 to 1 and for ddim alone, got 1.5 for ddim"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_refused(tiny, options, message):
+    with pytest.raises(ValueError) as error:
+        DDPM(tiny).sample({"x": np.zeros(1)}, jax.random.key(0), 1, **options)
+    assert str(error.value) == message
+
+
+def test_striding_a_fixed_large_model_takes_the_posteriors_variance_and_says_so(tiny, caplog):
+    """And so the same weights draw the same images as under fixed_small."""
+    config = dataclasses.replace(tiny, seed=123)  # Not yet spoken of.
+    images = {}
+    for variance in ("fixed_large", "fixed_small"):
+        ddpm = DDPM(dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, variance=variance)))
+        params = jax.tree.map(lambda leaf: leaf + 0.01, ddpm.init(jax.random.key(0)))
+        caplog.clear()
+        images[variance] = ddpm.sample(params, jax.random.key(1), 2, steps=6)
+        assert ("6 of 10 steps: sampling with the posterior's variance" in caplog.text) == (variance == "fixed_large")
+    np.testing.assert_array_equal(images["fixed_large"], images["fixed_small"])
+
+
+def test_reverse_is_the_chain_in_pieces(model):
+    ddpm, params = model
+    keys = samplers.example_keys(jax.random.key(1), np.arange(3, dtype=np.uint32))
+    x = samplers.gaussian_noise(keys, samplers.START, ddpm.image_shape)
+    expected = ddpm.sample(params, jax.random.key(1), 3)
+    x_0, predicted = ddpm.reverse(params, keys, x, 10)
+    np.testing.assert_allclose(x_0, expected, atol=1e-5)
+    np.testing.assert_allclose(x_0, predicted, atol=1e-5)  # The last mean is the predicted image.
+    halfway, predicted = ddpm.reverse(params, keys, x, 10, 4)
+    np.testing.assert_allclose(ddpm.reverse(params, keys, halfway, 4)[0], expected, atol=1e-5)
+    assert np.abs(halfway - predicted).max() > 0.1
+    for start, stop in ((11, 0), (4, 4), (3, -1)):
+        with pytest.raises(ValueError, match="start and stop"):
+            ddpm.reverse(params, keys, x, start, stop)
+
+
+@pytest.mark.parametrize(
+    ("loss", "variance", "prediction"), [("vlb", "learned", "mean"), ("hybrid", "learned_range", "eps")]
+)
+def test_learned_variances_train_and_sample(tiny, pictures, loss, variance, prediction):
+    diffusion = dataclasses.replace(tiny.diffusion, loss=loss, variance=variance, prediction=prediction)
+    ddpm = DDPM(dataclasses.replace(tiny, diffusion=diffusion))
+    params = ddpm.init(jax.random.key(0))
+    x_0 = np.float32(pictures[:2]) / 127.5 - 1
+    gradient = jax.jit(jax.grad(lambda params: ddpm.loss(params, jax.random.key(1), x_0, train=True).mean()))(params)
+    last = gradient["out_conv"]["kernel"]
+    assert last.shape[-1] == 2 and (np.abs(last).max(axis=(0, 1, 2)) > 0).all()
+    assert ddpm.sample(params, jax.random.key(1), 2).shape == (2, 8, 8, 1)
+    assert ddpm.sample(params, jax.random.key(1), 2, steps=4).shape == (2, 8, 8, 1)

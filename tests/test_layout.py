@@ -16,6 +16,7 @@ ORDER = """
 errors schedule
 diffusion
 losses samplers
+likelihood
 models
 checked
 config
@@ -30,7 +31,7 @@ cli
 """.strip().splitlines()
 
 # Who may import what: the mathematics knows jax and numpy only, and each library has its place.
-MATHEMATICS = {"schedule", "diffusion", "losses", "samplers"}
+MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
 PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"train"}}
 
 
@@ -61,7 +62,9 @@ def test_files_import_only_from_those_above(path):
             other = rest.split(".")[0]
             assert other in {name, "__version__"} or row[other] < row[name], f"{path} imports {imported}"
         elif name in MATHEMATICS:
-            assert top in {"jax", "numpy", "collections", "dataclasses", "inspect", "typing"}, f"{path}: {imported}"
+            assert top in {"jax", "numpy", "collections", "dataclasses", "inspect", "math", "typing"}, (
+                f"{path}: {imported}"
+            )
         if top in PLACES:
             assert name in PLACES[top], f"{path} imports {imported}"
 

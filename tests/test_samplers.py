@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian import M, S, denoiser, gain
 
 from ddpm_jax import Schedule, make_schedule, samplers
-from ddpm_jax.diffusion import target
+from ddpm_jax.diffusion import p_mean_variance, target, x_0_denoiser
 from ddpm_jax.parallel import batch_sharding, make_mesh
+from ddpm_jax.schedule import strided
 
 SHAPE = (2, 3, 1)
 
@@ -70,9 +72,8 @@ def test_no_noise_is_added_at_the_last_step():
     x_t, noise = jnp.full((1, *SHAPE), 0.1), jnp.full((1, *SHAPE), 100.0)
 
     def step(t, noise):
-        return samplers.ancestral_step(
-            schedule, lambda x, t: x, x_t, t, noise, prediction="x_0", variance="fixed_large"
-        )
+        p = p_mean_variance(schedule, x_t, x_t, jnp.array([t]), prediction="x_0", variance="fixed_large")
+        return samplers.ancestral_step(p, t, noise)
 
     np.testing.assert_array_equal(step(0, noise), step(0, 0 * noise))
     for t, beta in ((1, 0.01005), (2, 0.02)):
@@ -123,4 +124,165 @@ def test_noise_has_the_same_bits_on_any_number_of_devices():
 def test_one_step_chains_work():
     schedule = make_schedule("linear", 1)
     x_0 = samplers.ancestral(schedule, lambda x, t: x, keys(3), SHAPE, prediction="x_0", variance="fixed_large")
-    np.testing.assert_allclose(x_0, jnp.clip(samplers.gaussian_noise(keys(3), 1, SHAPE), -1, 1), rtol=1e-6)
+    np.testing.assert_allclose(x_0, jnp.clip(samplers.gaussian_noise(keys(3), samplers.START, SHAPE), -1, 1), rtol=1e-6)
+
+
+def test_time_grids_by_hand():
+    def grid(T, steps, name):
+        return samplers.time_grid(T, steps, name).tolist()
+
+    assert grid(1000, 4, "linspace") == [0, 333, 666, 999] and grid(1000, 1, "linspace") == [999]
+    assert grid(1000, 4, "leading") == [0, 250, 500, 750]
+    assert grid(1000, 4, "trailing") == [249, 499, 749, 999]
+    # (sqrt(800) i / 4)^2 rounded down, as in the DDIM code.
+    assert grid(1000, 5, "quad") == [0, 50, 200, 450, 800]
+    assert grid(10, 3, "leading") == [0, 3, 6] and grid(10, 3, "trailing") == [3, 6, 9]
+    for name in ("linspace", "leading", "trailing", "quad"):
+        assert grid(7, 7, name) == list(range(7))
+        for steps in (1, 2, 50, 799, 999):
+            t = samplers.time_grid(1000, steps, name)
+            assert len(t) == steps and t[0] >= 0 and t[-1] <= 999 and (np.diff(t) > 0).all()
+    for steps in (0, 11):
+        with pytest.raises(ValueError, match="steps: must be from 1 to 10"):
+            samplers.time_grid(10, steps)
+    with pytest.raises(ValueError, match="grid"):
+        samplers.time_grid(10, 3, "cubic")
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posteriors_variance(prediction, clip):
+    schedule = make_schedule("linear", 60, beta_start=2e-3, beta_end=0.2)
+    # Some structure, and predictions beyond [-1, 1], so that the clip acts.
+    network = lambda x_t, t: jnp.sin(3 * x_t) + 0.3 * x_t  # noqa: E731
+    options = dict(prediction=prediction, variance="fixed_small", clip=clip)
+    expected = samplers.ancestral(schedule, network, keys(8), SHAPE, **options)
+    got = samplers.ddim(schedule, network, keys(8), SHAPE, eta=1.0, **options)
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-4)
+    other = samplers.ddim(schedule, network, keys(8), SHAPE, eta=0.5, **options)
+    assert np.abs(other - expected).max() > 0.01
+
+
+def test_after_a_clip_ddim_takes_the_eps_that_leads_from_the_clipped_image():
+    """Eq. 12 of DDIM in NumPy, one step from t = 1 to t = 0."""
+    betas = np.array([0.1, 0.3])
+    a = np.cumprod(1 - betas)
+    x_t = np.float32([[[[2.5], [-0.3]]]])
+    got = samplers.ddim(
+        Schedule.from_betas(betas),
+        lambda x, t: jnp.where(t.reshape(-1, 1, 1, 1) == 1, 3.0 * x, x),  # At t = 0 the image is kept.
+        None,
+        (1, 2, 1),
+        prediction="x_0",
+        variance="fixed_small",
+        x_T=x_t,
+    )
+    x_0 = np.clip(3.0 * x_t, -1, 1)
+    expected = np.sqrt(a[0]) * x_0 + np.sqrt(1 - a[0]) * (x_t - np.sqrt(a[1]) * x_0) / np.sqrt(1 - a[1])
+    np.testing.assert_allclose(got, np.clip(expected, -1, 1), rtol=1e-5)
+
+
+def fine_chain():
+    """4,000 steps that are even in lambda = log(alpha / sigma), from 4 to -4."""
+    alphas_bar = 1 / (1 + np.exp(-2 * np.linspace(4, -4, 4000)))
+    return Schedule.from_betas(1 - alphas_bar / np.append(1, alphas_bar[:-1]))
+
+
+def exact_ode(x_T, a_T, a_0):
+    """Where the probability-flow ODE takes x_T for Gaussian data, and the best x_0 there."""
+    spread = np.sqrt(a_0 * S**2 + 1 - a_0) / np.sqrt(a_T * S**2 + 1 - a_T)
+    x = np.sqrt(a_0) * M + spread * (np.float64(x_T) - np.sqrt(a_T) * M)
+    return M + gain(a_0) * (x - np.sqrt(a_0) * M)
+
+
+def ode_errors(sampler, strides):
+    """The largest error of `sampler` against the exact ODE on each number of steps."""
+    schedule = fine_chain()
+    a = np.cumprod(1 - np.float64(schedule.betas))
+    x_T = jnp.linspace(-2, 2, 12).reshape(2, *SHAPE)
+    options = dict(prediction="eps", variance="fixed_small", clip=False, x_T=x_T)
+    errors = []
+    for steps in strides:
+        short = strided(schedule, samplers.time_grid(4000, steps))
+        x_0 = sampler(short, denoiser(schedule, "eps"), None, SHAPE, **options)
+        errors.append(np.abs(x_0 - exact_ode(x_T, a[-1], a[0])).max())
+    return np.array(errors)
+
+
+def test_dpm_solver_is_of_second_order_and_ddim_of_first():
+    second, first = ode_errors(samplers.dpm_solver, (20, 40, 80)), ode_errors(samplers.ddim, (20, 40, 80))
+    # Twice the steps: a quarter of the error, and half of it.
+    assert ((second[:-1] / second[1:] > 3.3) & (second[:-1] / second[1:] < 5)).all()
+    assert ((first[:-1] / first[1:] > 1.7) & (first[:-1] / first[1:] < 2.3)).all()
+    assert (second < first / 3).all()
+
+
+def test_ddim_encodes_what_it_decodes():
+    schedule, x_0 = fine_chain(), jnp.linspace(-0.6, 0.9, 12).reshape(2, *SHAPE)
+    options = dict(prediction="eps", variance="fixed_small", clip=False)
+    errors = []
+    for steps in (50, 400):
+        short = strided(schedule, samplers.time_grid(4000, steps))
+        x_T = samplers.ddim_encode(short, denoiser(schedule, "eps"), x_0, prediction="eps", variance="fixed_small")
+        x = samplers.ddim(short, denoiser(schedule, "eps"), None, SHAPE, x_T=x_T, **options)
+        errors.append(np.abs(x - x_0).max())
+    assert errors[1] < 0.01 and errors[1] < errors[0] / 4
+    # Encoded data are Gaussian with the spread of x_T.
+    np.testing.assert_allclose(x_T.mean(), (x_0.mean() - M) / S, atol=0.05)
+    np.testing.assert_allclose(x_T.std(), x_0.std() / S, rtol=0.05)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "mean"])
+@pytest.mark.parametrize("steps", [10, 25])
+def test_a_strided_ancestral_chain_has_its_exact_moments(prediction, steps):
+    """Affine steps with sigmas of the strided chain, followed in NumPy from alphas_bar alone."""
+    schedule = make_schedule("linear", 100, beta_start=1e-3, beta_end=0.15)
+    grid = samplers.time_grid(100, steps)
+    denoise_fn = x_0_denoiser(schedule, denoiser(schedule, prediction), prediction=prediction)
+    options = dict(prediction="x_0", variance="fixed_small", clip=False)
+    x_0 = samplers.ancestral(strided(schedule, grid), denoise_fn, keys(1000), (4, 4, 1), **options)
+    a = np.cumprod(1 - np.linspace(1e-3, 0.15, 100))[grid]
+    a_prev = np.append(1, a[:-1])
+    mean, var = 0.0, 1.0
+    for i in reversed(range(steps)):
+        alpha = a[i] / a_prev[i]
+        c_0, c_t = np.sqrt(a_prev[i]) * (1 - alpha) / (1 - a[i]), np.sqrt(alpha) * (1 - a_prev[i]) / (1 - a[i])
+        slope = c_0 * gain(a[i]) + c_t
+        mean = slope * mean + c_0 * (1 - gain(a[i]) * np.sqrt(a[i])) * M
+        var = slope**2 * var + (1 - alpha) * (1 - a_prev[i]) / (1 - a[i])
+    np.testing.assert_allclose([x_0.mean(), x_0.std()], [mean, np.sqrt(var)], atol=0.005)
+
+
+@pytest.mark.parametrize("sampler", [samplers.ancestral, samplers.ddim, samplers.dpm_solver])
+def test_every_sampler_starts_from_the_same_noise_however_many_steps(sampler):
+    schedule = make_schedule("linear", 20)
+    for steps in (1, 3, 20):
+        seen = []
+
+        def denoise_fn(x, t, seen=seen):
+            jax.debug.callback(lambda x, t: seen.append((x, t[0])), x, t, ordered=True)
+            return x
+
+        short = strided(schedule, samplers.time_grid(20, steps))
+        _, xs = sampler(short, denoise_fn, keys(2), SHAPE, prediction="eps", variance="fixed_small", trajectory=True)
+        jax.effects_barrier()
+        assert xs.shape == (steps, 2, *SHAPE) and np.isfinite(xs).all()
+        assert [t for _, t in seen] == samplers.time_grid(20, steps)[::-1].tolist()
+        np.testing.assert_array_equal(seen[0][0], samplers.gaussian_noise(keys(2), samplers.START, SHAPE))
+
+
+@pytest.mark.parametrize("sampler", [samplers.ancestral, samplers.ddim, samplers.dpm_solver])
+def test_a_chain_that_ends_at_pure_noise_can_be_sampled(sampler):
+    schedule = make_schedule("jsd", 30)
+    image = jnp.linspace(-1, 1, 6).reshape(1, *SHAPE)
+    for steps in (30, 5):
+        short = strided(schedule, samplers.time_grid(30, steps))
+        x_0 = sampler(
+            short,
+            lambda x, t: jnp.broadcast_to(image, x.shape),
+            keys(2),
+            SHAPE,
+            prediction="x_0",
+            variance="fixed_small",
+        )
+        np.testing.assert_allclose(x_0, jnp.broadcast_to(image, x_0.shape), atol=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import Schedule, make_schedule
+from ddpm_jax.schedule import strided
 
 NAMES = ["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50", "raised_cosine"]
 
@@ -104,3 +105,30 @@ def test_a_schedule_passes_through_jit():
 def test_bad_input_is_named(make, names):
     with pytest.raises(ValueError, match=names):
         make()
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "jsd"])
+def test_a_strided_chain_keeps_alphas_bar_where_it_visits(name):
+    schedule, steps = make_schedule(name, 100), np.array([0, 1, 7, 50, 98, 99])
+    a = np.cumprod(1 - np.float64(schedule.betas))
+    short = strided(schedule, steps)
+    np.testing.assert_allclose(short.alphas_bar, a[steps], rtol=1e-6)
+    np.testing.assert_allclose(short.betas, 1 - a[steps] / np.append(1, a[steps[:-1]]), rtol=1e-5)
+    # The posterior's variance from the definition, with the stride's own beta: Eq. 7.
+    a_prev = np.append(1, a[steps[:-1]])
+    posterior = (1 - a[steps] / a_prev) * (1 - a_prev) / (1 - a[steps])
+    np.testing.assert_allclose(short.posterior_variance, posterior, rtol=1e-5)
+    assert short.timesteps.tolist() == steps.tolist()
+    again = strided(short, [1, 3])
+    assert again.timesteps.tolist() == [1, 50]
+    np.testing.assert_allclose(again.alphas_bar, a[[1, 50]], rtol=1e-6)
+
+
+def test_a_stride_of_one_is_the_chain_itself():
+    schedule = make_schedule()
+    assert strided(schedule, np.arange(1000)) is schedule
+    first = strided(schedule, np.arange(10))
+    np.testing.assert_array_equal(first.betas, schedule.betas[:10])
+    for steps in ([], [3, 3], [5, 2], [-1, 4], [0, 1000]):
+        with pytest.raises(ValueError, match="timesteps"):
+            strided(schedule, steps)

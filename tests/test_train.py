@@ -14,9 +14,10 @@ import pytest
 
 from ddpm_jax import DDPM, UserError, checkpoint, fit, load, train
 from ddpm_jax.config import Optim
-from ddpm_jax.ddpm import example_keys, random_flip
+from ddpm_jax.ddpm import random_flip
 from ddpm_jax.errors import DataLost, NonFiniteLoss
-from ddpm_jax.parallel import make_mesh, replicated
+from ddpm_jax.parallel import make_mesh, place, replicated
+from ddpm_jax.samplers import example_keys
 
 
 def with_(config, **groups):
@@ -177,7 +178,7 @@ def test_every_example_gets_its_own_noise_on_every_device(tiny, pictures):
     ddpm = DDPM(tiny)
     mesh = make_mesh(4)
     params = jax.device_put(jax.jit(train.init_state, static_argnums=0)(ddpm).params, replicated(mesh))
-    images = train._place(np.repeat(pictures[:1], 8, axis=0), mesh)
+    images = place(np.repeat(pictures[:1], 8, axis=0), mesh)
     losses = train._loss(ddpm, params, jax.random.key(0), images)
     assert len(set(np.asarray(losses).tolist())) == 8
 

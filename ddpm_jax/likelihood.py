@@ -1,0 +1,76 @@
+"""The bound on the negative log-likelihood, in bits per dimension (Ho et al. 2020, Section 3.3 and 4.3)."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import diffusion, losses
+from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance
+from ddpm_jax.samplers import example_keys, gaussian_noise
+from ddpm_jax.schedule import Schedule
+
+
+class BitsPerDim(NamedTuple):
+    """The bound of each image and its parts."""
+
+    total: jax.Array
+    """[B] bits/dim: prior + the sum of terms."""
+    prior: jax.Array
+    """[B] bits/dim: L_T."""
+    terms: jax.Array
+    """[B,T] bits/dim: at t = 0 the decoder's L_0 (the distortion), at t > 0 the KL divergence L_t (the rate)."""
+    mse: jax.Array
+    """[B,T]: mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
+
+
+def prior_bits(schedule: Schedule, x_0):
+    """Eq. 5, L_T [B]: KL(q(x_T | x_0) || N(0, I)) of images x_0 [B,H,W,C], in bits/dim."""
+    mean = schedule.sqrt_alphas_bar[-1] * x_0
+    log_variance = 2 * jnp.log(schedule.sqrt_one_minus_alphas_bar[-1])
+    kl = diffusion.normal_kl(mean, log_variance, 0.0, 0.0)
+    return jnp.mean(kl, axis=tuple(range(1, x_0.ndim))) / math.log(2)
+
+
+def bits_per_dim(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    rng,
+    x_0,
+    *,
+    start=0,
+    prediction: Prediction,
+    variance: Variance,
+    clip: bool = True,
+) -> BitsPerDim:
+    """Eq. 5 for images x_0 [B,H,W,C] of 256 levels in [-1, 1], one draw of x_t for each of the T steps.
+
+    Image i is diffused to step t with noise from fold_in(fold_in(rng, start + i), t), whatever the
+    batch. `clip` as in `p_mean_variance`. Raises ValueError if `rng` is not a threefry key.
+    """
+    keys = example_keys(rng, start + jnp.arange(len(x_0), dtype=jnp.uint32))
+
+    def step(_, t):
+        t_batch = jnp.full(x_0.shape[:1], t, jnp.int32)
+        x_t = diffusion.q_sample(schedule, x_0, t_batch, gaussian_noise(keys, t, x_0.shape[1:]))
+        output = denoise_fn(x_t, schedule.timesteps[t_batch])
+        options = dict(prediction=prediction, variance=variance, clip=clip)
+        terms = losses.vlb_terms(schedule, lambda *_: output, x_0, x_t, t_batch, **options)
+        error = x_0 - diffusion.p_mean_variance(schedule, output, x_t, t_batch, **options).x_0
+        return None, (terms, jnp.mean(jnp.square(error), axis=tuple(range(1, x_0.ndim))))
+
+    _, (terms, mse) = jax.lax.scan(step, None, np.arange(schedule.num_timesteps, dtype=np.int32))
+    prior = prior_bits(schedule, x_0)
+    return BitsPerDim(prior + terms.sum(axis=0), prior, terms.T, mse.T)
+
+
+def rate(prior, terms):
+    """Bits/dim sent after 1, ..., T reverse steps [..., T]: L_T and the terms of t > T - k at entry k - 1.
+
+    The paper's Table 4 and Figure 5. prior [...] and terms [..., T] as in `BitsPerDim`. What is then
+    missing of the bound is the distortion, terms[..., 0].
+    """
+    sent = np.flip(np.asarray(terms)[..., 1:], axis=-1).cumsum(axis=-1)
+    return np.concatenate([np.zeros_like(sent[..., :1]), sent], axis=-1) + np.asarray(prior)[..., None]
