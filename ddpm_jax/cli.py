@@ -21,6 +21,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   train CONFIG    train a model, or go on with one; CONFIG is a file or one of
                   {configs}
   sample RUN      draw images from a trained model
+  likelihood RUN  its bound on the bits per dimension of a whole split
 
 ddpm-jax COMMAND --help tells the options, ddpm-jax --version the version."""
 
@@ -52,6 +53,38 @@ class SampleOptions:
     """Checkpoint; None for the newest."""
     batch_size: int | None = None
     """Images at a time; None for 64 a device."""
+    sampler: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
+    """The paper's Algorithm 2, or one that needs few steps."""
+    steps: int | None = None
+    """Steps taken of the T; None for all."""
+    eta: float | None = None
+    """Noise of a ddim step, from 0 to 1; None for 0."""
+    grid: Literal["linspace", "leading", "trailing", "quad"] | None = None
+    """How the steps lie among the T; None for linspace (dpm-solver++: trailing)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodOptions:
+    """The bound on the negative log-likelihood of all images of a split; goes on where it was stopped."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    split: Literal["train", "holdout", "test"] = "holdout"
+    """Which images: the two parts of the run's own, or its data.test."""
+    draws: int = 1
+    """How often, with other noise; the standard error is over these."""
+    seed: int = 0
+    """The key the noise is drawn from."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The averaged weights or those of the last update."""
+    step: int | None = None
+    """Checkpoint; None for the newest."""
+    batch_size: int | None = None
+    """Images at a time; None for 64 a device."""
+    data: str | None = None
+    """folder:PATH or npz:PATH to read the split from; None for where the config says."""
+    out: str | None = None
+    """Folder of the results; None for one in the run's likelihood/."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -69,7 +102,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    commands = {"train": _train, "sample": _sample}
+    commands = {"train": _train, "sample": _sample, "likelihood": _likelihood}
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     if command in ("-h", "--help"):
         print(USAGE.format(configs=", ".join(shipped_configs())))
@@ -103,6 +136,14 @@ def _sample(args: list[str]) -> None:
 
     _advise()
     sample_to(**dataclasses.asdict(options))
+
+
+def _likelihood(args: list[str]) -> None:
+    options = _parse(LikelihoodOptions, args, "ddpm-jax likelihood")
+    from ddpm_jax.nll import measure, table
+
+    _advise()
+    print(table(measure(**dataclasses.asdict(options))))
 
 
 def _parse(kind, args, prog, default=None):

@@ -1,4 +1,4 @@
-"""Pixels: between bytes and [-1, 1], and into files."""
+"""Pixels: between bytes and [-1, 1], and as pictures."""
 
 import io
 import math
@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from PIL import Image
 
 
@@ -50,16 +49,3 @@ def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
     return file.getvalue()
-
-
-def write_file(path: epath.PathLike, content: bytes) -> None:
-    """Writes `content` to `path` so that no half-written file is ever seen under that name."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp"
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -10,7 +10,8 @@ from tensorboardX import SummaryWriter, record_writer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ddpm_jax.images import grid, png, to_uint8, write_file
+from ddpm_jax.files import write_file
+from ddpm_jax.images import grid, png, to_uint8
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,12 @@ run.json       the data's fingerprint and, a start each, versions, devices, XLA 
 metrics.jsonl  one line a tick
 checkpoints/   see checkpoint.py
 samples/, samples.png, tensorboard/
+likelihood/    see nll.py
+figures/       see figures/
 """
 
+import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -15,18 +19,21 @@ import platform
 from typing import Literal
 
 import jax
+import numpy as np
 from etils import epath
 
 from ddpm_jax import checkpoint
 from ddpm_jax.config import Config, flatten, from_dict, to_dict
-from ddpm_jax.data import Source
+from ddpm_jax.data import Source, load_source
+from ddpm_jax.data import split as divide
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.images import write_file
+from ddpm_jax.files import write_file
 
 log = logging.getLogger(__name__)
 
 Weights = Literal["ema", "raw"]
+Split = Literal["train", "holdout", "test"]
 
 # What may differ when a run goes on: it changes nothing of what is learned. The data may have
 # moved, since their fingerprint is compared.
@@ -102,6 +109,32 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
     return workdir
 
 
+def read_split(run: epath.PathLike, config: Config, split: Split, data: str | None = None) -> tuple[Source, np.ndarray]:
+    """(source, indices) of the images of `split`: train and holdout as the run divides them, or data.test.
+
+    `data` (folder:PATH or npz:PATH) is where to read them instead of where the config says. Raises
+    UserError if the split is empty or unknown, or images of train and holdout are not the run's.
+    """
+    if split == "test":
+        if (data or config.data.test) is None:
+            raise UserError(
+                "split: these data have no test images; name some with --data folder:PATH, or choose --split holdout"
+            )
+        source = load_source(dataclasses.replace(config.data, source=data or config.data.test))
+        return source, np.arange(len(source))
+    if split not in ("train", "holdout"):
+        raise UserError(f"split: {split!r} is not one of train, holdout, test")
+    if config.data.source == "array" and data is None:
+        raise UserError("data: this run's images came from Python; save them as npz and pass --data npz:PATH")
+    source = load_source(dataclasses.replace(config.data, source=data or config.data.source))
+    if source.fingerprint != read_json(epath.Path(run).expanduser() / "run.json")["data_fingerprint"]:
+        raise UserError(f"data: {data or config.data.source} holds other images than {run} was trained on")
+    indices = divide(source, config.data.holdout)[split == "holdout"]
+    if not len(indices):
+        raise UserError("split: this run held nothing out (data.holdout 0); choose train, or test with --data")
+    return source, indices
+
+
 def _foreign(path: epath.Path) -> bool:
     # run.json alone is what a start leaves that was killed before it wrote config.json.
     return path.name != "run.json" and not path.name.startswith(".")
@@ -147,6 +180,14 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # A checkout that is not installed.
         return None
+
+
+def digest(params) -> str:
+    """A hash of a tree of arrays: what tells one set of weights from another."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(params):
+        hashed.update(np.ascontiguousarray(leaf))
+    return hashed.hexdigest()
 
 
 def read_json(file: epath.Path):

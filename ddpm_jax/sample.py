@@ -1,7 +1,5 @@
 """Samples of a run into files."""
 
-import hashlib
-import io
 import json
 import logging
 
@@ -10,11 +8,14 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from ddpm_jax.ddpm import seed_key
+from ddpm_jax.ddpm import Sampler, SamplerName, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.images import grid, png, to_uint8, write_file
+from ddpm_jax.files import npz, write_file
+from ddpm_jax.images import grid as picture_of
+from ddpm_jax.images import png, to_uint8
 from ddpm_jax.parallel import make_mesh, replicated
-from ddpm_jax.runs import Weights, load_checkpoint, read_json
+from ddpm_jax.runs import Weights, digest, load_checkpoint, read_json
+from ddpm_jax.samplers import Grid
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,12 @@ def sample_to(
     weights: Weights = "ema",
     step: int | None = None,
     batch_size: int | None = None,
+    sampler: SamplerName = "ancestral",
+    steps: int | None = None,
+    eta: float | None = None,
+    grid: Grid | None = None,
 ) -> None:
-    """Draws images 0, ..., n - 1 of key(seed) from the run directory `run` into `out`.
+    """Draws images 0, ..., n - 1 of key(seed) from the run directory `run` into `out`, as `DDPM.sample` does.
 
     `out` ends in .png (a grid), .npz (`images` uint8 [n,H,W,C]) or / (a folder of 000000.png, ..., of
     which only the missing ones are made). Raises UserError for what cannot be used.
@@ -44,6 +49,8 @@ def sample_to(
     if kind not in ("folder", ".png", ".npz"):
         raise UserError(f"out: {out} must end in .png (a grid), .npz, or / (a folder)")
     step, ddpm, params = load_checkpoint(run, weights=weights, step=step)
+    drawn_by = {"sampler": sampler, "steps": steps, "eta": eta, "grid": grid}
+    Sampler(*drawn_by.values()).check(ddpm.config)
     mesh = make_mesh()
     params = jax.device_put(params, replicated(mesh))
     chunk = batch_size or 64 * mesh.size
@@ -52,17 +59,17 @@ def sample_to(
         """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
         with tqdm(total=len(indices), desc="sampling", unit="image", disable=None, leave=False) as progress:
             for some in _runs_of(indices, chunk):
-                x = ddpm.sample(params, seed_key(seed), len(some), start=some[0], batch_size=chunk)
+                x = ddpm.sample(params, seed_key(seed), len(some), start=some[0], batch_size=chunk, **drawn_by)
                 yield some, to_uint8(x)
                 progress.update(len(some))
 
     if kind == "folder":
-        provenance = {"parameters": _digest(params), "weights": weights, "step": step, "seed": seed}
+        provenance = {"parameters": digest(params), "weights": weights, "step": step, "seed": seed, **drawn_by}
         _fill_folder(path, n, ddpm.image_shape, provenance, draw)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)  # What cannot be written is better known before.
         images = np.concatenate([images for _, images in draw(range(n))])
-        write_file(path, png(grid(images)) if kind == ".png" else _npz(images))
+        write_file(path, png(picture_of(images)) if kind == ".png" else npz({"images": images}))
     log.info("%d images: %s (%s weights of step %d)", n, path, weights, step)
 
 
@@ -93,16 +100,3 @@ def _runs_of(indices, most: int):
         some.append(i)
     if some:
         yield some
-
-
-def _digest(params) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()
-
-
-def _npz(images: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.savez_compressed(file, images=images)
-    return file.getvalue()

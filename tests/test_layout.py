@@ -20,13 +20,13 @@ likelihood
 models
 checked
 config
-parallel images
+files parallel images
 data
 checkpoint
 ddpm
 runs
 logs signals
-train sample
+train sample nll
 cli
 """.strip().splitlines()
 
