@@ -32,8 +32,9 @@ class Checked:
 
     def __post_init__(self):
         group = "" if type(self).__name__ == "Config" else f"{type(self).__name__.lower()}."
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
-            _check(group + name, getattr(self, name), hint)
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for field in dataclasses.fields(self):
+            _check(group + field.name, getattr(self, field.name), hints[field.name])
 
 
 def _check(label: str, value, hint, bounds: Range | None = None) -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 import re
 import sys
+import textwrap
 from typing import Annotated, Literal
 
 import tyro
@@ -16,12 +17,25 @@ from ddpm_jax.errors import UserError
 
 log = logging.getLogger("ddpm_jax")
 
+# What `figure NAME` draws: the class in ddpm_jax.figures, which imports jax.
+FIGURES = {
+    "rate-distortion": "RateDistortion",
+    "progressive": "Progressive",
+    "shared-latent": "SharedLatent",
+    "interpolate": "Interpolate",
+    "neighbours": "Neighbours",
+    "schedule": "Schedules",
+}
+
 USAGE = """usage: ddpm-jax COMMAND ...
 
   train CONFIG    train a model, or go on with one; CONFIG is a file or one of
                   {configs}
   sample RUN      draw images from a trained model
   likelihood RUN  its bound on the bits per dimension of a whole split
+  figure NAME RUN draw one of the paper's figures; NAME is one of
+                  {figures}
+                  (schedule needs no RUN)
 
 ddpm-jax COMMAND --help tells the options, ddpm-jax --version the version."""
 
@@ -102,10 +116,10 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    commands = {"train": _train, "sample": _sample, "likelihood": _likelihood}
+    commands = {"train": _train, "sample": _sample, "likelihood": _likelihood, "figure": _figure}
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     if command in ("-h", "--help"):
-        print(USAGE.format(configs=", ".join(shipped_configs())))
+        print(USAGE.format(configs=_lines(shipped_configs()), figures=_lines(FIGURES)))
     elif command == "--version":
         print(f"ddpm-jax {__version__}")
     elif command in commands:
@@ -144,6 +158,24 @@ def _likelihood(args: list[str]) -> None:
 
     _advise()
     print(table(measure(**dataclasses.asdict(options))))
+
+
+def _figure(args: list[str]) -> None:
+    name, *args = args or [""]
+    if name not in FIGURES:
+        raise UserError(f"figure: {name!r} is not one of {', '.join(FIGURES)}; ddpm-jax figure NAME RUN [--options]")
+    from ddpm_jax import figures
+
+    if name != "schedule" and args and not args[0].startswith("-"):
+        args = ["--run", *args]
+    figure = _parse(getattr(figures, FIGURES[name]), args, f"ddpm-jax figure {name}")
+    _advise()
+    figure.draw()
+
+
+def _lines(names) -> str:
+    """The names, as many a line as fit under the commands' descriptions."""
+    return textwrap.fill(", ".join(names), 78, subsequent_indent=" " * 18, initial_indent=" " * 18).strip()
 
 
 def _parse(kind, args, prog, default=None):

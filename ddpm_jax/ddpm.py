@@ -141,6 +141,23 @@ class DDPM:
             raise ValueError(f"start and stop: 0 <= {stop} < {start} <= {self.schedule.num_timesteps} must hold")
         return _reverse(self, params, keys, x, start, stop)
 
+    def encode(self, params, x_0, *, steps: int | None = None):
+        """The DDIM latents x_T [B,H,W,C] of images x_0 [B,H,W,C] in [-1, 1]; `steps` as in `sample`.
+
+        `decode` with as many steps takes them back to about x_0. Raises TypeError for images that are not floats.
+        """
+        _check_images(x_0)
+        return _encode(self, self._ddim(steps), params, x_0)
+
+    def decode(self, params, x_T, *, steps: int | None = None):
+        """Images x_0 [B,H,W,C] of the latents x_T [B,H,W,C]: DDIM with eta = 0, nothing clipped."""
+        return _decode(self, self._ddim(steps), params, x_T)
+
+    def _ddim(self, steps):
+        sampler = Sampler("ddim", steps)
+        sampler.check(self.config)
+        return sampler
+
     def bits_per_dim(self, params, rng, x_0, *, start: int = 0, batch_size: int | None = None) -> BitsPerDim:
         """The bound on -log2 p of images x_0 [B,H,W,C] and its parts: NumPy arrays, see `likelihood.bits_per_dim`.
 
@@ -232,6 +249,31 @@ def _init(ddpm: DDPM, rng):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _sample(ddpm: DDPM, sampler: Sampler, params, rng, indices):
+    draw = {
+        "ancestral": samplers.ancestral,
+        "ddim": functools.partial(samplers.ddim, eta=sampler.eta or 0.0),
+        "dpm-solver++": samplers.dpm_solver,
+    }[sampler.name]
+    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
+    x_0 = draw(schedule, denoise_fn, example_keys(rng, indices), ddpm.image_shape, **options)
+    # The mean is not clipped where the network predicts it.
+    return jnp.clip(x_0, -1, 1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(ddpm: DDPM, sampler: Sampler, params, x_0):
+    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
+    return samplers.ddim_encode(schedule, denoise_fn, x_0, **options)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode(ddpm: DDPM, sampler: Sampler, params, x_T):
+    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
+    return samplers.ddim(schedule, denoise_fn, None, ddpm.image_shape, x_T=x_T, clip=False, **options)
+
+
+def _chain(ddpm: DDPM, sampler: Sampler, params):
+    """(schedule, denoise_fn, {prediction, variance}) of the steps that `sampler` takes."""
     diffusion, schedule, prediction = ddpm.config.diffusion, ddpm.schedule, ddpm.config.diffusion.prediction
     variance, channels = sampler.variance(diffusion), ddpm.image_shape[-1]
 
@@ -242,15 +284,7 @@ def _sample(ddpm: DDPM, sampler: Sampler, params, rng, indices):
     if sampler.strides(diffusion):
         denoise_fn, prediction = x_0_denoiser(schedule, denoise_fn, prediction=prediction), "x_0"
         schedule = strided(schedule, sampler.timesteps(diffusion))
-    draw = {
-        "ancestral": samplers.ancestral,
-        "ddim": functools.partial(samplers.ddim, eta=sampler.eta or 0.0),
-        "dpm-solver++": samplers.dpm_solver,
-    }[sampler.name]
-    keys = example_keys(rng, indices)
-    x_0 = draw(schedule, denoise_fn, keys, ddpm.image_shape, prediction=prediction, variance=variance)
-    # The mean is not clipped where the network predicts it.
-    return jnp.clip(x_0, -1, 1)
+    return schedule, denoise_fn, {"prediction": prediction, "variance": variance}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -24,17 +24,17 @@ def to_float(images):
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-def grid(images: np.ndarray) -> np.ndarray:
-    """uint8 images [N,H,W,C] in rows and columns, near a square, as one image [H',W',1 or 3].
+def grid(images: np.ndarray, columns: int | None = None, size: int = 48) -> np.ndarray:
+    """uint8 images [N,H,W,C] in rows of `columns`, by default near a square, as one image [H',W',1 or 3].
 
-    Small images are enlarged by a whole factor to 48 pixels or more. Where C is neither 1 nor 3,
+    Small images are enlarged by a whole factor to `size` pixels or more. Where C is neither 1 nor 3,
     the channels of an image stand side by side in grey.
     """
     if images.shape[-1] not in (1, 3):
         images = np.concatenate([images[..., c : c + 1] for c in range(images.shape[-1])], axis=2)
     n, height, width, channels = images.shape
-    factor = max(1, math.ceil(48 / min(height, width)))
-    columns = math.ceil(math.sqrt(n))
+    factor = max(1, math.ceil(size / min(height, width)))
+    columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     gap = max(2, factor // 2)
     cells = np.full((rows * columns, height * factor + gap, width * factor + gap, channels), 255, np.uint8)

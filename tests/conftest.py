@@ -1,5 +1,6 @@
 """Four fake CPU devices, strict shapes, and the tiny things that many tests share."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -49,3 +50,31 @@ def tiny():
 def pictures():
     """48 uint8 images [48,8,8,1]."""
     return np.random.default_rng(1).integers(0, 256, (48, 8, 8, 1), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def run(tiny, pictures, tmp_path_factory):
+    """A run directory of two steps, its pictures in an npz beside it."""
+    from ddpm_jax import fit
+
+    folder = tmp_path_factory.mktemp("runs")
+    np.savez(folder / "pictures.npz", images=pictures)
+    config = dataclasses.replace(
+        tiny,
+        data=dataclasses.replace(tiny.data, source=f"npz:{folder}/pictures.npz"),
+        train=dataclasses.replace(tiny.train, steps=2),
+        parallel=dataclasses.replace(tiny.parallel, devices=1),
+    )
+    fit(config, folder / "tiny")
+    return folder / "tiny"
+
+
+def refused(capsys, *args):
+    """Runs a command that must fail; returns the one line it says."""
+    from ddpm_jax.cli import main
+
+    capsys.readouterr()
+    code = main([str(arg) for arg in args])
+    error = capsys.readouterr().err.strip()
+    assert code == 2 and "\n" not in error and error.startswith("ddpm-jax: "), error
+    return error

@@ -63,9 +63,9 @@ class Chain:
     def terms(self, variance):
         """E[L_t] [T] in bits/dim for reverse steps of that variance [T]; L_0 for bins far narrower than sigma."""
         error = self.c_0**2 * mmse(self.a)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             kl = 0.5 * (np.log(variance / self.posterior) - 1 + (self.posterior + error) / variance)
-        kl[0] = np.log(255 / 2) + 0.5 * np.log(2 * np.pi * variance[0]) + mmse(self.a[0]) / (2 * variance[0])
+            kl[0] = np.log(255 / 2) + 0.5 * np.log(2 * np.pi * variance[0]) + mmse(self.a[0]) / (2 * variance[0])
         return kl / np.log(2)
 
     def prior(self):

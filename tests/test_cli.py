@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import refused
 from PIL import Image
 
-from ddpm_jax import fit, load, to_uint8
+from ddpm_jax import load, to_uint8
 from ddpm_jax.cli import main
 from ddpm_jax.config import to_dict
 
@@ -20,34 +21,10 @@ COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys
 SMALL = ["--model.base-channels", "4", "--model.norm-groups", "2", "--diffusion.num-timesteps", "4"]
 
 
-@pytest.fixture(scope="module")
-def run(tiny, pictures, tmp_path_factory):
-    """A run directory of two steps."""
-    import dataclasses
-
-    config = dataclasses.replace(
-        tiny,
-        train=dataclasses.replace(tiny.train, steps=2),
-        parallel=dataclasses.replace(tiny.parallel, devices=1),
-    )
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    fit(config, path, pictures)
-    return path
-
-
-def refused(capsys, *args):
-    """Runs a command that must fail; returns the one line it says."""
-    capsys.readouterr()
-    code = main([str(arg) for arg in args])
-    error = capsys.readouterr().err.strip()
-    assert code == 2 and "\n" not in error and error.startswith("ddpm-jax: "), error
-    return error
-
-
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["tarin"], "no command 'tarin'; there are train, sample"),
+        (["tarin"], "no command 'tarin'; there are train, sample, likelihood, figure"),
         (["train"], "name the config first"),
         (["train", "digts"], "no file 'digts', and the shipped ones are"),
         (["train", "digits", "--optim.learning-rat", "1"], "--optim.learning-rate"),

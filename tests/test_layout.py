@@ -27,12 +27,14 @@ ddpm
 runs
 logs signals
 train sample nll
+figures
 cli
 """.strip().splitlines()
 
 # Who may import what: the mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
 PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"train"}}
+PLACES |= {"matplotlib": {"figures"}}
 
 
 def module(path):

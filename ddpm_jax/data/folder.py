@@ -156,13 +156,13 @@ def _endings() -> dict[str, str]:
 
 
 @functools.cache
-def _formats_after(first: str) -> tuple[str, ...]:
-    return first, *sorted(set(_endings().values()) - {first})
+def _formats_after(first: str | None) -> tuple[str, ...]:
+    return tuple(sorted(set(_endings().values()), key=lambda name: (name != first, name)))
 
 
 def _formats(name: str) -> tuple[str, ...]:
     """All formats, the one of the name's ending first: trying them takes longer than decoding a small image."""
-    return _formats_after(_endings()["." + name.rpartition(".")[2].lower()])
+    return _formats_after(_endings().get("." + name.rpartition(".")[2].lower()))
 
 
 def _decode_at(read_bytes, image_shape, name):

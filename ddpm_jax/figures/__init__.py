@@ -1,0 +1,10 @@
+"""The paper's figures of a run: one file each, a picture that a person understands and the numbers behind it."""
+
+from ddpm_jax.figures.interpolate import Interpolate
+from ddpm_jax.figures.neighbours import Neighbours
+from ddpm_jax.figures.progressive import Progressive
+from ddpm_jax.figures.rate_distortion import RateDistortion
+from ddpm_jax.figures.schedules import Schedules
+from ddpm_jax.figures.shared_latent import SharedLatent
+
+__all__ = ["Interpolate", "Neighbours", "Progressive", "RateDistortion", "Schedules", "SharedLatent"]

@@ -1,0 +1,98 @@
+"""What the figures share: the run they are of, the files they go to, and how they name steps.
+
+A step is named as in the paper, by how often an image was diffused: k = T is pure noise, k = 0 the
+image; q_sample's index is t = k - 1.
+"""
+
+import dataclasses
+import logging
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from ddpm_jax.checked import Checked
+from ddpm_jax.diffusion import q_sample
+from ddpm_jax.errors import UserError
+from ddpm_jax.files import npz, write_file
+from ddpm_jax.runs import load_checkpoint
+from ddpm_jax.samplers import example_keys
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure(Checked):
+    """A picture and its numbers; `draw` makes both."""
+
+    out: str | None = None
+    """The picture, a .png; the numbers go beside it. None for one in the run's figures/."""
+
+    name: ClassVar[str]
+    """Of its files."""
+
+    def draw(self) -> epath.Path:
+        """Computes the figure, writes it and returns the picture's path. Raises UserError for what cannot be used."""
+        raise NotImplementedError
+
+    def path(self) -> epath.Path:
+        """The picture's path. Raises UserError if it does not end in .png."""
+        path = epath.Path(self.out or f"{self.name}.png").expanduser()
+        if path.suffix != ".png":
+            raise UserError(f"out: {self.out} must end in .png")
+        return path
+
+    def write(self, picture: bytes, numbers: dict[str, np.ndarray]) -> epath.Path:
+        """Writes both and returns the picture's path."""
+        path = self.path()
+        write_file(path.with_suffix(".npz"), npz(numbers))
+        write_file(path, picture)
+        log.info("%s, and the numbers in %s", path, path.with_suffix(".npz").name)
+        return path
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFigure(Figure):
+    """A figure of a trained model."""
+
+    run: str = dataclasses.field(kw_only=True)
+    """Folder of the run."""
+    seed: int = 0
+    """The key that all noise is drawn from."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The averaged weights or those of the last update."""
+    step: int | None = None
+    """Checkpoint; None for the newest."""
+
+    def path(self) -> epath.Path:
+        """The picture's path, in the run's figures/ by default."""
+        if self.out is None:
+            return epath.Path(self.run).expanduser() / "figures" / f"{self.name}.png"
+        return super().path()
+
+    def load(self):
+        """(step, ddpm, params) of the run, after a look at where the picture goes."""
+        self.path()
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed: must be at least 0 and below 2**32, got {self.seed}")
+        return load_checkpoint(self.run, weights=self.weights, step=self.step)
+
+    def footnote(self, step: int) -> str:
+        """Which model it is of."""
+        return f"{self.run}, {self.weights} weights of step {step}, seed {self.seed}"
+
+
+def steps_at(num_timesteps: int, fractions) -> list[int]:
+    """The k nearest to each of `fractions` of T, each once, in their order."""
+    return list(dict.fromkeys(round(num_timesteps * fraction) for fraction in fractions))
+
+
+def keys_of(rng, n: int):
+    """fold_in(rng, 0), ..., fold_in(rng, n - 1): keys [n]."""
+    return example_keys(rng, np.arange(n, dtype=np.uint32))
+
+
+def diffused(ddpm, x_0, noise, k: int):
+    """q(x_k | x_0) [B,H,W,C] made from `noise`: `x_0` diffused k times, x_0 itself for k = 0."""
+    return q_sample(ddpm.schedule, x_0, jnp.full(len(x_0), k - 1), noise) if k else x_0

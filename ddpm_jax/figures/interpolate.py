@@ -1,0 +1,125 @@
+"""Figures 8 and 9: between two images, in the latents that the forward process makes of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.checked import Range
+from ddpm_jax.data.folder import decode
+from ddpm_jax.ddpm import seed_key
+from ddpm_jax.errors import UserError
+from ddpm_jax.figures.base import RunFigure, diffused, keys_of, steps_at
+from ddpm_jax.figures.panel import image_table
+from ddpm_jax.images import to_float, to_uint8
+from ddpm_jax.runs import read_split
+from ddpm_jax.samplers import START, gaussian_noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpolate(RunFigure):
+    """Mixtures of two images: weights across, diffusion steps down."""
+
+    between: tuple[str, str] = ("0", "1")
+    """Two images: files, or numbers of held-out images (of training ones, where none is held out)."""
+    weights_across: Annotated[int, Range(min=2)] = 11
+    """Mixing weights, evenly from 0 to 1."""
+    slerp: bool = False
+    """Mix the DDIM latents of the images on a great circle instead; no noise is drawn."""
+    steps: Annotated[int, Range(min=1)] | None = None
+    """DDIM steps up and down, with --slerp; None for all."""
+
+    data: str | None = None
+    """folder:PATH or npz:PATH of the run's images; None for where the config says."""
+
+    name: ClassVar[str] = "interpolate"
+
+    def draw(self):
+        """Writes interpolate.png and .npz: weight [W], uint8 source [2,H,W,C], images [R,W,H,W,C] and their k [R]."""
+        if self.steps is not None and not self.slerp:
+            raise UserError("steps: of the DDIM latents alone; add --slerp, or leave it out")
+        step, ddpm, params = self.load()
+        sources = np.stack([read_image(self.run, ddpm, name, self.data) for name in self.between])
+        x_0, weights = to_float(sources), np.linspace(0, 1, self.weights_across, dtype=np.float32)
+        T = ddpm.schedule.num_timesteps
+        if self.slerp:
+            ks = [T, 0]
+            rows, of_k = ["latents", "pixels"], "On a great circle between the DDIM latents; below, the pixels' mix."
+            images = [slerp_latents(ddpm, params, x_0, weights, self.steps), _mix(x_0[:1], x_0[1:], weights)]
+        else:
+            ks = steps_at(T, np.linspace(1, 0, 9))
+            rows = [f"k={k}" for k in ks]
+            of_k = (
+                f"k: how often both are diffused before they are mixed; k={T} is pure noise, k=0 the pixels' mix. "
+                "All noise is the same for every weight: at large k that of the way back decides the image."
+            )
+            images = [mix_latents(ddpm, params, seed_key(self.seed), x_0, weights, k) for k in ks]
+        images = to_uint8(np.stack([np.asarray(row) for row in images]))
+        ends = np.broadcast_to(sources[:, None], (2, len(rows), *sources.shape[1:]))
+        picture = image_table(
+            np.concatenate([ends[0][:, None], images, ends[1][:, None]], axis=1),
+            rows=rows,
+            columns=["image 1", *(f"{weight:.2g}" for weight in weights), "image 2"],
+            title="Interpolation between DDIM latents"
+            if self.slerp
+            else "Interpolation in latent space (Fig. 8 and 9)",
+            notes=[f"Columns: the weight of image 2. {of_k}", self.footnote(step)],
+        )
+        return self.write(picture, {"k": np.array(ks), "weight": weights, "source": sources, "images": images})
+
+
+def mix_latents(ddpm, params, rng, x_0, weights, k: int):
+    """Images [W,H,W,C]: both of x_0 [2,H,W,C] diffused k times, mixed by each of `weights` [W], and denoised.
+
+    The noise of the two images, and that of the way back, is the same for all weights and every k.
+    """
+    noise = gaussian_noise(keys_of(rng, 2), START, ddpm.image_shape)
+    x_k = diffused(ddpm, x_0, noise, k)
+    mixed = _mix(x_k[:1], x_k[1:], weights)
+    if k == 0:
+        return mixed
+    same_noise = jnp.repeat(keys_of(jax.random.fold_in(rng, 2), 1), len(weights))
+    return ddpm.reverse(params, same_noise, mixed, k)[0]
+
+
+def slerp_latents(ddpm, params, x_0, weights, steps: int | None):
+    """Images [W,H,W,C] of the latents between those of x_0 [2,H,W,C], on the great circle through them."""
+    a, b = ddpm.encode(params, x_0, steps=steps)
+    return ddpm.decode(params, slerp(a, b, weights), steps=steps)
+
+
+def slerp(a, b, weights):
+    """Spherical interpolation [W, ...] between arrays `a` and `b` by `weights` [W] (Song et al. 2021, Appendix D.5)."""
+    cosine = jnp.vdot(a, b) / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel()))
+    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    weights = weights.reshape(-1, *(1,) * a.ndim)
+    # Of the same direction: the straight line, which sin(w angle) / sin(angle) tends to.
+    near = angle < 1e-4
+    sine = jnp.where(near, 1.0, jnp.sin(angle))
+    of_a = jnp.where(near, 1 - weights, jnp.sin((1 - weights) * angle) / sine)
+    of_b = jnp.where(near, weights, jnp.sin(weights * angle) / sine)
+    return of_a * a[None] + of_b * b[None]
+
+
+def read_image(run, ddpm, name: str, data: str | None = None) -> np.ndarray:
+    """Image `name` uint8 [H,W,C]: a file, or the number of a held-out image. Raises UserError if it is neither."""
+    if name.isdecimal() and not Path(name).is_file():
+        split = "holdout" if ddpm.config.data.holdout else "train"
+        source, indices = read_split(run, ddpm.config, split, data)
+        if int(name) >= len(indices):
+            raise UserError(f"between: there are {len(indices)} {split} images, number {name} is not one of them")
+        return source.read(indices[int(name) : int(name) + 1])[0]
+    try:
+        return decode(Path(name).expanduser().read_bytes(), ddpm.image_shape, Path(name).name)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"between: {name} cannot be read: {error.strerror or 'no image'}") from error
+
+
+def _mix(a, b, weights):
+    weights = weights.reshape(-1, *(1,) * (a.ndim - 1))
+    return (1 - weights) * a + weights * b

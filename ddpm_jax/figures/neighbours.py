@@ -1,0 +1,131 @@
+"""Figures 12 and 15: is a sample a copy? Each one beside the training images nearest to it."""
+
+import dataclasses
+import functools
+from typing import Annotated, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_jax.checked import Range
+from ddpm_jax.ddpm import seed_key
+from ddpm_jax.figures.base import RunFigure
+from ddpm_jax.figures.panel import image_table
+from ddpm_jax.images import to_uint8
+from ddpm_jax.runs import read_split
+
+BLOCK = 1024
+
+
+class Nearest(NamedTuple):
+    """The nearest images of each query, the nearest first."""
+
+    index: np.ndarray
+    """[Q,N] its place in the indices that were searched."""
+    rmse: np.ndarray
+    """[Q,N] root mean squared difference, of 255."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours(RunFigure):
+    """Samples and their nearest training images, by the root mean squared difference of pixels."""
+
+    n: Annotated[int, Range(min=1)] = 8
+    """Samples, a row each."""
+    neighbours: Annotated[int, Range(min=1)] = 8
+    """Training images beside each."""
+    data: str | None = None
+    """folder:PATH or npz:PATH of the training images; None for where the config says."""
+
+    name: ClassVar[str] = "neighbours"
+
+    def draw(self):
+        """Writes neighbours.png and .npz: uint8 samples [n,H,W,C] and neighbours [n,N,H,W,C], index and rmse [n,N]."""
+        step, ddpm, params = self.load()
+        source, indices = read_split(self.run, ddpm.config, "train", self.data)
+        samples = to_uint8(ddpm.sample(params, seed_key(self.seed), self.n))
+        queries, count = samples, min(self.neighbours, len(indices))
+        if ddpm.config.data.flip:  # A mirrored copy is a copy.
+            queries = np.concatenate([samples, samples[:, :, ::-1]])
+        found = nearest(queries, source, indices, count)
+        if ddpm.config.data.flip:
+            found = _best(Nearest(*(np.concatenate(np.split(field, 2), axis=1) for field in found)), count)
+        near = np.stack([source.read(indices[row]) for row in found.index])
+        typical = distance_between(source, indices)
+        rows = [f"nearest at {rmse:.1f}" for rmse in found.rmse[:, 0]]
+        picture = image_table(
+            np.concatenate([samples[:, None], near], axis=1),
+            rows=rows,
+            columns=["sample", *(f"#{i + 1}" for i in range(count))],
+            title="Samples and the training images nearest to them (Fig. 12)",
+            notes=[
+                f"Among {len(indices)} training images, by the root mean squared difference of pixels, of 255. "
+                f"Between a training image and the one nearest to it: {typical:.1f} (median); a copy would be near 0."
+                + (" Mirrored images count too." if ddpm.config.data.flip else ""),
+                self.footnote(step),
+            ],
+        )
+        numbers = {"samples": samples, "neighbours": near, "index": indices[found.index], "rmse": found.rmse}
+        return self.write(picture, {**numbers, "typical": np.array(typical)})
+
+
+def nearest(queries: np.ndarray, source, indices: np.ndarray, count: int, own: np.ndarray | None = None) -> Nearest:
+    """The `count` of the source's images `indices` [M] nearest to each of uint8 `queries` [Q,H,W,C].
+
+    Searched block by block on the device. `own` [Q] is a place in `indices` that does not count, for
+    a query that is itself one of them.
+    """
+    flat = _flatten(queries)
+    exclude = np.full(len(queries), -1) if own is None else own
+    best = (jnp.full((len(queries), count), jnp.inf), jnp.zeros((len(queries), count), jnp.int32))
+    for start in tqdm(range(0, len(indices), BLOCK), desc="searching", unit="block", disable=None, leave=False):
+        # The last block is filled up with images that do not count: one program for all.
+        some = np.resize(indices[start : start + BLOCK], BLOCK)
+        best = _search(best, flat, _flatten(source.read(some)), exclude, start, len(indices))
+    place = np.asarray(best[1])
+    # Once more without the rounding of float32, which a sum of large squares has.
+    rmse = [_rmse(query, source.read(indices[row])) for query, row in zip(queries, place, strict=True)]
+    return _best(Nearest(place, np.stack(rmse)), count)
+
+
+def distance_between(source, indices: np.ndarray, most: int = 256) -> float:
+    """The median, over at most `most` images, of the distance to the nearest other one; NaN for a single image."""
+    if len(indices) < 2:
+        return float("nan")
+    some = np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)
+    return float(np.median(nearest(source.read(indices[some]), source, indices, 1, own=some).rmse))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _search(best, queries, block, own, start, total):
+    """`best` (squared distances, places), each [Q,N], with the images block [BLOCK,D] from place `start` on."""
+    place = start + jnp.arange(len(block))
+    product = jnp.matmul(queries, block.T, precision="highest")
+    distance = jnp.square(queries).sum(1)[:, None] + jnp.square(block).sum(1)[None] - 2 * product
+    counts = (place < total)[None] & (place[None] != own[:, None])
+    distances = jnp.concatenate([best[0], jnp.where(counts, distance, jnp.inf)], axis=1)
+    places = jnp.concatenate([best[1], jnp.broadcast_to(place, distance.shape)], axis=1)
+    negative, chosen = jax.lax.top_k(-distances, best[0].shape[1])
+    return -negative, jnp.take_along_axis(places, chosen, axis=1)
+
+
+def _best(found: Nearest, count: int) -> Nearest:
+    """The `count` nearest of each row, sorted, no image twice."""
+    rows = []
+    for index, rmse in zip(*found, strict=True):
+        order = np.argsort(rmse, kind="stable")
+        _, first = np.unique(index[order], return_index=True)
+        kept = order[np.sort(first)][:count]
+        rows.append((index[kept], rmse[kept]))
+    return Nearest(*map(np.stack, zip(*rows, strict=True)))
+
+
+def _flatten(images: np.ndarray) -> np.ndarray:
+    return np.float32(images.reshape(len(images), -1)) / 127.5 - 1
+
+
+def _rmse(image, others) -> np.ndarray:
+    difference = np.float64(others) - image
+    return np.sqrt(np.square(difference).mean(axis=(1, 2, 3)))

@@ -1,0 +1,72 @@
+"""How figures are drawn: tables of images and curves, by matplotlib, as PNG."""
+
+import io
+import textwrap
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ddpm_jax.images import grid
+
+DPI = 100
+
+
+def image_table(
+    images: np.ndarray, rows: list[str], columns: list[str], title: str, notes: list[str], size: int = 56
+) -> bytes:
+    """A PNG of uint8 images [R,C,H,W,ch] under their columns' labels and beside their rows', pixel by pixel.
+
+    `notes` are lines below the table; `size` is the pixels that an image is enlarged to, or more.
+    """
+    picture = grid(images.reshape(-1, *images.shape[2:]), columns=len(columns), size=size)
+    height, width = picture.shape[:2]
+    left = 20 + 7 * max((len(row) for row in rows), default=0)
+    page = max(width, 480)
+    notes = [line for note in notes for line in textwrap.wrap(note, int(page / 6.4))]
+    lines = max(column.count("\n") for column in columns)
+    top, bottom = 62 + 14 * lines, 14 + 17 * len(notes)
+    total = np.array([left + page + 12, top + height + bottom])
+    figure = Figure(figsize=total / DPI, dpi=DPI)
+    # In whole pixels, so that an image's pixels are as large as each other.
+    axes = figure.add_axes([left / total[0], bottom / total[1], width / total[0], height / total[1]])
+    axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="none", aspect="auto")
+    axes.set_xticks(_centres(width, len(columns)), columns, fontsize=9)
+    axes.set_yticks(_centres(height, len(rows)), rows, fontsize=9)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    _write(figure, left, total, title, notes)
+    return _png(figure)
+
+
+def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
+    """A PNG of panels side by side: dicts of `x`, `lines` {label: y}, `xlabel`, `ylabel` and, if wanted, `yscale`."""
+    total = np.array([430 * len(panels), 420 + 17 * len(notes)])
+    figure = Figure(figsize=total / DPI, dpi=DPI)
+    top, bottom = 1 - 50 / total[1], (75 + 17 * len(notes)) / total[1]
+    room = figure.add_gridspec(1, len(panels), left=0.06, right=0.985, wspace=0.28, top=top, bottom=bottom)
+    for panel, place in zip(panels, room, strict=True):
+        axes = figure.add_subplot(place)
+        for label, y in panel["lines"].items():
+            axes.plot(panel["x"], y, label=label)
+        axes.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"], yscale=panel.get("yscale", "linear"))
+        axes.grid(alpha=0.3)
+        if len(panel["lines"]) > 1:
+            axes.legend(fontsize=8)
+    _write(figure, 20, total, title, notes)
+    return _png(figure)
+
+
+def _centres(length: int, count: int) -> np.ndarray:
+    return (np.arange(count) + 0.5) * length / count
+
+
+def _write(figure, left, total, title, notes) -> None:
+    figure.text(left / total[0], 1 - 20 / total[1], title, fontsize=11, va="center")
+    for line, note in enumerate(reversed(notes)):
+        figure.text(left / total[0], (14 + 17 * line) / total[1], note, fontsize=8.5, va="center", color="0.3")
+
+
+def _png(figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()

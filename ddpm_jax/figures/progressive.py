@@ -1,0 +1,81 @@
+"""Figures 6 and 10: what the reverse process aims at, along its way."""
+
+import dataclasses
+import io
+from typing import Annotated, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.checked import Range
+from ddpm_jax.ddpm import seed_key
+from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
+from ddpm_jax.figures.panel import image_table
+from ddpm_jax.files import write_file
+from ddpm_jax.images import grid, to_uint8
+from ddpm_jax.samplers import START, gaussian_noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Progressive(RunFigure):
+    """The x_0 predicted from x_k, from pure noise to the image; and an animation of x_k and x_0 side by side."""
+
+    n: Annotated[int, Range(min=1)] = 8
+    """Samples, a row each."""
+    frames: Annotated[int, Range(min=2)] = 50
+    """Pictures of the animation, evenly along the chain."""
+
+    name: ClassVar[str] = "progressive"
+
+    def draw(self):
+        """Writes progressive.png, .webp (the animation) and .npz: k [F], uint8 x_0 and x, each [F,n,H,W,C]."""
+        step, ddpm, params = self.load()
+        T = ddpm.schedule.num_timesteps
+        shown = steps_at(T, np.linspace(1, 0, 11))
+        ks = sorted({*shown, *steps_at(T, np.linspace(1, 0, self.frames))}, reverse=True)
+        x, x_0 = map(to_uint8, chain(ddpm, params, keys_of(seed_key(self.seed), self.n), ks))
+        picture = image_table(
+            x_0[[ks.index(k) for k in shown]].swapaxes(0, 1),
+            rows=[f"sample {i}" for i in range(self.n)],
+            columns=[f"k={k}" for k in shown],
+            title="The image predicted from x_k along the reverse process (Fig. 6)",
+            notes=[
+                f"k: how often x_k is diffused; k={T} is pure noise, k=0 the finished sample.",
+                self.footnote(step),
+            ],
+        )
+        animation = self.path().with_suffix(".webp")
+        write_file(animation, animate([_side_by_side(*frame) for frame in zip(x, x_0, strict=True)]))
+        return self.write(picture, {"k": np.array(ks), "x": x, "x_0": x_0})
+
+
+def chain(ddpm, params, keys, ks: list[int]):
+    """(x_k, the x_0 predicted from it) at each of the descending `ks`, NumPy [F,n,H,W,C]; at k = 0 both are the image.
+
+    The chain is that of Algorithm 2 from ks[0] = T, the same as `sample` draws from `keys` [n].
+    """
+    x, at = gaussian_noise(keys, START, ddpm.image_shape), ks[0]
+    xs, x_0s = [], []
+    for k in ks:
+        if k < at:
+            x, at = ddpm.reverse(params, keys, x, at, k)[0], k
+        # What one more step predicts on its way, from x_k.
+        x_0 = ddpm.reverse(params, keys, x, k, k - 1)[1] if k else x
+        xs.append(np.asarray(x))
+        x_0s.append(np.asarray(x_0))
+    return np.stack(xs), np.stack(x_0s)
+
+
+def animate(frames: list[np.ndarray], milliseconds: int = 80) -> bytes:
+    """A WebP that shows uint8 images [H,W,1 or 3] one after the other, the last one for long, again and again."""
+    pages = [Image.fromarray(frame.repeat(3, axis=-1) if frame.shape[-1] == 1 else frame) for frame in frames]
+    durations = [milliseconds] * (len(pages) - 1) + [2000]
+    file = io.BytesIO()
+    pages[0].save(file, "WEBP", save_all=True, append_images=pages[1:], duration=durations, loop=0, lossless=True)
+    return file.getvalue()
+
+
+def _side_by_side(x, x_0) -> np.ndarray:
+    pictures = [grid(x), grid(x_0)]
+    gap = np.full((pictures[0].shape[0], 24, pictures[0].shape[2]), 255, np.uint8)
+    return np.concatenate([pictures[0], gap, pictures[1]], axis=1)

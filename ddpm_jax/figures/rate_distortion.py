@@ -1,0 +1,65 @@
+"""Figure 5 and Table 4: how the image arrives, bit by bit."""
+
+import dataclasses
+import json
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+
+from ddpm_jax.checked import Range
+from ddpm_jax.figures.base import RunFigure
+from ddpm_jax.figures.panel import curves
+from ddpm_jax.files import write_file
+from ddpm_jax.nll import measure
+
+
+@dataclasses.dataclass(frozen=True)
+class RateDistortion(RunFigure):
+    """Rate and distortion over the reverse steps, over a whole split; uses what `likelihood` has measured."""
+
+    split: Literal["train", "holdout", "test"] = "holdout"
+    """Which images."""
+    draws: Annotated[int, Range(min=1)] = 1
+    """How often, with other noise."""
+    batch_size: Annotated[int, Range(min=1)] | None = None
+    """Images at a time; None for 64 a device."""
+    data: str | None = None
+    """folder:PATH or npz:PATH to read the split from; None for where the config says."""
+
+    name: ClassVar[str] = "rate-distortion"
+
+    def draw(self):
+        """Writes rate-distortion.png, .npz (rate, rmse [T] after 1, ..., T steps) and .json (Table 4); prints that."""
+        self.path()
+        shared = ("run", "split", "draws", "seed", "weights", "step", "batch_size", "data")
+        result = measure(**{name: getattr(self, name) for name in shared})
+        T, summary = len(result.terms), result.summary
+        table = table_4(result)
+        k = np.arange(1, T + 1)
+        steps, rmse, rate = "reverse process steps (T - t + 1)", "distortion (RMSE of 255)", "rate (bits/dim)"
+        picture = curves(
+            [
+                {"x": k, "lines": {"": result.rmse}, "xlabel": steps, "ylabel": rmse},
+                {"x": k, "lines": {"": result.rate}, "xlabel": steps, "ylabel": rate},
+                {"x": result.rate, "lines": {"": result.rmse}, "xlabel": rate, "ylabel": rmse},
+            ],
+            title="Progressive lossy compression: distortion and rate (Fig. 5)",
+            notes=[
+                "Rate: bits/dim sent so far, with the prior. Distortion: of the image that can be predicted by then.",
+                "{split}, {images} images, {draws} draws. All sent: a rate of {rate:.3f}; "
+                "to the exact image {distortion:.3f} more: {total:.3f} bits/dim.".format(**summary),
+                self.footnote(summary["step"]),
+            ],
+        )
+        print(f"{'reverse steps':>13} {'rate, bits/dim':>15} {'RMSE of 255':>12}")
+        for row in table:
+            print("{reverse_steps:13d} {rate:15.5f} {rmse:12.5f}".format(**row))
+        write_file(self.path().with_suffix(".json"), json.dumps({**summary, "table_4": table}, indent=1).encode())
+        return self.write(picture, {"reverse_steps": k, "rate": result.rate, "rmse": result.rmse})
+
+
+def table_4(result) -> list[dict]:
+    """Table 4's rows: after T, 0.9 T, ..., 0.1 T reverse steps."""
+    T = len(result.terms)
+    steps = dict.fromkeys(max(1, round(T * tenth / 10)) for tenth in range(10, 0, -1))
+    return [{"reverse_steps": k, "rate": float(result.rate[k - 1]), "rmse": float(result.rmse[k - 1])} for k in steps]

@@ -1,0 +1,77 @@
+"""Schedules side by side: what is left of the image, and where the bits go. Needs no run."""
+
+import dataclasses
+import math
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+
+from ddpm_jax.checked import Range
+from ddpm_jax.config import Diffusion
+from ddpm_jax.errors import UserError
+from ddpm_jax.figures.base import Figure
+from ddpm_jax.figures.panel import curves
+from ddpm_jax.schedule import make_schedule
+
+PIXEL_STD = 0.5
+
+Name = Literal["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50", "raised_cosine"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedules(Figure):
+    """alphas_bar, signal-to-noise ratio and the KL divergence of each step, of one or more schedules."""
+
+    schedules: tuple[Name, ...] = ("linear", "cosine")
+    """Their names."""
+    num_timesteps: Annotated[int, Range(min=1)] = 1000
+    """T."""
+    beta_start: Annotated[float, Range(above=0, max=1)] | None = None
+    """First beta of all; None for each schedule's own."""
+    beta_end: Annotated[float, Range(above=0, max=1)] | None = None
+    """Last beta of all; None for each schedule's own."""
+
+    name: ClassVar[str] = "schedule"
+
+    def draw(self):
+        """Writes schedule.png and .npz: NAME_alphas_bar, NAME_snr and NAME_kl (bits/dim, from t = 1 on), each [T]."""
+        self.path()
+        if not self.schedules:
+            raise UserError("schedules: name at least one")
+        numbers = {}
+        for name in self.schedules:
+            parameters = Diffusion(name, self.num_timesteps, self.beta_start, self.beta_end).schedule_parameters
+            betas = np.float64(make_schedule(name, self.num_timesteps, **parameters).betas)
+            for quantity, values in tables(betas).items():
+                numbers[f"{name}_{quantity}"] = values
+        panels = [
+            {"ylabel": "alphas_bar", "quantity": "alphas_bar"},
+            {"ylabel": "signal-to-noise ratio", "quantity": "snr", "yscale": "log"},
+            {"ylabel": "KL divergence of a step (bits/dim)", "quantity": "kl", "yscale": "log"},
+        ]
+        for panel in panels:
+            panel |= {"x": np.arange(1, self.num_timesteps + 1), "xlabel": "k: how often an image was diffused"}
+            panel["lines"] = {name: numbers[f"{name}_{panel['quantity']}"] for name in self.schedules}
+        picture = curves(
+            panels,
+            title=f"Noise schedules, T = {self.num_timesteps}",
+            notes=[
+                "alphas_bar: the part of an image's variance that is left; the ratio: alphas_bar / (1 - alphas_bar).",
+                f"KL divergence: for independent Gaussian pixels of standard deviation {PIXEL_STD} and their optimal "
+                "denoiser, with the posterior's variance; without the first step, which the decoder takes.",
+            ],
+        )
+        return self.write(picture, numbers)
+
+
+def tables(betas: np.ndarray, std: float = PIXEL_STD) -> dict[str, np.ndarray]:
+    """alphas_bar, snr and kl [T] of `betas` [T] in float64.
+
+    kl is E[L_{t-1}] of Eq. 5 in bits/dim for pixels N(0, std^2): half the SNR that the step loses times
+    the optimal denoiser's squared error; NaN at t = 0.
+    """
+    alphas_bar = np.cumprod(1 - betas)
+    snr = alphas_bar / (1 - alphas_bar)
+    error = std**2 * (1 - alphas_bar) / (alphas_bar * std**2 + 1 - alphas_bar)
+    kl = 0.5 * (np.append(np.nan, snr[:-1]) - snr) * error / math.log(2)
+    return {"alphas_bar": alphas_bar, "snr": snr, "kl": kl}

@@ -1,0 +1,69 @@
+"""Figure 7: samples that share an intermediate latent share more, the later they part."""
+
+import dataclasses
+from typing import Annotated, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.checked import Range
+from ddpm_jax.ddpm import seed_key
+from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
+from ddpm_jax.figures.panel import image_table
+from ddpm_jax.figures.progressive import chain
+from ddpm_jax.images import to_uint8
+
+SHARES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedLatent(RunFigure):
+    """Three samples from each of several x_k of one reverse chain, with the x_k that they share."""
+
+    n: Annotated[int, Range(min=1)] = 4
+    """Chains, a row each."""
+
+    name: ClassVar[str] = "shared-latent"
+
+    def draw(self):
+        """Writes shared-latent.png and .npz: k and spread [K], x_k [K,n,H,W,C] float32, uint8 samples [K,n,3,H,W,C]."""
+        step, ddpm, params = self.load()
+        T, rng = ddpm.schedule.num_timesteps, seed_key(self.seed)
+        ks = steps_at(T, (1, 0.75, 0.5, 0.25, 0))
+        latents, _ = chain(ddpm, params, keys_of(rng, self.n), ks)
+        samples = np.stack([np.asarray(share(ddpm, params, rng, x, k)) for x, k in zip(latents, ks, strict=True)])
+        # [K] the standard deviation among the samples that share x_k, a pixel's mean, of 255.
+        spread = 127.5 * samples.std(axis=2).mean(axis=(1, 2, 3, 4))
+        cells = [[_cell(samples[j, i], latents[j, i]) for j in range(len(ks))] for i in range(self.n)]
+        picture = image_table(
+            to_uint8(np.array(cells)),
+            rows=[f"chain {i}" for i in range(self.n)],
+            columns=[f"k={k}\nspread {s:.1f}" for k, s in zip(ks, spread, strict=True)],
+            title="Samples that share a latent (Fig. 7)",
+            notes=[
+                "In each cell: bottom right the x_k that is shared; the other three are samples drawn from it. "
+                f"k: how often it is diffused; k={T} is pure noise, k=0 the image. "
+                "Spread: standard deviation among the three, of 255.",
+                self.footnote(step),
+            ],
+            size=120,
+        )
+        return self.write(picture, {"k": np.array(ks), "x_k": latents, "samples": to_uint8(samples), "spread": spread})
+
+
+def share(ddpm, params, rng, x_k, k: int):
+    """Three samples x_0 of each of x_k [n,H,W,C]: [n,3,H,W,C]; for k = 0 the image thrice."""
+    x = jnp.repeat(x_k, SHARES, axis=0)
+    if k:
+        # Keys of their own: far above the chains' indices, and another for every k.
+        keys = keys_of(jax.random.fold_in(jax.random.fold_in(rng, 2**31), k), len(x))
+        x = ddpm.reverse(params, keys, x, k)[0]
+    return jnp.clip(x.reshape(len(x_k), SHARES, *x.shape[1:]), -1, 1)
+
+
+def _cell(samples, latent) -> np.ndarray:
+    """Two by two, a thin white line between them and a wider one around."""
+    padded = [np.pad(image, ((1, 0), (1, 0), (0, 0)), constant_values=1) for image in (*samples, latent)]
+    rows = [np.concatenate(padded[i : i + 2], axis=1) for i in (0, 2)]
+    return np.pad(np.concatenate(rows, axis=0), ((0, 1), (0, 1), (0, 0)), constant_values=1)

@@ -1,0 +1,125 @@
+"""Likelihood of a split: every image counts, a kill costs nothing, the numbers add up."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import refused
+
+from ddpm_jax import DDPM, UserError, load
+from ddpm_jax.cli import main
+from ddpm_jax.data import split
+from ddpm_jax.nll import measure
+from ddpm_jax.runs import read_config, read_split
+
+
+def test_the_splits_are_the_runs_own(run, tmp_path, pictures):
+    config = read_config(run)
+    source, train = read_split(run, config, "train")
+    _, held_out = read_split(run, config, "holdout")
+    assert sorted([*train, *held_out]) == list(range(48)) and 0 < len(held_out) < len(train)
+    np.testing.assert_array_equal(held_out, split(source, 0.2)[1])
+    # The same images elsewhere will do, others will not; for the test split any.
+    np.savez(tmp_path / "same.npz", images=pictures)
+    np.savez(tmp_path / "other.npz", images=pictures[:5])
+    assert len(read_split(run, config, "train", f"npz:{tmp_path}/same.npz")[1]) == len(train)
+    with pytest.raises(UserError, match="holds other images than"):
+        read_split(run, config, "train", f"npz:{tmp_path}/other.npz")
+    test, indices = read_split(run, config, "test", f"npz:{tmp_path}/other.npz")
+    np.testing.assert_array_equal(test.read(indices), pictures[:5])
+
+
+@pytest.fixture(scope="module")
+def measured(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("likelihood") / "whole"
+    return out, measure(run, draws=2, batch_size=3, out=out)
+
+
+def test_every_image_counts_once_a_draw(run, measured, pictures):
+    _, result = measured
+    ddpm, params = load(run)
+    _, held_out = read_split(run, ddpm.config, "holdout")
+    assert len(held_out) % 3  # The last batch is not full.
+    x_0 = np.float32(pictures[held_out]) / 127.5 - 1
+    draws = [ddpm.bits_per_dim(params, jax.random.fold_in(jax.random.key(0), draw), x_0) for draw in range(2)]
+    totals = np.array([bits.total.mean() for bits in draws])
+    assert result.summary["images"] == len(held_out)
+    np.testing.assert_allclose(result.summary["total"], totals.mean(), rtol=1e-4)
+    # The standard error of the mean of two: half their difference.
+    np.testing.assert_allclose(result.summary["standard_error"]["total"], abs(np.diff(totals)[0]) / 2, rtol=1e-2)
+    np.testing.assert_allclose(result.mse, np.mean([bits.mse.mean(0) for bits in draws], axis=0), rtol=1e-4)
+
+
+def test_the_parts_add_up(measured):
+    out, result = measured
+    summary = result.summary
+    np.testing.assert_allclose(summary["rate"] + summary["distortion"], summary["total"], rtol=1e-6)
+    np.testing.assert_allclose(result.rate[-1], summary["rate"], rtol=1e-4)
+    np.testing.assert_allclose(result.rate[0], summary["prior"], rtol=1e-6)
+    np.testing.assert_allclose(result.rmse[-1], summary["rmse"], rtol=1e-6)
+    saved, curves = json.loads((out / "likelihood.json").read_text()), np.load(out / "curves.npz")
+    assert saved.items() >= summary.items()
+    np.testing.assert_array_equal(curves["rate"], result.rate)
+
+
+def test_a_killed_measurement_goes_on_to_the_same_answer(run, measured, tmp_path, monkeypatch):
+    _, expected = measured
+    whole, calls = DDPM.bits_per_dim, []
+
+    def until_killed(self, *args, **options):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(options["start"])
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(DDPM, "bits_per_dim", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        measure(run, draws=2, batch_size=3, out=tmp_path / "out")
+    done = len(list((tmp_path / "out/parts").glob("*.npz")))
+    assert done == 3 and not (tmp_path / "out/likelihood.json").exists()
+
+    monkeypatch.setattr(DDPM, "bits_per_dim", lambda *args, **options: calls.append(0) or whole(*args, **options))
+    again = measure(run, draws=2, batch_size=3, out=tmp_path / "out")
+    batches = -(-expected.summary["images"] // 3)
+    assert again.summary == expected.summary and len(calls) == 2 * batches
+    np.testing.assert_array_equal(again.terms, expected.terms)
+    # Fewer draws take nothing new, and only their own.
+    assert measure(run, draws=1, batch_size=3, out=tmp_path / "out").summary["draws"] == 1
+    assert len(calls) == 2 * batches
+
+
+def test_the_command_prints_a_table_and_writes_it(run, tmp_path, capsys, measured):
+    out, result = measured
+    args = ["likelihood", str(run), "--batch-size", "3", "--out", str(out)]
+    assert main([*args, "--draws", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{result.summary['total']:.5f}" in printed and "2 draws, ema weights of step 2" in printed
+    assert main(args) == 0
+    assert "needs --draws 2 or more" in capsys.readouterr().out
+    assert main(["likelihood", str(run), "--split", "train", "--batch-size", "64"]) == 0
+    assert (run / "likelihood/train-00000002-ema-seed0/likelihood.json").exists()
+
+
+def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path, capsys):
+    out, _ = measured
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    for args, says in [
+        (["--split", "test"], "these data have no test images; name some with --data folder:PATH"),
+        (["--split", "test", "--data", "npz:/nowhere"], "cannot read /nowhere"),
+        (["--draws", "0"], "draws: must be at least 1, got 0"),
+        (["--batch-size", "0"], "batch_size: must be at least 1, got 0"),
+        (["--seed", "-1"], "seed: must be at least 0"),
+        (["--out", out, "--seed", "1", "--batch-size", "3"], "is of seed 0, not 1; choose another with --out"),
+        (["--out", tmp_path / "mine"], "is not empty and not from this command"),
+        (["--step", "7"], "no checkpoint of step 7"),
+    ]:
+        assert says in refused(capsys, "likelihood", run, *args)
+    part = min((out / "parts").iterdir())
+    whole = part.read_bytes()
+    part.write_bytes(whole[:100])
+    try:
+        assert "delete it to make it again" in refused(capsys, "likelihood", run, "--out", out, "--batch-size", "3")
+    finally:
+        part.write_bytes(whole)
