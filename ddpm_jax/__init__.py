@@ -3,7 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from ddpm_jax import config, losses, samplers
+    from ddpm_jax import config, likelihood, losses, samplers
     from ddpm_jax.config import Config, load_config
     from ddpm_jax.ddpm import DDPM
     from ddpm_jax.diffusion import (
@@ -17,7 +17,7 @@ with epy.lazy_api_imports(globals()):
     from ddpm_jax.errors import UserError
     from ddpm_jax.images import to_uint8
     from ddpm_jax.runs import load
-    from ddpm_jax.schedule import Schedule, make_schedule
+    from ddpm_jax.schedule import Schedule, make_schedule, strided
     from ddpm_jax.train import fit
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "config",
     "decoder_log_likelihood",
     "fit",
+    "likelihood",
     "load",
     "load_config",
     "losses",
@@ -39,5 +40,6 @@ __all__ = [
     "q_posterior",
     "q_sample",
     "samplers",
+    "strided",
     "to_uint8",
 ]

@@ -83,8 +83,8 @@ class LikelihoodOptions:
 
     run: tyro.conf.Positional[str]
     """Folder of the run."""
-    split: Literal["train", "holdout", "test"] = "holdout"
-    """Which images: the two parts of the run's own, or its data.test."""
+    split: Literal["train", "holdout", "test"] | None = None
+    """The two parts of the run's own images, or its data.test; None for test where there is one, else holdout."""
     draws: int = 1
     """How often, with other noise; the standard error is over these."""
     seed: int = 0

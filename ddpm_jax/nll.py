@@ -21,7 +21,7 @@ from ddpm_jax.files import npz, read_npz, write_file
 from ddpm_jax.images import to_float
 from ddpm_jax.likelihood import rate
 from ddpm_jax.parallel import make_mesh, replicated
-from ddpm_jax.runs import Split, Weights, digest, load_checkpoint, read_json, read_split
+from ddpm_jax.runs import Split, Weights, default_split, digest, load_checkpoint, read_json, read_split
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Likelihood(NamedTuple):
 
 def measure(
     run: epath.PathLike,
-    split: Split = "holdout",
+    split: Split | None = None,
     draws: int = 1,
     seed: int = 0,
     weights: Weights = "ema",
@@ -62,6 +62,7 @@ def measure(
 ) -> Likelihood:
     """The bound over every image of `split`, `draws` times with other noise; goes on with what `out` holds.
 
+    `split` None is test where the config has a data.test, else holdout.
     Draw d of image i of the split takes its noise from fold_in(fold_in(key(seed), d), i).
     Raises UserError for what cannot be used, or if `out` holds something else's parts.
     """
@@ -72,6 +73,7 @@ def measure(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be at least 1, got {batch_size}")
     step, ddpm, params = load_checkpoint(run, weights=weights, step=step)
+    split = split or default_split(ddpm.config)
     source, indices = read_split(run, ddpm.config, split, data)
     mesh = make_mesh()
     params = jax.device_put(params, replicated(mesh))

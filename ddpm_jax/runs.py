@@ -109,6 +109,11 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
     return workdir
 
 
+def default_split(config: Config) -> Split:
+    """The split that figures are reported on: test where there is one, as in the paper, else holdout."""
+    return "test" if config.data.test or not config.data.holdout else "holdout"
+
+
 def read_split(run: epath.PathLike, config: Config, split: Split, data: str | None = None) -> tuple[Source, np.ndarray]:
     """(source, indices) of the images of `split`: train and holdout as the run divides them, or data.test.
 

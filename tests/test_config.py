@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +104,32 @@ def test_flatten_names_every_field():
     groups = [field for field in dataclasses.fields(Config) if field.name != "seed"]
     assert len(flat) == 1 + sum(len(dataclasses.fields(group.type)) for group in groups)
     assert flat["optim.learning_rate"] == 2e-4
+
+
+TABLE_2 = {
+    "cifar10_mean_vlb_learned": ("mean", "vlb", "learned"),
+    "cifar10_mean_vlb_fixed": ("mean", "vlb", "fixed_large"),
+    "cifar10_mean_mse": ("mean", "simple", "fixed_large"),
+    "cifar10_eps_vlb_learned": ("eps", "vlb", "learned"),
+    "cifar10_eps_vlb_fixed": ("eps", "vlb", "fixed_large"),
+    "cifar10": ("eps", "simple", "fixed_large"),
+}
+
+
+def test_the_rows_of_table_2_differ_in_what_they_learn_alone():
+    cifar10 = load_config("cifar10")
+    for name, row in TABLE_2.items():
+        config = load_config(name)
+        assert (config.diffusion.prediction, config.diffusion.loss, config.diffusion.variance) == row
+        clip_norm = 1000.0 if config.diffusion.loss == "vlb" else 1.0  # The bound is T times the released code's.
+        optim = dataclasses.replace(cifar10.optim, clip_norm=clip_norm)
+        assert config == dataclasses.replace(cifar10, diffusion=config.diffusion, optim=optim)
+
+
+def test_the_script_of_table_2_trains_the_same_six_on_the_digits():
+    script = runpy.run_path(str(Path(__file__).parent.parent / "scripts/table2.py"))
+    assert [name for name, _ in script["ROWS"].values()] == list(TABLE_2)
+    for name in TABLE_2:
+        config = script["config_of"](name, 7)
+        assert config.diffusion == load_config(name).diffusion and config.data == load_config("digits").data
+        assert (config.train.steps, config.optim.clip_norm) == (7, load_config(name).optim.clip_norm)

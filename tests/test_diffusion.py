@@ -185,3 +185,22 @@ def test_the_decoders_gradient_is_finite():
     gradient = jax.grad(lambda m, v: decoder_log_likelihood(x_0, m, v).sum(), argnums=(0, 1))
     for mean in (-3.0, 0.0, 3.0):
         assert all(bool(jnp.isfinite(g).all()) for g in gradient(jnp.full(3, mean), jnp.full(3, -9.0)))
+
+
+def test_the_released_codes_tanh_is_near_where_the_decoder_is_likely_and_wrong_in_the_tails():
+    """0.5 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) for the normal CDF, probabilities floored at 1e-12."""
+
+    def tanh_form(x, mean, std):
+        cdf = [
+            0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+            for z in ((x + 1 / 255 - mean) / std, (x - 1 / 255 - mean) / std)
+        ]
+        return np.log(np.maximum(cdf[0] - cdf[1], 1e-12))
+
+    x, std = 101 / 127.5 - 1, 0.02
+    for sigmas, error in [(0, 1e-3), (1, 2e-2), (2, 5e-2)]:
+        mean = x + sigmas * std
+        ours = decoder_log_likelihood(jnp.float32([x]), jnp.float32([mean]), jnp.float32([2 * np.log(std)]))[0]
+        np.testing.assert_allclose(ours, tanh_form(x, mean, std), atol=error)
+    far = decoder_log_likelihood(jnp.float32([x]), jnp.float32([x + 12 * std]), jnp.float32([2 * np.log(std)]))[0]
+    assert far < -60 and tanh_form(x, x + 12 * std, std) == np.log(1e-12)

@@ -1,5 +1,6 @@
 """Likelihood of a split: every image counts, a kill costs nothing, the numbers add up."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,7 @@ from ddpm_jax import DDPM, UserError, load
 from ddpm_jax.cli import main
 from ddpm_jax.data import split
 from ddpm_jax.nll import measure
-from ddpm_jax.runs import read_config, read_split
+from ddpm_jax.runs import default_split, read_config, read_split
 
 
 def test_the_splits_are_the_runs_own(run, tmp_path, pictures):
@@ -26,6 +27,10 @@ def test_the_splits_are_the_runs_own(run, tmp_path, pictures):
     assert len(read_split(run, config, "train", f"npz:{tmp_path}/same.npz")[1]) == len(train)
     with pytest.raises(UserError, match="holds other images than"):
         read_split(run, config, "train", f"npz:{tmp_path}/other.npz")
+    assert default_split(config) == "holdout"
+    with_test = dataclasses.replace(config, data=dataclasses.replace(config.data, test="folder:x"))
+    without = dataclasses.replace(config, data=dataclasses.replace(config.data, holdout=0.0))
+    assert default_split(with_test) == default_split(without) == "test"
     test, indices = read_split(run, config, "test", f"npz:{tmp_path}/other.npz")
     np.testing.assert_array_equal(test.read(indices), pictures[:5])
 

@@ -17,8 +17,8 @@ from ddpm_jax.nll import measure
 class RateDistortion(RunFigure):
     """Rate and distortion over the reverse steps, over a whole split; uses what `likelihood` has measured."""
 
-    split: Literal["train", "holdout", "test"] = "holdout"
-    """Which images."""
+    split: Literal["train", "holdout", "test"] | None = None
+    """Which images; None for test where the run's config has one, else holdout."""
     draws: Annotated[int, Range(min=1)] = 1
     """How often, with other noise."""
     batch_size: Annotated[int, Range(min=1)] | None = None
