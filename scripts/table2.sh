@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the six variants of the paper's Table 2 on the digits and prints their held-out bits/dim side by side.
-# About 20 minutes on two CPU cores. What was done is not done again. STEPS=N trains for longer.
+# Under half an hour on two CPU cores. What was done is not done again. STEPS=N trains for longer.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

@@ -24,17 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Figure(Checked):
-    """A picture and its numbers; `draw` makes both."""
+    """A picture and its numbers. Every subclass has `draw()`, which computes and writes both and returns the path."""
 
     out: str | None = None
     """The picture, a .png; the numbers go beside it. None for one in the run's figures/."""
 
     name: ClassVar[str]
     """Of its files."""
-
-    def draw(self) -> epath.Path:
-        """Computes the figure, writes it and returns the picture's path. Raises UserError for what cannot be used."""
-        raise NotImplementedError
 
     def path(self) -> epath.Path:
         """The picture's path. Raises UserError if it does not end in .png."""
