@@ -286,3 +286,14 @@ def test_a_chain_that_ends_at_pure_noise_can_be_sampled(sampler):
             variance="fixed_small",
         )
         np.testing.assert_allclose(x_0, jnp.broadcast_to(image, x_0.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_ddim_step_is_eq_12_in_numpy(rng, eta):
+    a, a_prev = 0.63, 0.9
+    x_0, x_t, noise = np.float32(rng.normal(size=(3, 1, *SHAPE)))
+    sigma = eta * np.sqrt((1 - a_prev) / (1 - a)) * np.sqrt(1 - a / a_prev)
+    eps = (x_t - np.sqrt(a) * x_0) / np.sqrt(1 - a)
+    expected = np.sqrt(a_prev) * x_0 + np.sqrt(1 - a_prev - sigma**2) * eps + sigma * noise
+    got = samplers.ddim_step(Schedule.from_betas([0.1, 0.3]), x_0, x_t, 1, noise, eta=eta)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
