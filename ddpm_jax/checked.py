@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ddpm_jax.errors import UserError
 
@@ -28,10 +28,15 @@ class Range:
 
 
 class Checked:
-    """Checks every field's type and range when the dataclass is made; raises UserError naming it."""
+    """Checks every field's type and range when the dataclass is made; raises UserError naming it.
+
+    A subclass that is not a group of the config sets `GROUP` to what stands before its fields' names.
+    """
+
+    GROUP: ClassVar[str | None] = None
 
     def __post_init__(self):
-        group = "" if type(self).__name__ == "Config" else f"{type(self).__name__.lower()}."
+        group = f"{type(self).__name__.lower()}." if self.GROUP is None else self.GROUP
         hints = typing.get_type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):
             _check(group + field.name, getattr(self, field.name), hints[field.name])

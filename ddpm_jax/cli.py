@@ -86,7 +86,7 @@ class LikelihoodOptions:
     split: Literal["train", "holdout", "test"] | None = None
     """The two parts of the run's own images, or its data.test; None for test where there is one, else holdout."""
     draws: int = 1
-    """How often, with other noise; the standard error is over these."""
+    """At least how often, with other noise; the standard error is over these."""
     seed: int = 0
     """The key the noise is drawn from."""
     weights: Literal["ema", "raw"] = "ema"
@@ -119,7 +119,7 @@ def _run(args: list[str]) -> int:
     commands = {"train": _train, "sample": _sample, "likelihood": _likelihood, "figure": _figure}
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     if command in ("-h", "--help"):
-        print(USAGE.format(configs=_lines(shipped_configs()), figures=_lines(FIGURES)))
+        print(_usage())
     elif command == "--version":
         print(f"ddpm-jax {__version__}")
     elif command in commands:
@@ -162,15 +162,20 @@ def _likelihood(args: list[str]) -> None:
 
 def _figure(args: list[str]) -> None:
     name, *args = args or [""]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return
     if name not in FIGURES:
         raise UserError(f"figure: {name!r} is not one of {', '.join(FIGURES)}; ddpm-jax figure NAME RUN [--options]")
     from ddpm_jax import figures
 
-    if name != "schedule" and args and not args[0].startswith("-"):
-        args = ["--run", *args]
     figure = _parse(getattr(figures, FIGURES[name]), args, f"ddpm-jax figure {name}")
     _advise()
     figure.draw()
+
+
+def _usage() -> str:
+    return USAGE.format(configs=_lines(shipped_configs()), figures=_lines(FIGURES))
 
 
 def _lines(names) -> str:
@@ -184,11 +189,12 @@ def _parse(kind, args, prog, default=None):
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=args, prog=prog, **given)
+            return tyro.cli(kind, args=args, prog=prog, config=(tyro.conf.PositionalRequiredArgs,), **given)
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise UserError(f"{_one_line(complaint.getvalue())}; see {prog} --help") from None
+        words = _one_line(complaint.getvalue()).removesuffix(f"{prog} --help").rstrip()
+        raise UserError(f"{words}; see {prog} --help") from None
 
 
 def _one_line(box: str) -> str:

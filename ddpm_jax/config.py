@@ -7,12 +7,13 @@ import dataclasses
 import json
 import runpy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ddpm_jax.checked import Checked, Range
 from ddpm_jax.errors import UserError
 
 Positive = Annotated[int, Range(min=1)]
+Timesteps = Annotated[int, Range(min=1, max=1_000_000)]
 Natural = Annotated[int, Range(min=0)]
 
 
@@ -53,7 +54,7 @@ class Diffusion(Checked):
 
     schedule: Literal["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50", "raised_cosine"] = "linear"
     """How the betas run from the first step to the last."""
-    num_timesteps: Positive = 1000
+    num_timesteps: Timesteps = 1000
     """T. The betas of `linear` do not change with it: scale beta_start and beta_end by 1000 / T."""
     beta_start: Annotated[float, Range(above=0, max=1)] | None = None
     """First beta; None for the schedule's own, 1e-4."""
@@ -79,6 +80,11 @@ class Diffusion(Checked):
             raise UserError(
                 f"diffusion.loss: the second part of hybrid is for a learned variance, and {self.variance!r} "
                 "is fixed; choose simple, or diffusion.variance learned_range"
+            )
+        if self.schedule == "jsd" and self.prediction == "eps" and self.loss != "simple":
+            raise UserError(
+                "diffusion.prediction: x_T of jsd holds nothing of the image, and the bound of what eps makes of it "
+                "is infinite; choose x_0, mean or v, or diffusion.loss simple"
             )
         if self.loss == "vlb" and self.min_snr_gamma is not None:
             raise UserError("diffusion.min_snr_gamma: the bound has weights of its own; leave it out or choose simple")
@@ -181,6 +187,8 @@ class Parallel(Checked):
 @dataclasses.dataclass(frozen=True)
 class Config(Checked):
     """Everything that defines a run."""
+
+    GROUP: ClassVar[str] = ""
 
     model: Model = Model()
     diffusion: Diffusion = Diffusion()

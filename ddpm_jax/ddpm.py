@@ -162,16 +162,21 @@ class DDPM:
         """The bound on -log2 p of images x_0 [B,H,W,C] and its parts: NumPy arrays, see `likelihood.bits_per_dim`.
 
         Images are those of uint8, x / 127.5 - 1. Image i is diffused with noise of fold_in(rng, start + i).
-        `batch_size` and devices as in `sample`. Raises TypeError for images that are not floats.
+        `batch_size` and devices as in `sample`. Raises TypeError for images that are not floats,
+        ValueError for a negative start.
         """
         _check_images(x_0)
-        mesh, parts = mesh_of(params), []
-        for done, count, size in _batches(len(x_0), batch_size, mesh):
+        if start < 0 or start + len(x_0) > 2**32:
+            raise ValueError(f"start: 0 <= start <= start + images <= 2**32 is needed, got {start}")
+        n, T, mesh = len(x_0), self.schedule.num_timesteps, mesh_of(params)
+        result = BitsPerDim(*(np.empty(shape, np.float32) for shape in ((n,), (n,), (n, T), (n, T))))
+        for done, count, size in _batches(n, batch_size, mesh):
             # A batch is filled up with the last image again, which does not count.
-            images = x_0[np.minimum(done + np.arange(size), len(x_0) - 1)]
+            images = x_0[np.minimum(done + np.arange(size), n - 1)]
             bits = _bits_per_dim(self, params, rng, place(images, mesh), np.uint32(start + done))
-            parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], bits))
-        return BitsPerDim(*map(np.concatenate, zip(*parts, strict=True)))
+            for field, of_batch in zip(result, bits, strict=True):
+                field[done : done + count] = np.asarray(of_batch)[:count]
+        return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +198,10 @@ class Sampler:
             self.timesteps(config.diffusion)
         except ValueError as error:
             raise UserError(str(error)) from None
-        if self.eta is not None and (self.name != "ddim" or not 0 <= self.eta <= 1):
-            raise UserError(f"eta: from 0 to 1 and for ddim alone, got {self.eta} for {self.name}")
+        if self.eta is not None and self.name != "ddim":
+            raise UserError(f"eta: {self.name} has none; choose ddim, or leave it out")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise UserError(f"eta: must be from 0 to 1, got {self.eta}")
         _say_which_variance(self, config.diffusion)
 
     def timesteps(self, diffusion: Diffusion) -> np.ndarray:
@@ -228,7 +235,12 @@ def _say_which_variance(sampler: Sampler, diffusion: Diffusion) -> None:
 
 
 def seed_key(seed: int):
-    """The key of `seed`, of the one implementation that runs are made with, whatever jax's default."""
+    """The key of `seed`, of the one implementation that runs are made with, whatever jax's default.
+
+    Raises UserError unless 0 <= seed < 2**32.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed: must be at least 0 and below 2**32, got {seed}")
     return jax.random.key(seed, impl="threefry2x32")
 
 

@@ -140,6 +140,11 @@ def decoder_log_likelihood(x_0, mean, log_variance):
     return jnp.where(x_0 < -0.999, below, jnp.where(x_0 > 0.999, above, inside))
 
 
+def example_mean(x):
+    """The mean [B] of each example of x [B, ...]."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+
+
 def _split_variance(schedule, output, x_t, t, variance):
     """(the part of `output` that predicts, the log-variance), each [B,H,W,C]."""
     learned = variance in ("learned", "learned_range")

@@ -31,7 +31,7 @@ def prior_bits(schedule: Schedule, x_0):
     mean = schedule.sqrt_alphas_bar[-1] * x_0
     log_variance = 2 * jnp.log(schedule.sqrt_one_minus_alphas_bar[-1])
     kl = diffusion.normal_kl(mean, log_variance, 0.0, 0.0)
-    return jnp.mean(kl, axis=tuple(range(1, x_0.ndim))) / math.log(2)
+    return diffusion.example_mean(kl) / math.log(2)
 
 
 def bits_per_dim(
@@ -59,7 +59,7 @@ def bits_per_dim(
         options = dict(prediction=prediction, variance=variance, clip=clip)
         terms = losses.vlb_terms(schedule, lambda *_: output, x_0, x_t, t_batch, **options)
         error = x_0 - diffusion.p_mean_variance(schedule, output, x_t, t_batch, **options).x_0
-        return None, (terms, jnp.mean(jnp.square(error), axis=tuple(range(1, x_0.ndim))))
+        return None, (terms, diffusion.example_mean(jnp.square(error)))
 
     _, (terms, mse) = jax.lax.scan(step, None, np.arange(schedule.num_timesteps, dtype=np.int32))
     prior = prior_bits(schedule, x_0)
@@ -72,5 +72,6 @@ def rate(prior, terms):
     The paper's Table 4 and Figure 5. prior [...] and terms [..., T] as in `BitsPerDim`. What is then
     missing of the bound is the distortion, terms[..., 0].
     """
-    sent = np.flip(np.asarray(terms)[..., 1:], axis=-1).cumsum(axis=-1)
-    return np.concatenate([np.zeros_like(sent[..., :1]), sent], axis=-1) + np.asarray(prior)[..., None]
+    terms = np.asarray(terms)
+    sent = np.flip(terms[..., 1:], axis=-1).cumsum(axis=-1)
+    return np.concatenate([np.zeros_like(terms[..., :1]), sent], axis=-1) + np.asarray(prior)[..., None]

@@ -35,7 +35,9 @@ def simple(
     output = denoise_fn(x_t, schedule.timesteps[t])
     if output.shape != x_0.shape:
         raise ValueError(f"output: {output.shape}, but the simple loss of {x_0.shape} needs the same shape")
-    error = _mean(jnp.square(output - diffusion.target(schedule, x_0, x_t, t, noise, prediction=prediction)))
+    error = diffusion.example_mean(
+        jnp.square(output - diffusion.target(schedule, x_0, x_t, t, noise, prediction=prediction))
+    )
     if min_snr_gamma is None:
         return error
     return min_snr_weight(schedule, t, min_snr_gamma, prediction=prediction) * error
@@ -77,8 +79,8 @@ def vlb_terms(
     output = denoise_fn(x_t, schedule.timesteps[t])
     p = diffusion.p_mean_variance(schedule, output, x_t, t, prediction=prediction, variance=variance, clip=clip)
     mean, _, log_variance = diffusion.q_posterior(schedule, x_0, x_t, t)
-    kl = _mean(diffusion.normal_kl(mean, log_variance, p.mean, p.log_variance))
-    decoder = -_mean(diffusion.decoder_log_likelihood(x_0, p.mean, p.log_variance))
+    kl = diffusion.example_mean(diffusion.normal_kl(mean, log_variance, p.mean, p.log_variance))
+    decoder = -diffusion.example_mean(diffusion.decoder_log_likelihood(x_0, p.mean, p.log_variance))
     return jnp.where(t == 0, decoder, kl) / math.log(2)
 
 
@@ -114,7 +116,3 @@ def hybrid(
     mean_loss = simple(schedule, lambda *_: of_mean, x_0, t, noise, prediction=prediction, min_snr_gamma=min_snr_gamma)
     bound = vlb(schedule, lambda *_: frozen, x_0, t, noise, prediction=prediction, variance=variance)
     return mean_loss + vlb_weight * bound
-
-
-def _mean(x):
-    return jnp.mean(x, axis=tuple(range(1, x.ndim)))

@@ -1,7 +1,7 @@
 """The likelihood of a run's whole split (Ho et al. 2020, Section 4.3 and Table 1), in files that survive a kill.
 
 RUN/likelihood/SPLIT-STEP-WEIGHTS-seedN/
-  label.json       what was measured: weights, images, seed
+  label.json       of what: weights, images, seed, process
   parts/           one file a draw and batch
   likelihood.json  the result, and curves.npz its curves over t
 """
@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from ddpm_jax.config import flatten, to_dict
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, read_npz, write_file
@@ -60,44 +61,48 @@ def measure(
     data: str | None = None,
     out: epath.PathLike | None = None,
 ) -> Likelihood:
-    """The bound over every image of `split`, `draws` times with other noise; goes on with what `out` holds.
+    """The bound over every image of `split`, `draws` times or more with other noise; goes on with what is there.
 
     `split` None is test where the config has a data.test, else holdout.
-    Draw d of image i of the split takes its noise from fold_in(fold_in(key(seed), d), i).
-    Raises UserError for what cannot be used, or if `out` holds something else's parts.
+    Draws that were measured before, beyond `draws`, count too. Draw d of image i of the split takes its
+    noise from fold_in(fold_in(key(seed), d), i). `out` is the folder, by default one in the run's likelihood/.
+    Raises UserError for what cannot be used, or if the folder holds something else's parts.
     """
     if draws < 1:
         raise UserError(f"draws: must be at least 1, got {draws}")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed: must be at least 0 and below 2**32, got {seed}")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be at least 1, got {batch_size}")
+    rng = seed_key(seed)
     step, ddpm, params = load_checkpoint(run, weights=weights, step=step)
     split = split or default_split(ddpm.config)
     source, indices = read_split(run, ddpm.config, split, data)
+    label = {
+        **{"parameters": digest(params), "weights": weights, "step": step, "split": split, "seed": seed},
+        **{"data_fingerprint": source.fingerprint, "images": len(indices)},
+        **{name: to_dict(ddpm.config)[name] for name in ("model", "diffusion")},
+    }
+    of = f"test-{source.fingerprint[:8]}" if split == "test" else split
+    folder = epath.Path(run).expanduser() / "likelihood" / f"{of}-{step:08d}-{weights}-seed{seed}"
+    folder = epath.Path(out).expanduser() if out else folder
+    _claim(folder, label)
+
     mesh = make_mesh()
     params = jax.device_put(params, replicated(mesh))
     size = batch_size or 64 * mesh.size
-    label = {
-        **{"parameters": digest(params), "weights": weights, "step": step, "split": split, "seed": seed},
-        **{"data_fingerprint": source.fingerprint, "images": len(indices), "batch_size": size},
-    }
-    name = f"{split}-{step:08d}-{weights}-seed{seed}"
-    folder = epath.Path(out).expanduser() if out else epath.Path(run).expanduser() / "likelihood" / name
-    _claim(folder, label)
-
+    ranges = [(start, min(start + size, len(indices))) for start in range(0, len(indices), size)]
+    while all(_file(folder, draws, *some).exists() for some in ranges):
+        draws += 1  # What was measured before counts.
     parts = []
     with tqdm(total=draws * len(indices), desc="likelihood", unit="image", disable=None, leave=False) as progress:
         for draw in range(draws):
-            rng = jax.random.fold_in(seed_key(seed), draw)
-            for start in range(0, len(indices), size):
-                some = indices[start : start + size]
-                file = folder / "parts" / f"{draw:03d}-{start:08d}.npz"
+            for start, stop in ranges:
+                file = _file(folder, draw, start, stop)
                 if not file.exists():
-                    bits = ddpm.bits_per_dim(params, rng, to_float(source.read(some)), start=start, batch_size=size)
+                    x_0, of_draw = to_float(source.read(indices[start:stop])), jax.random.fold_in(rng, draw)
+                    bits = ddpm.bits_per_dim(params, of_draw, x_0, start=start, batch_size=size)
                     write_file(file, npz(_part(bits)))
                 parts.append((draw, read_npz(file)))
-                progress.update(len(some))
+                progress.update(stop - start)
     result = _result(parts, label, draws)
     write_file(folder / "curves.npz", npz(_curves(result)))
     write_file(folder / "likelihood.json", json.dumps({"run": str(run), **result.summary}, indent=1).encode())
@@ -109,8 +114,8 @@ def table(likelihood: Likelihood) -> str:
     """The summary as text, as in the paper: rate + distortion = bound."""
     summary, error = likelihood.summary, likelihood.summary["standard_error"]
     lines = [
-        "{split}, {images} images, {draws} draws, {weights} weights of step {step}".format(**summary),
-        f"{'':28}bits/dim  standard error over draws",
+        "{split}, {images} images, {weights} weights of step {step}, ".format(**summary) + draws_of(summary),
+        f"{'':28}bits/dim{'  standard error over draws' if error else ''}",
     ]
     for name, words in {
         "total": "negative log-likelihood <=",
@@ -118,20 +123,28 @@ def table(likelihood: Likelihood) -> str:
         "prior": "    of it the prior, L_T",
         "distortion": "  distortion, L_0",
     }.items():
-        of_draws = f"{error[name]:.5f}" if error else "needs --draws 2 or more"
-        lines.append(f"{words:28}{summary[name]:8.5f}  {of_draws if name != 'prior' else 'exact'}")
-    return "\n".join([*lines, f"{'root mean squared error':28}{summary['rmse']:8.5f}  of 255"])
+        lines.append(f"{words:28}{summary[name]:8.5f}  {f'{error[name]:.5f}' if error else ''}".rstrip())
+    lines.append(f"{'root mean squared error':28}{summary['rmse']:8.5f}  of 255")
+    return "\n".join(lines if error else [*lines, "(a standard error needs --draws 2 or more)"])
+
+
+def draws_of(summary: dict) -> str:
+    """For example "1 draw"."""
+    return f"{summary['draws']} draw{'s' if summary['draws'] > 1 else ''}"
+
+
+def _file(folder, draw: int, start: int, stop: int) -> epath.Path:
+    return folder / "parts" / f"{draw:03d}-{start:08d}-{stop:08d}.npz"
 
 
 def _claim(folder, label) -> None:
     file = folder / "label.json"
     if file.exists():
-        there = read_json(file)
-        if there != label:
-            differing = [key for key in label if there.get(key) != label[key]]
-            differs = ", ".join(f"{key} {there.get(key)!r}, not {label[key]!r}" for key in differing)
-            raise UserError(f"out: {folder} is of {differs}; choose another with --out")
-    elif folder.exists() and any(folder.iterdir()):
+        there, here = flatten(read_json(file)), flatten(json.loads(json.dumps(label)))
+        differs = [f"{name} {there.get(name)!r}, not {here[name]!r}" for name in here if there.get(name) != here[name]]
+        if differs:
+            raise UserError(f"{folder} holds the likelihood of {', '.join(differs)}; move it away")
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"out: {folder} is not empty and not from this command; choose another")
     write_file(file, json.dumps(label, indent=1).encode())
 

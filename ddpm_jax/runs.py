@@ -96,9 +96,7 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
     config_file, run_file = workdir / "config.json", workdir / "run.json"
     run = {"data_fingerprint": source.fingerprint, "images": len(source), "starts": []}
     if config_file.exists():
-        run = read_json(run_file)
-        if not isinstance(run, dict) or not {"data_fingerprint", "images", "starts"} <= run.keys():
-            raise UserError(f"{run_file}: this is not what a run writes; choose another --workdir")
+        run = _read_run(workdir)
         _check_same(workdir, read_config(workdir), config, run, source)
     elif workdir.exists() and (not workdir.is_dir() or any(_foreign(path) for path in workdir.iterdir())):
         raise UserError(f"workdir: {workdir} is not empty and not a run; choose another with --workdir")
@@ -122,22 +120,33 @@ def read_split(run: epath.PathLike, config: Config, split: Split, data: str | No
     """
     if split == "test":
         if (data or config.data.test) is None:
+            own = "holdout" if config.data.holdout else "train"
             raise UserError(
-                "split: these data have no test images; name some with --data folder:PATH, or choose --split holdout"
+                "split: this run has no test images; name some with --split test --data folder:PATH, "
+                f"or choose --split {own}"
             )
-        source = load_source(dataclasses.replace(config.data, source=data or config.data.test))
+        given = dataclasses.replace(config.data, test=data or config.data.test)
+        source = load_source(dataclasses.replace(given, source=given.test))
         return source, np.arange(len(source))
     if split not in ("train", "holdout"):
         raise UserError(f"split: {split!r} is not one of train, holdout, test")
     if config.data.source == "array" and data is None:
         raise UserError("data: this run's images came from Python; save them as npz and pass --data npz:PATH")
     source = load_source(dataclasses.replace(config.data, source=data or config.data.source))
-    if source.fingerprint != read_json(epath.Path(run).expanduser() / "run.json")["data_fingerprint"]:
+    if source.fingerprint != _read_run(epath.Path(run).expanduser())["data_fingerprint"]:
         raise UserError(f"data: {data or config.data.source} holds other images than {run} was trained on")
     indices = divide(source, config.data.holdout)[split == "holdout"]
     if not len(indices):
-        raise UserError("split: this run held nothing out (data.holdout 0); choose train, or test with --data")
+        raise UserError("split: this run held nothing out (data.holdout 0); choose --split train or test")
     return source, indices
+
+
+def _read_run(workdir: epath.Path) -> dict:
+    """What run.json holds."""
+    run = read_json(workdir / "run.json")
+    if not isinstance(run, dict) or not {"data_fingerprint", "images", "starts"} <= run.keys():
+        raise UserError(f"{workdir / 'run.json'}: this is not what a run writes; choose another run")
+    return run
 
 
 def _foreign(path: epath.Path) -> bool:

@@ -40,8 +40,7 @@ def sample_to(
     """
     if not 1 <= n <= 2**32:
         raise UserError(f"n: must be at least 1, and at most 2**32, got {n}")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed: must be at least 0 and below 2**32, got {seed}")
+    rng = seed_key(seed)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be at least 1, got {batch_size}")
     path = epath.Path(out).expanduser()
@@ -59,7 +58,7 @@ def sample_to(
         """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
         with tqdm(total=len(indices), desc="sampling", unit="image", disable=None, leave=False) as progress:
             for some in _runs_of(indices, chunk):
-                x = ddpm.sample(params, seed_key(seed), len(some), start=some[0], batch_size=chunk, **drawn_by)
+                x = ddpm.sample(params, rng, len(some), start=some[0], batch_size=chunk, **drawn_by)
                 yield some, to_uint8(x)
                 progress.update(len(some))
 

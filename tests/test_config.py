@@ -62,6 +62,11 @@ def test_the_defaults_are_the_papers_cifar10():
             lambda: Diffusion(loss="vlb", min_snr_gamma=5.0),
             "diffusion.min_snr_gamma: the bound has weights of its own; leave it out or choose simple",
         ),
+        (
+            lambda: Diffusion(schedule="jsd", loss="vlb"),
+            "diffusion.prediction: x_T of jsd holds nothing of the image, and the bound of what eps makes of it "
+            "is infinite; choose x_0, mean or v, or diffusion.loss simple",
+        ),
         (lambda: Diffusion(min_snr_gamma=0.0), "diffusion.min_snr_gamma: must be above 0, got 0.0"),
         (lambda: Data(test="tfds"), "data.test: 'tfds' is not folder:PATH or npz:PATH"),
         (

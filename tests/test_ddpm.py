@@ -186,8 +186,8 @@ def test_a_whole_grid_is_the_whole_chain(model):
         ({"steps": 11}, "steps: must be from 1 to 10, got 11"),
         ({"steps": 5, "grid": "cubic"}, "grid: 'cubic' is not one of linspace, leading, trailing, quad"),
         ({"grid": "quad"}, "grid: quad is for a number of steps; give one, or leave it out"),
-        ({"eta": 0.5}, "eta: from 0 to 1 and for ddim alone, got 0.5 for ancestral"),
-        ({"sampler": "ddim", "eta": 1.5}, "eta: from 0 to 1 and for ddim alone, got 1.5 for ddim"),
+        ({"eta": 0.5}, "eta: ancestral has none; choose ddim, or leave it out"),
+        ({"sampler": "ddim", "eta": 1.5}, "eta: must be from 0 to 1, got 1.5"),
     ],
 )
 def test_a_sampler_that_cannot_be_is_refused(tiny, options, message):

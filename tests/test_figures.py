@@ -11,7 +11,7 @@ from gaussian import Chain
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from ddpm_jax import load, make_schedule, to_uint8
+from ddpm_jax import UserError, load, make_schedule, to_uint8
 from ddpm_jax.cli import main
 from ddpm_jax.data import from_array
 from ddpm_jax.figures import interpolate, neighbours, progressive, rate_distortion, schedules, shared_latent
@@ -110,7 +110,11 @@ def test_neighbours_are_those_of_a_full_search(rng, monkeypatch):
     assert indices[found.index[2, 0]] == 47 and found.rmse[2, 0] == 0
     between = cdist(images[indices].reshape(len(indices), -1), images[indices].reshape(len(indices), -1)) / np.sqrt(48)
     np.fill_diagonal(between, np.inf)
-    np.testing.assert_allclose(neighbours.distance_between(source, indices), np.median(between.min(1)))
+    np.testing.assert_allclose(neighbours.distance_between(source, indices, flip=False), np.median(between.min(1)))
+    mirrored = images[indices][:, :, ::-1].reshape(len(indices), -1)
+    between = np.minimum(between, cdist(mirrored, images[indices].reshape(len(indices), -1)) / np.sqrt(48))
+    np.fill_diagonal(between, np.inf)
+    np.testing.assert_allclose(neighbours.distance_between(source, indices, flip=True), np.median(between.min(1)))
 
 
 def test_no_neighbour_is_counted_twice():
@@ -126,6 +130,11 @@ def test_the_schedules_kl_is_that_of_gaussian_pixels(name, monkeypatch):
     kl = schedules.tables(betas)["kl"]
     np.testing.assert_allclose(kl[1:], chain.terms(chain.posterior)[1:], rtol=1e-6)
     assert np.isnan(kl[0])
+
+
+def test_a_chain_of_one_step_has_a_rate_too():
+    result = Likelihood({}, np.array([2.0]), 0.5, np.array([0.25]))
+    assert rate_distortion.table_4(result) == [{"reverse_steps": 1, "rate": 0.5, "rmse": 63.75}]
 
 
 def test_table_4_reads_the_curves_where_the_paper_does():
@@ -179,6 +188,10 @@ def test_images_to_interpolate_come_from_files_too(run, tmp_path, pictures):
     Image.fromarray(pictures[3, ..., 0]).save(tmp_path / "three.png")
     ddpm, _ = load(run)
     np.testing.assert_array_equal(interpolate.read_image(run, ddpm, str(tmp_path / "three.png")), pictures[3])
+    np.testing.assert_array_equal(interpolate.read_image(run, ddpm, "3"), pictures[3])
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match=r"between: .*float.tif cannot be read"):
+        interpolate.read_image(run, ddpm, str(tmp_path / "float.tif"))
 
 
 def test_mirrored_copies_are_found(run, pictures, monkeypatch):
@@ -203,8 +216,10 @@ def test_mirrored_copies_are_found(run, pictures, monkeypatch):
         (["figure", "seven", "RUN"], "figure: 'seven' is not one of rate-distortion"),
         (["figure", "progressive"], "run"),
         (["figure", "progressive", "/nowhere"], "/nowhere: this is not a run directory"),
-        (["figure", "progressive", "RUN", "--n", "0"], "progressive.n: must be at least 1, got 0"),
+        (["figure", "progressive", "RUN", "--n", "0"], "ddpm-jax: n: must be at least 1, got 0"),
         (["figure", "progressive", "RUN", "--out", "x.jpg"], "out: x.jpg must end in .png"),
+        (["figure", "progressive", "RUN", "--out", "/dev/null/x.png"], "/dev/null"),
+        (["figure", "schedule", "--num-timesteps", "100000000000"], "num_timesteps: must be at least 1 and at most"),
         (["figure", "progressive", "RUN", "--seed", "-1"], "seed: must be at least 0"),
         (["figure", "interpolate", "RUN", "--between", "0", "99"], "number 99 is not one of them"),
         (["figure", "interpolate", "RUN", "--between", "0", "nowhere.png"], "between: nowhere.png cannot be read"),

@@ -146,6 +146,7 @@ def test_the_networks_bound_is_the_same_in_any_batch_and_on_devices(tiny, pictur
     x_0, key = np.float32(pictures[:7]) / 127.5 - 1, jax.random.key(1)
     whole = ddpm.bits_per_dim(params, key, x_0)
     assert whole.total.shape == (7,) and whole.terms.shape == (7, 10)
+    assert ddpm.bits_per_dim(params, key, x_0[:0]).mse.shape == (0, 10)
     for other in (
         ddpm.bits_per_dim(params, key, x_0, batch_size=4),
         ddpm.bits_per_dim(jax.device_put(params, replicated(make_mesh(4))), key, x_0),

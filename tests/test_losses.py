@@ -127,7 +127,7 @@ def batch():
     return jnp.float32(x_0), jnp.arange(64) % 8, jnp.float32(random.normal(size=x_0.shape))
 
 
-@pytest.mark.parametrize(("loss", "prediction", "variance", "gamma"), combinations())
+@pytest.mark.parametrize(("loss", "prediction", "variance", "gamma"), list(combinations()))
 def test_every_allowed_objective_teaches(batch, loss, prediction, variance, gamma):
     schedule = make_schedule("linear", 8, beta_start=0.02, beta_end=0.5)
     params, apply = linear_network(schedule, 2 if variance.startswith("learned") else 1)

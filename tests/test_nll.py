@@ -89,9 +89,13 @@ def test_a_killed_measurement_goes_on_to_the_same_answer(run, measured, tmp_path
     batches = -(-expected.summary["images"] // 3)
     assert again.summary == expected.summary and len(calls) == 2 * batches
     np.testing.assert_array_equal(again.terms, expected.terms)
-    # Fewer draws take nothing new, and only their own.
-    assert measure(run, draws=1, batch_size=3, out=tmp_path / "out").summary["draws"] == 1
+    # Fewer draws take nothing new and throw nothing away.
+    assert measure(run, draws=1, batch_size=3, out=tmp_path / "out").summary == expected.summary
     assert len(calls) == 2 * batches
+    # Nor does another batch size: it makes parts of its own.
+    other = measure(run, draws=1, batch_size=5, out=tmp_path / "out").summary
+    np.testing.assert_allclose(other["prior"], expected.summary["prior"], rtol=1e-5)
+    assert other["draws"] == 1
 
 
 def test_the_command_prints_a_table_and_writes_it(run, tmp_path, capsys, measured):
@@ -99,11 +103,29 @@ def test_the_command_prints_a_table_and_writes_it(run, tmp_path, capsys, measure
     args = ["likelihood", str(run), "--batch-size", "3", "--out", str(out)]
     assert main([*args, "--draws", "2"]) == 0
     printed = capsys.readouterr().out
-    assert f"{result.summary['total']:.5f}" in printed and "2 draws, ema weights of step 2" in printed
-    assert main(args) == 0
-    assert "needs --draws 2 or more" in capsys.readouterr().out
+    assert f"{result.summary['total']:.5f}" in printed and "ema weights of step 2, 2 draws" in printed
     assert main(["likelihood", str(run), "--split", "train", "--batch-size", "64"]) == 0
+    assert "1 draw\n" in (text := capsys.readouterr().out) and text.count("needs --draws 2 or more") == 1
     assert (run / "likelihood/train-00000002-ema-seed0/likelihood.json").exists()
+
+
+def test_other_processes_and_test_sets_do_not_share_parts(run, measured, tmp_path, pictures):
+    out, _ = measured
+    (tmp_path / "copy").mkdir()
+    for name in ("run.json", "checkpoints"):
+        (tmp_path / "copy" / name).symlink_to(run / name)
+    config = json.loads((run / "config.json").read_text())
+    config["diffusion"]["variance"] = "fixed_small"
+    (tmp_path / "copy/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"diffusion.variance 'fixed_large', not 'fixed_small'; move it away"):
+        measure(tmp_path / "copy", "holdout", out=out)
+    for n in (2, 3):
+        np.savez(tmp_path / f"{n}.npz", images=pictures[:n])
+        assert measure(run, "test", data=f"npz:{tmp_path}/{n}.npz").summary["images"] == n
+    # What a kill leaves before the first file is whole is in nobody's way.
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/.label.json.tmp").touch()
+    assert measure(run, "test", data=f"npz:{tmp_path}/2.npz", out=tmp_path / "killed").summary["images"] == 2
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path, capsys):
@@ -111,12 +133,16 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path,
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
     for args, says in [
-        (["--split", "test"], "these data have no test images; name some with --data folder:PATH"),
+        (
+            ["--split", "test"],
+            "no test images; name some with --split test --data folder:PATH, or choose --split holdout",
+        ),
         (["--split", "test", "--data", "npz:/nowhere"], "cannot read /nowhere"),
+        (["--split", "test", "--data", "digits"], "data.test: 'digits' is not folder:PATH or npz:PATH"),
         (["--draws", "0"], "draws: must be at least 1, got 0"),
         (["--batch-size", "0"], "batch_size: must be at least 1, got 0"),
         (["--seed", "-1"], "seed: must be at least 0"),
-        (["--out", out, "--seed", "1", "--batch-size", "3"], "is of seed 0, not 1; choose another with --out"),
+        (["--out", out, "--seed", "1", "--batch-size", "3"], "holds the likelihood of seed 0, not 1; move it away"),
         (["--out", tmp_path / "mine"], "is not empty and not from this command"),
         (["--step", "7"], "no checkpoint of step 7"),
     ]:

@@ -13,10 +13,11 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.checked import Checked
+from ddpm_jax.ddpm import seed_key
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, write_file
-from ddpm_jax.runs import load_checkpoint
+from ddpm_jax.runs import load_checkpoint, read_config
 from ddpm_jax.samplers import example_keys
 
 log = logging.getLogger(__name__)
@@ -29,14 +30,16 @@ class Figure(Checked):
     out: str | None = None
     """The picture, a .png; the numbers go beside it. None for one in the run's figures/."""
 
+    GROUP: ClassVar[str] = ""
     name: ClassVar[str]
     """Of its files."""
 
     def path(self) -> epath.Path:
-        """The picture's path. Raises UserError if it does not end in .png."""
+        """The picture's path, in a folder that is there. Raises UserError if it cannot be a .png."""
         path = epath.Path(self.out or f"{self.name}.png").expanduser()
-        if path.suffix != ".png":
-            raise UserError(f"out: {self.out} must end in .png")
+        if path.suffix != ".png" or path.is_dir():
+            raise UserError(f"out: {self.out} must end in .png, and be no folder")
+        path.parent.mkdir(parents=True, exist_ok=True)  # What cannot be written is better known before.
         return path
 
     def write(self, picture: bytes, numbers: dict[str, np.ndarray]) -> epath.Path:
@@ -62,16 +65,16 @@ class RunFigure(Figure):
     """Checkpoint; None for the newest."""
 
     def path(self) -> epath.Path:
-        """The picture's path, in the run's figures/ by default."""
+        """The picture's path, in the run's figures/ by default. Raises UserError if there is no run, too."""
+        read_config(self.run)
         if self.out is None:
-            return epath.Path(self.run).expanduser() / "figures" / f"{self.name}.png"
+            return dataclasses.replace(self, out=f"{self.run}/figures/{self.name}.png").path()
         return super().path()
 
     def load(self):
         """(step, ddpm, params) of the run, after a look at where the picture goes."""
+        seed_key(self.seed)
         self.path()
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed: must be at least 0 and below 2**32, got {self.seed}")
         return load_checkpoint(self.run, weights=self.weights, step=self.step)
 
     def footnote(self, step: int) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class Interpolate(RunFigure):
     """Mixtures of two images: weights across, diffusion steps down."""
 
     between: tuple[str, str] = ("0", "1")
-    """Two images: files, or numbers of held-out images (of training ones, where none is held out)."""
+    """Two images: files, or numbers in the run's data set."""
     weights_across: Annotated[int, Range(min=2)] = 11
     """Mixing weights, evenly from 0 to 1."""
     slerp: bool = False
@@ -35,10 +35,15 @@ class Interpolate(RunFigure):
     data: str | None = None
     """folder:PATH or npz:PATH of the run's images; None for where the config says."""
 
-    name: ClassVar[str] = "interpolate"
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return "interpolate-slerp" if self.slerp else "interpolate"
 
     def draw(self):
-        """Writes interpolate.png and .npz: weight [W], uint8 source [2,H,W,C], images [R,W,H,W,C] and their k [R]."""
+        """Writes interpolate.png (interpolate-slerp.png) and .npz: weight [W], uint8 source [2,H,W,C], and
+        images [R,W,H,W,C] with their k [R].
+        """
         if self.steps is not None and not self.slerp:
             raise UserError("steps: of the DDIM latents alone; add --slerp, or leave it out")
         step, ddpm, params = self.load()
@@ -105,19 +110,22 @@ def slerp(a, b, weights):
 
 
 def read_image(run, ddpm, name: str, data: str | None = None) -> np.ndarray:
-    """Image `name` uint8 [H,W,C]: a file, or the number of a held-out image. Raises UserError if it is neither."""
-    if name.isdecimal() and not Path(name).is_file():
-        split = "holdout" if ddpm.config.data.holdout else "train"
-        source, indices = read_split(run, ddpm.config, split, data)
-        if int(name) >= len(indices):
-            raise UserError(f"between: there are {len(indices)} {split} images, number {name} is not one of them")
-        return source.read(indices[int(name) : int(name) + 1])[0]
+    """Image `name` uint8 [H,W,C]: a file, or a number in the run's data set. Raises UserError if it is neither."""
+    file, channels = Path(name).expanduser(), ddpm.image_shape[-1]
+    if name.isascii() and name.isdigit() and not file.is_file():
+        source, _ = read_split(run, ddpm.config, "train", data)
+        if int(name) >= len(source):
+            raise UserError(f"between: there are {len(source)} images, number {name} is not one of them")
+        return source.read(np.array([int(name)]))[0]
+    if channels not in (1, 3):
+        raise UserError(f"between: {name} is no number, and no file holds {channels} channels; name numbers")
     try:
-        return decode(Path(name).expanduser().read_bytes(), ddpm.image_shape, Path(name).name)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"between: {name} cannot be read: {error.strerror or 'no image'}") from error
+        return decode(file.read_bytes(), ddpm.image_shape, file.name)
+    except UserError as error:
+        raise UserError(f"between: {str(error).removeprefix('data: ')}") from error
+    except Exception as error:  # Pillow raises errors of many kinds.
+        reason = getattr(error, "strerror", None) or "it is no image that can be decoded"
+        raise UserError(f"between: {name} cannot be read: {reason}") from error
 
 
 def _mix(a, b, weights):

@@ -53,7 +53,7 @@ class Neighbours(RunFigure):
         if ddpm.config.data.flip:
             found = _best(Nearest(*(np.concatenate(np.split(field, 2), axis=1) for field in found)), count)
         near = np.stack([source.read(indices[row]) for row in found.index])
-        typical = distance_between(source, indices)
+        typical = distance_between(source, indices, ddpm.config.data.flip)
         rows = [f"nearest at {rmse:.1f}" for rmse in found.rmse[:, 0]]
         picture = image_table(
             np.concatenate([samples[:, None], near], axis=1),
@@ -90,12 +90,17 @@ def nearest(queries: np.ndarray, source, indices: np.ndarray, count: int, own: n
     return _best(Nearest(place, np.stack(rmse)), count)
 
 
-def distance_between(source, indices: np.ndarray, most: int = 256) -> float:
-    """The median, over at most `most` images, of the distance to the nearest other one; NaN for a single image."""
+def distance_between(source, indices: np.ndarray, flip: bool, most: int = 256) -> float:
+    """The median, over at most `most` images, of the distance to the nearest other one, mirrored or not if `flip`.
+
+    NaN for a single image.
+    """
     if len(indices) < 2:
         return float("nan")
     some = np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)
-    return float(np.median(nearest(source.read(indices[some]), source, indices, 1, own=some).rmse))
+    images = source.read(indices[some])
+    ways = [images, images[:, :, ::-1]] if flip else [images]
+    return float(np.median(np.min([nearest(way, source, indices, 1, own=some).rmse for way in ways], axis=0)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -47,8 +47,10 @@ def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
     for panel, place in zip(panels, room, strict=True):
         axes = figure.add_subplot(place)
         for label, y in panel["lines"].items():
-            axes.plot(panel["x"], y, label=label)
-        axes.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"], yscale=panel.get("yscale", "linear"))
+            axes.plot(panel["x"], y, label=label, marker="." if len(y) < 50 else None)
+        positive = any(np.nanmax(y, initial=0) > 0 for y in panel["lines"].values())
+        axes.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"])
+        axes.set_yscale(panel.get("yscale", "linear") if positive else "linear")
         axes.grid(alpha=0.3)
         if len(panel["lines"]) > 1:
             axes.legend(fontsize=8)

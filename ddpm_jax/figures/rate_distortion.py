@@ -10,7 +10,7 @@ from ddpm_jax.checked import Range
 from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import curves
 from ddpm_jax.files import write_file
-from ddpm_jax.nll import measure
+from ddpm_jax.nll import draws_of, measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RateDistortion(RunFigure):
     split: Literal["train", "holdout", "test"] | None = None
     """Which images; None for test where the run's config has one, else holdout."""
     draws: Annotated[int, Range(min=1)] = 1
-    """How often, with other noise."""
+    """At least how often, with other noise."""
     batch_size: Annotated[int, Range(min=1)] | None = None
     """Images at a time; None for 64 a device."""
     data: str | None = None
@@ -46,8 +46,8 @@ class RateDistortion(RunFigure):
             title="Progressive lossy compression: distortion and rate (Fig. 5)",
             notes=[
                 "Rate: bits/dim sent so far, with the prior. Distortion: of the image that can be predicted by then.",
-                "{split}, {images} images, {draws} draws. All sent: a rate of {rate:.3f}; "
-                "to the exact image {distortion:.3f} more: {total:.3f} bits/dim.".format(**summary),
+                "{split}, {images} images, {of_draws}. All sent: a rate of {rate:.3f}; to the exact image "
+                "{distortion:.3f} more: {total:.3f} bits/dim.".format(**summary, of_draws=draws_of(summary)),
                 self.footnote(summary["step"]),
             ],
         )

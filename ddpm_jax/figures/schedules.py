@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from ddpm_jax.checked import Range
-from ddpm_jax.config import Diffusion
+from ddpm_jax.config import Diffusion, Timesteps
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures.base import Figure
 from ddpm_jax.figures.panel import curves
@@ -24,7 +24,7 @@ class Schedules(Figure):
 
     schedules: tuple[Name, ...] = ("linear", "cosine")
     """Their names."""
-    num_timesteps: Annotated[int, Range(min=1)] = 1000
+    num_timesteps: Timesteps = 1000
     """T."""
     beta_start: Annotated[float, Range(above=0, max=1)] | None = None
     """First beta of all; None for each schedule's own."""

@@ -34,7 +34,7 @@ class SharedLatent(RunFigure):
         latents, _ = chain(ddpm, params, keys_of(rng, self.n), ks)
         samples = np.stack([np.asarray(share(ddpm, params, rng, x, k)) for x, k in zip(latents, ks, strict=True)])
         # [K] the standard deviation among the samples that share x_k, a pixel's mean, of 255.
-        spread = 127.5 * samples.std(axis=2).mean(axis=(1, 2, 3, 4))
+        spread = 127.5 * samples.std(axis=2, ddof=1).mean(axis=(1, 2, 3, 4))
         cells = [[_cell(samples[j, i], latents[j, i]) for j in range(len(ks))] for i in range(self.n)]
         picture = image_table(
             to_uint8(np.array(cells)),
