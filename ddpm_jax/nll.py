@@ -2,10 +2,11 @@
 
 RUN/likelihood/SPLIT-STEP-WEIGHTS-seedN/
   label.json       of what: weights, images, seed, process
-  parts/           one file a draw and batch
+  parts/           one file for every few images of each draw
   likelihood.json  the result, and curves.npz its curves over t
 """
 
+import functools
 import json
 import logging
 from typing import NamedTuple
@@ -20,11 +21,14 @@ from ddpm_jax.ddpm import seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, read_npz, write_file
 from ddpm_jax.images import to_float
-from ddpm_jax.likelihood import rate
+from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.parallel import make_mesh, replicated
 from ddpm_jax.runs import Split, Weights, default_split, digest, load_checkpoint, read_json, read_split
 
 log = logging.getLogger(__name__)
+
+PART = 16
+"""Images a file: the same whatever batches they are made in, so that other batches can go on."""
 
 
 class Likelihood(NamedTuple):
@@ -89,21 +93,14 @@ def measure(
     mesh = make_mesh()
     params = jax.device_put(params, replicated(mesh))
     size = batch_size or 64 * mesh.size
-    ranges = [(start, min(start + size, len(indices))) for start in range(0, len(indices), size)]
-    while all(_file(folder, draws, *some).exists() for some in ranges):
+    while all(file.exists() for file in _files(folder, draws, 0, len(indices))):
         draws += 1  # What was measured before counts.
-    parts = []
     with tqdm(total=draws * len(indices), desc="likelihood", unit="image", disable=None, leave=False) as progress:
         for draw in range(draws):
-            for start, stop in ranges:
-                file = _file(folder, draw, start, stop)
-                if not file.exists():
-                    x_0, of_draw = to_float(source.read(indices[start:stop])), jax.random.fold_in(rng, draw)
-                    bits = ddpm.bits_per_dim(params, of_draw, x_0, start=start, batch_size=size)
-                    write_file(file, npz(_part(bits)))
-                parts.append((draw, read_npz(file)))
-                progress.update(stop - start)
-    result = _result(parts, label, draws)
+            bits_of = functools.partial(ddpm.bits_per_dim, params, jax.random.fold_in(rng, draw), batch_size=size)
+            _make_parts(folder, draw, source, indices, size, bits_of, progress)
+    parts = [[read_npz(file) for file in _files(folder, draw, 0, len(indices))] for draw in range(draws)]
+    result = _result(parts, label)
     write_file(folder / "curves.npz", npz(_curves(result)))
     write_file(folder / "likelihood.json", json.dumps({"run": str(run), **result.summary}, indent=1).encode())
     log.info("%s: likelihood.json, curves.npz", folder)
@@ -133,8 +130,23 @@ def draws_of(summary: dict) -> str:
     return f"{summary['draws']} draw{'s' if summary['draws'] > 1 else ''}"
 
 
-def _file(folder, draw: int, start: int, stop: int) -> epath.Path:
-    return folder / "parts" / f"{draw:03d}-{start:08d}-{stop:08d}.npz"
+def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:
+    """The parts of one draw that hold the images start, ..., stop - 1."""
+    return [folder / "parts" / f"{draw:03d}-{at:08d}.npz" for at in range(start, stop, PART)]
+
+
+def _make_parts(folder, draw, source, indices, size, bits_of, progress) -> None:
+    """Writes those parts of a draw that are missing, `bits_of` images measured `size` at a time."""
+    # In groups of whole parts at fixed places: after a kill the same batches are made again.
+    group = max(size // PART, 1) * PART
+    for start in range(0, len(indices), group):
+        some = indices[start : start + group]
+        files = _files(folder, draw, start, start + len(some))
+        if not all(file.exists() for file in files):
+            bits = bits_of(to_float(source.read(some)), start=start)
+            for at, file in zip(range(0, len(some), PART), files, strict=True):
+                write_file(file, npz(_part(BitsPerDim(*(field[at : at + PART] for field in bits)))))
+        progress.update(len(some))
 
 
 def _claim(folder, label) -> None:
@@ -150,7 +162,7 @@ def _claim(folder, label) -> None:
 
 
 def _part(bits) -> dict[str, np.ndarray]:
-    """What is kept of a batch: each image's bits, and sums over the images of what is wanted over t."""
+    """What is kept of some images: each image's bits, and sums over the images of what is wanted over t."""
     return {
         "total": bits.total,
         "prior": bits.prior,
@@ -160,19 +172,23 @@ def _part(bits) -> dict[str, np.ndarray]:
     }
 
 
-def _result(parts, label, draws) -> Likelihood:
-    images = label["images"]
+def _result(parts: list[list[dict]], label: dict) -> Likelihood:
+    """The means over the images and draws of `parts`, a list for each draw."""
+    draws, images = len(parts), label["images"]
 
-    def of_draw(draw, name):
-        return sum(part[name].sum(dtype=np.float64) for d, part in parts if d == draw) / images
+    def each_draw(name):
+        return np.array([sum(part[name].sum(dtype=np.float64) for part in of_draw) / images for of_draw in parts])
 
-    each = {name: np.array([of_draw(draw, name) for draw in range(draws)]) for name in ("total", "prior", "distortion")}
+    def over_t(name):
+        return sum(part[name] for of_draw in parts for part in of_draw) / (draws * images)
+
+    each = {name: each_draw(name) for name in ("total", "prior", "distortion")}
     each["rate"] = each["total"] - each["distortion"]
-    terms, mse = (sum(part[name] for _, part in parts) / (draws * images) for name in ("terms", "mse"))
     error = {name: float(values.std(ddof=1) / np.sqrt(draws)) for name, values in each.items()} if draws > 1 else None
     means = {name: float(each[name].mean()) for name in ("total", "rate", "prior", "distortion")}
+    mse = over_t("mse")
     summary = {**label, "draws": draws, **means, "rmse": float(127.5 * np.sqrt(mse[0])), "standard_error": error}
-    return Likelihood(summary, terms, means["prior"], mse)
+    return Likelihood(summary, over_t("terms"), means["prior"], mse)
 
 
 def _curves(result: Likelihood) -> dict[str, np.ndarray]:
