@@ -35,10 +35,14 @@ def test_every_shipped_config_builds_with_the_papers_number_of_parameters(name):
     shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((2, *ddpm.image_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.int32)
-    assert jax.eval_shape(ddpm.denoise, shapes, x, t).shape == x.shape
-    counts = {"digits": 284_513, "small32": 1_113_955, "cifar10": 35_746_307} | dict.fromkeys(
-        ["celebahq256", "lsun_bedroom", "lsun_cat", "lsun_church"], 113_673_219
+    channels = 2 * x.shape[-1] if ddpm.config.diffusion.learns_variance else x.shape[-1]
+    assert jax.eval_shape(ddpm.denoise, shapes, x, t).shape == (*x.shape[:-1], channels)
+    counts = {"digits": 284_513, "small32": 1_113_955, "cifar10_improved": 49_066_246}
+    counts |= dict.fromkeys(
+        ["cifar10", "cifar10_mean_vlb_fixed", "cifar10_mean_mse", "cifar10_eps_vlb_fixed"], 35_746_307
     )
+    counts |= dict.fromkeys(["cifar10_mean_vlb_learned", "cifar10_eps_vlb_learned"], 35_749_766)
+    counts |= dict.fromkeys(["celebahq256", "lsun_bedroom", "lsun_cat", "lsun_church"], 113_673_219)
     assert count(shapes) == counts[name]
 
 
