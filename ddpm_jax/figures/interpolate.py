@@ -31,7 +31,6 @@ class Interpolate(RunFigure):
     """Mix the DDIM latents of the images on a great circle instead; no noise is drawn."""
     steps: Annotated[int, Range(min=1)] | None = None
     """DDIM steps up and down, with --slerp; None for all."""
-
     data: str | None = None
     """folder:PATH or npz:PATH of the run's images; None for where the config says."""
 
@@ -51,11 +50,11 @@ class Interpolate(RunFigure):
         x_0, weights = to_float(sources), np.linspace(0, 1, self.weights_across, dtype=np.float32)
         T = ddpm.schedule.num_timesteps
         if self.slerp:
-            ks = [T, 0]
+            ks, title = [T, 0], "Interpolation between DDIM latents"
             rows, of_k = ["latents", "pixels"], "On a great circle between the DDIM latents; below, the pixels' mix."
             images = [slerp_latents(ddpm, params, x_0, weights, self.steps), _mix(x_0[:1], x_0[1:], weights)]
         else:
-            ks = steps_at(T, np.linspace(1, 0, 9))
+            ks, title = steps_at(T, np.linspace(1, 0, 9)), "Interpolation in latent space (Fig. 8 and 9)"
             rows = [f"k={k}" for k in ks]
             of_k = (
                 f"k: how often both are diffused before they are mixed; k={T} is pure noise, k=0 the pixels' mix. "
@@ -68,9 +67,7 @@ class Interpolate(RunFigure):
             np.concatenate([ends[0][:, None], images, ends[1][:, None]], axis=1),
             rows=rows,
             columns=["image 1", *(f"{weight:.2g}" for weight in weights), "image 2"],
-            title="Interpolation between DDIM latents"
-            if self.slerp
-            else "Interpolation in latent space (Fig. 8 and 9)",
+            title=title,
             notes=[f"Columns: the weight of image 2. {of_k}", self.footnote(step)],
         )
         return self.write(picture, {"k": np.array(ks), "weight": weights, "source": sources, "images": images})
