@@ -69,9 +69,11 @@ def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None 
         checkpointer.close()
 
 
-def abstract_like(tree, sharding) -> dict:
-    """jax.ShapeDtypeStructs of `tree` (arrays or the like), all to be placed by `sharding`."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+def abstract_like(tree, shardings):
+    """jax.ShapeDtypeStructs of `tree` (arrays or the like), to be placed by `shardings`, a tree like it."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+    )
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:

@@ -41,12 +41,28 @@ ddpm-jax COMMAND --help tells the options, ddpm-jax --version the version."""
 
 
 @dataclasses.dataclass(frozen=True)
+class Processes:
+    """Where several hosts work together. TPU pods, SLURM and Kubernetes need none of it."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same for all."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which one this is, from 0."""
+
+
+Together = Annotated[Processes, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """Train a model, or go on with the one in the workdir."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: str
     """Folder of the run, made if it is missing."""
+    processes: Together = Processes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +91,7 @@ class SampleOptions:
     """Noise of a ddim step, from 0 to 1; None for 0."""
     grid: Literal["linspace", "leading", "trailing", "quad"] | None = None
     """How the steps lie among the T; None for linspace (dpm-solver++: trailing)."""
+    processes: Together = Processes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +116,7 @@ class LikelihoodOptions:
     """folder:PATH or npz:PATH to read the split from; None for where the config says."""
     out: str | None = None
     """Folder of the results; None for one in the run's likelihood/."""
+    processes: Together = Processes()
 
 
 def main(args: list[str] | None = None) -> int:
@@ -106,13 +124,27 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     _log_to_stderr()
     try:
-        return _run(args)
+        code = _run(args)
     except (UserError, OSError, ImportError) as error:  # ImportError: a gs:// path without gcsfs.
         print(f"ddpm-jax: {error}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print("ddpm-jax: interrupted", file=sys.stderr)
-        return 130
-    return 2
+        code = 130
+    except Exception:
+        _leave(1)
+        raise
+    if code:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """Ends one of several processes at once: it would wait for the others, and they for it."""
+    if "jax" in sys.modules:
+        from ddpm_jax.processes import leave_at_once
+
+        leave_at_once(code)
 
 
 def _run(args: list[str]) -> int:
@@ -138,26 +170,29 @@ def _train(args: list[str]) -> None:
     name, *args = args
     default = TrainOptions(load_config(name), f"runs/{name.removesuffix('.py').rpartition('/')[2]}")
     options = _parse(TrainOptions, args, f"ddpm-jax train {name}", default)
+    _start(options.processes)
     from ddpm_jax.train import fit
 
-    _advise()
     fit(options.config, options.workdir)
 
 
 def _sample(args: list[str]) -> None:
     options = _parse(SampleOptions, args, "ddpm-jax sample")
+    _start(options.processes)
     from ddpm_jax.sample import sample_to
 
-    _advise()
-    sample_to(**dataclasses.asdict(options))
+    sample_to(**_arguments(options))
 
 
 def _likelihood(args: list[str]) -> None:
     options = _parse(LikelihoodOptions, args, "ddpm-jax likelihood")
+    _start(options.processes)
     from ddpm_jax.nll import measure, table
+    from ddpm_jax.processes import is_first
 
-    _advise()
-    print(table(measure(**dataclasses.asdict(options))))
+    words = table(measure(**_arguments(options)))
+    if is_first():
+        print(words)
 
 
 def _figure(args: list[str]) -> None:
@@ -170,7 +205,7 @@ def _figure(args: list[str]) -> None:
     from ddpm_jax import figures
 
     figure = _parse(getattr(figures, FIGURES[name]), args, f"ddpm-jax figure {name}")
-    _advise()
+    _start(Processes())
     figure.draw()
 
 
@@ -206,9 +241,19 @@ def _one_line(box: str) -> str:
     return re.sub(r".*Error parsing \S+: ", "", words).rstrip(".")
 
 
-def _advise() -> None:
-    from ddpm_jax.parallel import device_advice
+def _arguments(options) -> dict:
+    """What the command's function takes."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if name != "processes"}
 
+
+def _start(processes: Processes) -> None:
+    """Joins the other processes, of which only the first talks, and gives advice on the devices."""
+    from ddpm_jax.parallel import device_advice
+    from ddpm_jax.processes import is_first, join
+
+    join(**dataclasses.asdict(processes))
+    if not is_first():
+        log.setLevel(logging.ERROR)
     advice = device_advice()
     if advice:
         log.warning(advice)

@@ -35,11 +35,18 @@ class Model(Checked):
     """Groups of every group normalisation."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What convolutions and dense layers compute in; all else stays float32."""
+    remat: Annotated[tuple[int, ...], Range(min=0)] = ()
+    """Levels, 0 the finest, whose activations are computed again for the gradient instead of kept."""
 
     def __post_init__(self):
         super().__post_init__()
         if not self.channel_multipliers:
             raise UserError("model.channel_multipliers: one number a level is needed, got none")
+        for level in self.remat:
+            if level >= len(self.channel_multipliers):
+                raise UserError(
+                    f"model.remat: there is no level {level}, the last is {len(self.channel_multipliers) - 1}"
+                )
         if self.base_channels % 2:
             raise UserError(f"model.base_channels: must be even, got {self.base_channels}")
         for multiplier in self.channel_multipliers:
@@ -123,6 +130,8 @@ class Data(Checked):
     """Threads that decode a folder's images."""
     cache_mb: Natural = 4096
     """A folder is kept decoded in memory up to this many MiB, and read batch by batch above it."""
+    on_device: bool = False
+    """Keep the images, at most cache_mb of them, in each device's memory, where the update picks its batch."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -141,7 +150,9 @@ class Optim(Checked):
     warmup_steps: Natural = 5000
     """Steps over which the learning rate rises linearly from 0."""
     clip_norm: Annotated[float, Range(above=0)] = 1.0
-    """Gradients of a larger global norm are scaled down to it."""
+    """Gradients of a larger norm over all parameters are scaled down to it."""
+    clip: Literal["global", "device"] = "global"
+    """Clip the mean gradient, or each device's before the mean, as the paper's code did; the latter with pmap alone."""
     ema_decay: Annotated[float, Range(min=0, below=1)] = 0.9999
     """Weight of the past in the exponential moving average of the parameters, a step."""
 
@@ -154,6 +165,8 @@ class Train(Checked):
     """Updates in all."""
     batch_size: Positive = 128
     """Images an update, over all devices."""
+    accumulate: Positive = 1
+    """Parts that a batch is divided into, one after the other, to save memory."""
     log_every: Positive = 100
     """Steps between lines of metrics.jsonl."""
     eval_every: Natural = 5000
@@ -182,6 +195,17 @@ class Parallel(Checked):
 
     devices: Positive | None = None
     """How many of this machine's devices to use; None for all."""
+    mode: Literal["jit", "pmap"] = "jit"
+    """One program for all devices (jit with shardings), or one for each with an explicit mean (pmap)."""
+    fsdp: Positive = 1
+    """Devices that share one copy of parameters, average and optimiser state, each keeping a part."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mode == "pmap" and self.fsdp > 1:
+            raise UserError(
+                f"parallel.fsdp: pmap keeps a copy on each device; leave {self.fsdp} out or choose mode jit"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +232,12 @@ class Config(Checked):
             raise UserError(
                 f"data.image_shape: {height}x{width} is not divisible by {factor}, "
                 f"as the {len(self.model.channel_multipliers)} levels of model.channel_multipliers need"
+            )
+        if self.optim.clip == "device" and self.parallel.mode != "pmap":
+            raise UserError("optim.clip: device is for parallel.mode pmap, which has a gradient for each device")
+        if self.train.batch_size % self.train.accumulate:
+            raise UserError(
+                f"train.accumulate: {self.train.accumulate} does not divide train.batch_size {self.train.batch_size}"
             )
 
 

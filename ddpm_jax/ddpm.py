@@ -16,7 +16,7 @@ from ddpm_jax.diffusion import Variance, p_mean_variance, x_0_denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.likelihood import BitsPerDim
 from ddpm_jax.models import UNet, init_params
-from ddpm_jax.parallel import mesh_of, place
+from ddpm_jax.parallel import fetch, mesh_of, place
 from ddpm_jax.samplers import Grid, example_keys, gaussian_noise
 from ddpm_jax.schedule import Schedule, make_schedule, strided
 
@@ -53,6 +53,7 @@ class DDPM:
             dropout=model.dropout,
             norm_groups=model.norm_groups,
             dtype=jnp.dtype(model.dtype),
+            remat=model.remat,
         )
 
     @property
@@ -71,14 +72,14 @@ class DDPM:
         """
         return self.network.apply({"params": params}, x_t, t)
 
-    def loss(self, params, rng, x_0, *, train: bool = False):
+    def loss(self, params, rng, x_0, *, rows=None, train: bool = False):
         """config.diffusion.loss [B] of images x_0 [B,H,W,C] in [-1, 1], t uniform; with dropout only if `train`.
 
-        Example i draws its t, noise and dropout from fold_in(rng, i). Raises TypeError for images
-        that are not floats.
+        Example i draws its t, noise and dropout from fold_in(rng, rows[i]); `rows` [B] are 0, ..., B - 1
+        unless x_0 is a part of a batch. Raises TypeError for images that are not floats.
         """
         _check_images(x_0)
-        keys = example_keys(rng, jnp.arange(len(x_0), dtype=jnp.uint32))
+        keys = example_keys(rng, jnp.arange(len(x_0), dtype=jnp.uint32) if rows is None else rows)
         t = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.schedule.num_timesteps))(_fold(keys, TIME))
         noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
         dropout_keys = _fold(keys, DROPOUT) if train else None
@@ -127,7 +128,7 @@ class DDPM:
         for done, count, size in _batches(n, batch_size, mesh):
             indices = (start + done + np.arange(size, dtype=np.uint64)).astype(np.uint32)
             images = _sample(self, chosen, params, rng, place(indices, mesh))
-            result[done : done + count] = np.asarray(images)[:count]
+            result[done : done + count] = fetch(images)[:count]
         return result
 
     def reverse(self, params, keys, x, start: int, stop: int = 0):
@@ -139,7 +140,7 @@ class DDPM:
         """
         if not 0 <= stop < start <= self.schedule.num_timesteps:
             raise ValueError(f"start and stop: 0 <= {stop} < {start} <= {self.schedule.num_timesteps} must hold")
-        return _reverse(self, params, keys, x, start, stop)
+        return _share_rows(lambda keys, x: _reverse(self, params, keys, x, start, stop), params, keys, x)
 
     def encode(self, params, x_0, *, steps: int | None = None):
         """The DDIM latents x_T [B,H,W,C] of images x_0 [B,H,W,C] in [-1, 1]; `steps` as in `sample`.
@@ -147,11 +148,13 @@ class DDPM:
         `decode` with as many steps takes them back to about x_0. Raises TypeError for images that are not floats.
         """
         _check_images(x_0)
-        return _encode(self, self._ddim(steps), params, x_0)
+        sampler = self._ddim(steps)
+        return _share_rows(lambda x_0: _encode(self, sampler, params, x_0), params, x_0)
 
     def decode(self, params, x_T, *, steps: int | None = None):
         """Images x_0 [B,H,W,C] of the latents x_T [B,H,W,C]: DDIM with eta = 0, nothing clipped."""
-        return _decode(self, self._ddim(steps), params, x_T)
+        sampler = self._ddim(steps)
+        return _share_rows(lambda x_T: _decode(self, sampler, params, x_T), params, x_T)
 
     def _ddim(self, steps):
         sampler = Sampler("ddim", steps)
@@ -174,8 +177,8 @@ class DDPM:
             # A batch is filled up with the last image again, which does not count.
             images = x_0[np.minimum(done + np.arange(size), n - 1)]
             bits = _bits_per_dim(self, params, rng, place(images, mesh), np.uint32(start + done))
-            for field, of_batch in zip(result, bits, strict=True):
-                field[done : done + count] = np.asarray(of_batch)[:count]
+            for field, of_batch in zip(result, fetch(bits), strict=True):
+                field[done : done + count] = of_batch[:count]
         return result
 
 
@@ -322,6 +325,17 @@ def _bits_per_dim(ddpm: DDPM, params, rng, x_0, start):
     denoise_fn = functools.partial(ddpm.denoise, params)
     options = dict(prediction=diffusion.prediction, variance=diffusion.variance)
     return likelihood.bits_per_dim(ddpm.schedule, denoise_fn, rng, x_0, start=start, **options)
+
+
+def _share_rows(call, params, *batched):
+    """call(*batched), by all devices where params lie on a mesh of several; arrays with as many rows."""
+    mesh, n = mesh_of(params), len(batched[0])
+    if mesh is None:
+        return call(*batched)
+    # Filled up with the last row again, which does not count.
+    rows = np.minimum(np.arange(-(-n // mesh.size) * mesh.size), n - 1)
+    result = call(*(place(array[rows], mesh) for array in batched))
+    return jax.tree.map(lambda array: array[:n], fetch(result))
 
 
 def _batches(n: int, batch_size: int | None, mesh):

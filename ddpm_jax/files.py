@@ -6,10 +6,16 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.processes import is_first
 
 
 def write_file(path: epath.PathLike, content: bytes) -> None:
-    """Writes `content` to `path` so that no half-written file is ever seen under that name."""
+    """Writes `content` to `path` so that no half-written file is ever seen under that name.
+
+    Of several processes the first alone does so.
+    """
+    if not is_first():
+        return
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.tmp"

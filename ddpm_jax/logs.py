@@ -12,8 +12,23 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ddpm_jax.files import write_file
 from ddpm_jax.images import grid, png, to_uint8
+from ddpm_jax.processes import is_first
 
 log = logging.getLogger(__name__)
+
+
+def open_log(workdir: epath.Path, step: int, steps: int) -> "RunLog | NoLog":
+    """The log of a run that goes from `step` to `steps`: kept by process 0, by the others not at all."""
+    return RunLog(workdir, step, steps) if is_first() else NoLog()
+
+
+class NoLog:
+    """What the other processes have in place of a RunLog: nothing happens."""
+
+    def _nothing(self, *_) -> None:
+        """Takes any of RunLog's arguments."""
+
+    advance = tick = pictures = has_pictures = close = _nothing
 
 
 class RunLog:
@@ -33,6 +48,10 @@ class RunLog:
         self._redirect = logging_redirect_tqdm([logging.getLogger("ddpm_jax")])
         self._redirect.__enter__()
         self.started, self.start_step = time.monotonic(), step
+
+    def advance(self) -> None:
+        """One step more on the progress bar."""
+        self.progress.update()
 
     def tick(self, step: int, metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl, the same in TensorBoard and on the screen."""

@@ -22,7 +22,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, read_npz, write_file
 from ddpm_jax.images import to_float
 from ddpm_jax.likelihood import BitsPerDim, rate
-from ddpm_jax.parallel import make_mesh, replicated
+from ddpm_jax.parallel import make_mesh
+from ddpm_jax.processes import agreed, is_first, wait_for_all
 from ddpm_jax.runs import Split, Weights, default_split, digest, load_checkpoint, read_json, read_split
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ def measure(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be at least 1, got {batch_size}")
     rng = seed_key(seed)
-    step, ddpm, params = load_checkpoint(run, weights=weights, step=step)
+    mesh = make_mesh()
+    step, ddpm, params = load_checkpoint(run, weights=weights, step=step, mesh=mesh)
     split = split or default_split(ddpm.config)
     source, indices = read_split(run, ddpm.config, split, data)
     label = {
@@ -90,15 +92,15 @@ def measure(
     folder = epath.Path(out).expanduser() if out else folder
     _claim(folder, label)
 
-    mesh = make_mesh()
-    params = jax.device_put(params, replicated(mesh))
     size = batch_size or 64 * mesh.size
-    while all(file.exists() for file in _files(folder, draws, 0, len(indices))):
+    while _have(_files(folder, draws, 0, len(indices))):
         draws += 1  # What was measured before counts.
-    with tqdm(total=draws * len(indices), desc="likelihood", unit="image", disable=None, leave=False) as progress:
+    quiet = None if is_first() else True
+    with tqdm(total=draws * len(indices), desc="likelihood", unit="image", disable=quiet, leave=False) as progress:
         for draw in range(draws):
             bits_of = functools.partial(ddpm.bits_per_dim, params, jax.random.fold_in(rng, draw), batch_size=size)
             _make_parts(folder, draw, source, indices, size, bits_of, progress)
+    wait_for_all("likelihood")
     parts = [[read_npz(file) for file in _files(folder, draw, 0, len(indices))] for draw in range(draws)]
     result = _result(parts, label)
     write_file(folder / "curves.npz", npz(_curves(result)))
@@ -135,6 +137,11 @@ def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:
     return [folder / "parts" / f"{draw:03d}-{at:08d}.npz" for at in range(start, stop, PART)]
 
 
+def _have(files) -> bool:
+    """Whether all are there, as process 0 sees it."""
+    return bool(agreed(all(file.exists() for file in files)))
+
+
 def _make_parts(folder, draw, source, indices, size, bits_of, progress) -> None:
     """Writes those parts of a draw that are missing, `bits_of` images measured `size` at a time."""
     # In groups of whole parts at fixed places: after a kill the same batches are made again.
@@ -142,7 +149,7 @@ def _make_parts(folder, draw, source, indices, size, bits_of, progress) -> None:
     for start in range(0, len(indices), group):
         some = indices[start : start + group]
         files = _files(folder, draw, start, start + len(some))
-        if not all(file.exists() for file in files):
+        if not _have(files):
             bits = bits_of(to_float(source.read(some)), start=start)
             for at, file in zip(range(0, len(some), PART), files, strict=True):
                 write_file(file, npz(_part(BitsPerDim(*(field[at : at + PART] for field in bits)))))

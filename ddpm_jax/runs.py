@@ -21,6 +21,7 @@ from typing import Literal
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from ddpm_jax import checkpoint
 from ddpm_jax.config import Config, flatten, from_dict, to_dict
@@ -29,6 +30,8 @@ from ddpm_jax.data import split as divide
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_file
+from ddpm_jax.parallel import replicated
+from ddpm_jax.processes import wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,11 @@ FREE = {
     "checkpoint.every",
     "checkpoint.keep",
     "parallel.devices",
+    "parallel.mode",
+    "parallel.fsdp",
+    "train.accumulate",
+    "model.remat",
+    "data.on_device",
     "data.source",
     "data.test",
     "data.workers",
@@ -66,14 +74,17 @@ def load(path: epath.PathLike, *, weights: Weights = "ema", step: int | None = N
     return ddpm, params
 
 
-def load_checkpoint(path: epath.PathLike, *, weights: Weights = "ema", step: int | None = None):
-    """(step, ddpm, params), else as `load`."""
+def load_checkpoint(
+    path: epath.PathLike, *, weights: Weights = "ema", step: int | None = None, mesh: Mesh | None = None
+):
+    """(step, ddpm, params), else as `load`; params lie on each device of `mesh`, if one is given."""
     parts = {"ema": "ema_params", "raw": "params"}
     if weights not in parts:
         raise UserError(f"weights: {weights!r} is neither ema nor raw")
     ddpm = DDPM(read_config(path))
     shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
-    abstract = checkpoint.abstract_like(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    sharding = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = checkpoint.abstract_like(shapes, jax.tree.map(lambda _: sharding, shapes))
     step, params = checkpoint.restore_part(path, parts[weights], abstract, step)
     return step, ddpm, params
 
@@ -102,6 +113,7 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
         raise UserError(f"workdir: {workdir} is not empty and not a run; choose another with --workdir")
     run["starts"].append(_provenance(devices))
     _warn_of_other_bits(run["starts"])
+    wait_for_all("start_run")  # All have looked before one writes.
     write_file(run_file, json.dumps(run, indent=1).encode())
     write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
     return workdir

@@ -3,7 +3,6 @@
 import json
 import logging
 
-import jax
 import numpy as np
 from etils import epath
 from tqdm import tqdm
@@ -13,7 +12,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, write_file
 from ddpm_jax.images import grid as picture_of
 from ddpm_jax.images import png, to_uint8
-from ddpm_jax.parallel import make_mesh, replicated
+from ddpm_jax.parallel import make_mesh
+from ddpm_jax.processes import agreed, is_first
 from ddpm_jax.runs import Weights, digest, load_checkpoint, read_json
 from ddpm_jax.samplers import Grid
 
@@ -47,16 +47,16 @@ def sample_to(
     kind = "folder" if str(out).endswith("/") or path.is_dir() else path.suffix
     if kind not in ("folder", ".png", ".npz"):
         raise UserError(f"out: {out} must end in .png (a grid), .npz, or / (a folder)")
-    step, ddpm, params = load_checkpoint(run, weights=weights, step=step)
+    mesh = make_mesh()
+    step, ddpm, params = load_checkpoint(run, weights=weights, step=step, mesh=mesh)
     drawn_by = {"sampler": sampler, "steps": steps, "eta": eta, "grid": grid}
     Sampler(*drawn_by.values()).check(ddpm.config)
-    mesh = make_mesh()
-    params = jax.device_put(params, replicated(mesh))
     chunk = batch_size or 64 * mesh.size
 
     def draw(indices):
         """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
-        with tqdm(total=len(indices), desc="sampling", unit="image", disable=None, leave=False) as progress:
+        quiet = None if is_first() else True
+        with tqdm(total=len(indices), desc="sampling", unit="image", disable=quiet, leave=False) as progress:
             for some in _runs_of(indices, chunk):
                 x = ddpm.sample(params, rng, len(some), start=some[0], batch_size=chunk, **drawn_by)
                 yield some, to_uint8(x)
@@ -83,8 +83,8 @@ def _fill_folder(folder, n, image_shape, provenance, draw) -> None:
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"out: {folder} is not empty and not from this command; choose another folder")
     write_file(label, json.dumps(provenance).encode())
-    missing = [i for i in range(n) if not (folder / f"{i:06d}.png").exists()]
-    for indices, images in draw(missing):
+    is_missing = agreed(np.array([not (folder / f"{i:06d}.png").exists() for i in range(n)]))
+    for indices, images in draw(np.flatnonzero(is_missing).tolist()):
         for i, image in zip(indices, images, strict=True):
             write_file(folder / f"{i:06d}.png", png(image))
 

@@ -20,6 +20,7 @@ likelihood
 models
 checked
 config
+processes
 files parallel images
 data
 checkpoint

@@ -225,7 +225,7 @@ def test_lost_data_stop_the_run_and_keep_what_was_learned(tiny, pictures, tmp_pa
     batch_at = train.Batches.batch_at
     if name == "batch_at":
         monkeypatch.setattr(train, "holdout_loss", lambda *_: 0.5)
-        monkeypatch.setattr(train.Batches, name, lambda self, step: lose() if step == 3 else batch_at(self, step))
+        monkeypatch.setattr(train.Batches, name, lambda self, *at: lose() if at[0] == 3 else batch_at(self, *at))
     else:
         monkeypatch.setattr(train, name, lose)
     with pytest.raises(DataLost):
@@ -240,10 +240,10 @@ def test_a_signal_saves_and_ends(tiny, pictures, tmp_path, number, monkeypatch):
     before = signal.getsignal(number)
     batch_at = train.Batches.batch_at
 
-    def kill_at_2(self, step):
+    def kill_at_2(self, step, rows):
         if step == 2:
             signal.raise_signal(number)
-        return batch_at(self, step)
+        return batch_at(self, step, rows)
 
     monkeypatch.setattr(train.Batches, "batch_at", kill_at_2)
     assert int(fit(config, tmp_path / "run", pictures).step) == 3
@@ -265,9 +265,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tiny, pictures
     config = on_one_device(tiny, train={"steps": 8, "log_every": 5, "eval_every": 0})
     step = train._step
 
-    def break_update_4(ddpm, state, images):
+    def break_update_4(ddpm, state, *images, **options):
         broken = int(state.step) == 3
-        state, metrics = step(ddpm, state, images)
+        state, metrics = step(ddpm, state, *images, **options)
         return state, {**metrics, "grad_norm": np.float32(np.nan)} if broken else metrics
 
     monkeypatch.setattr(train, "_step", break_update_4)

@@ -20,22 +20,27 @@ class Batches:
     batch_size: int
     seed: int
 
-    def batch_at(self, step: int) -> dict[str, np.ndarray]:
-        """Batch `step`: {"image": uint8 [B,H,W,C]}, and "label": int32 [B] where there are labels.
+    def batch_at(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Batch `step`, or its `rows` [R]: {"image": uint8 [B,H,W,C]}, and "label": int32 [B] where there are labels.
 
         The stream does not stop at the end of an epoch: the batch there holds the last images of
         one and the first of the next.
         """
+        chosen = self.indices_at(step, rows)
+        batch = {"image": self.source.read(chosen)}
+        if self.source.labels is not None:
+            batch["label"] = self.source.labels[chosen]
+        return batch
+
+    def indices_at(self, step: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """Which images of the source batch `step`, or its `rows` [R], holds: int64 [B]."""
         position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epoch, place = np.divmod(position, len(self.indices))
         chosen = np.empty(self.batch_size, np.int64)
         for e in range(epoch[0], epoch[-1] + 1):
             inside = epoch == e
             chosen[inside] = self.indices[_permutation(self.seed, e, len(self.indices))[place[inside]]]
-        batch = {"image": self.source.read(chosen)}
-        if self.source.labels is not None:
-            batch["label"] = self.source.labels[chosen]
-        return batch
+        return chosen if rows is None else chosen[rows]
 
 
 def split(source: Source, holdout: float) -> tuple[np.ndarray, np.ndarray]:

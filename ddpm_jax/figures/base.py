@@ -17,6 +17,7 @@ from ddpm_jax.ddpm import seed_key
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, write_file
+from ddpm_jax.parallel import make_mesh
 from ddpm_jax.runs import load_checkpoint, read_config
 from ddpm_jax.samplers import example_keys
 
@@ -75,7 +76,7 @@ class RunFigure(Figure):
         """(step, ddpm, params) of the run, after a look at where the picture goes."""
         seed_key(self.seed)
         self.path()
-        return load_checkpoint(self.run, weights=self.weights, step=self.step)
+        return load_checkpoint(self.run, weights=self.weights, step=self.step, mesh=make_mesh())
 
     def footnote(self, step: int) -> str:
         """Which model it is of."""

@@ -15,6 +15,7 @@ class UNet(nn.Module):
 
     H and W must be divisible by 2^(levels - 1), every level's width by `norm_groups`. Attention
     stands at the levels whose smaller side is in `attention_resolutions`, and in the middle.
+    Blocks of the levels in `remat` keep only their inputs for the gradient and compute the rest again.
     `init_params` makes parameters; `UNet.init` gives only the widths of their distributions.
     """
 
@@ -26,6 +27,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     norm_groups: int = 32
     dtype: jnp.dtype = jnp.float32
+    remat: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x, t, dropout_keys=None):
@@ -34,18 +36,21 @@ class UNet(nn.Module):
         temb = self._time_embedding(t)
         block_index = itertools.count()
 
-        def block(h, channels, name):
+        def block(h, level, name):
             index = next(block_index)
+            channels = self.base_channels * self.channel_multipliers[level]
             keys = None if dropout_keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(dropout_keys)
-            return ResBlock(channels, self.norm_groups, self.dropout, self.dtype, name=name)(h, temb, keys)
+            kind = nn.remat(ResBlock) if level in self.remat else ResBlock
+            return kind(channels, self.norm_groups, self.dropout, self.dtype, name=name)(h, temb, keys)
 
-        def attention(h, name):
-            return Attention(self.norm_groups, self.dtype, name=name)(h)
+        def attention(h, level, name):
+            kind = nn.remat(Attention) if level in self.remat else Attention
+            return kind(self.norm_groups, self.dtype, name=name)(h)
 
         def block_at_level(h, level, name):
-            h = block(h, self.base_channels * self.channel_multipliers[level], f"{name}_block")
+            h = block(h, level, f"{name}_block")
             if min(h.shape[1:3]) in self.attention_resolutions:
-                h = attention(h, f"{name}_attention")
+                h = attention(h, level, f"{name}_attention")
             return h
 
         levels = range(len(self.channel_multipliers))
@@ -59,9 +64,9 @@ class UNet(nn.Module):
                 h = conv3x3(h.shape[-1], f"down_{level}_downsample", stride=2, dtype=self.dtype)(h)
                 skips.append(h)
 
-        h = block(h, h.shape[-1], "mid_0_block")
-        h = attention(h, "mid_attention")
-        h = block(h, h.shape[-1], "mid_1_block")
+        h = block(h, levels[-1], "mid_0_block")
+        h = attention(h, levels[-1], "mid_attention")
+        h = block(h, levels[-1], "mid_1_block")
 
         for level in reversed(levels):
             for i in range(self.num_res_blocks + 1):

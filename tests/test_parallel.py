@@ -1,0 +1,147 @@
+"""Modes, meshes and numbers of devices: the same losses, the same samples."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from ddpm_jax import DDPM, UserError, parallel, train
+from ddpm_jax.config import Config, Model, Optim, Parallel, Train
+from ddpm_jax.data import Batches, from_array
+from ddpm_jax.parallel import fetch, fsdp_spec, local_rows, make_mesh, replicate, state_shardings
+from ddpm_jax.processes import in_cluster, join
+
+
+def steps_of(config, pictures, n=3):
+    """(losses and gradient norms [n,2], state) of n updates as config.parallel says."""
+    mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
+    ddpm = DDPM(config)
+    batches = Batches(from_array(pictures, (8, 8, 1)), np.arange(len(pictures)), config.train.batch_size, config.seed)
+    update = train.Update(ddpm, mesh, batches)
+    shapes = jax.eval_shape(lambda: train.init_state(ddpm))
+    state = jax.jit(lambda: train.init_state(ddpm), out_shardings=state_shardings(shapes, mesh))()
+    metrics = []
+    for step in range(n):
+        state, of_step = update(state, step)
+        metrics.append([float(of_step["loss"]), float(of_step["grad_norm"])])
+    return np.array(metrics), state
+
+
+@pytest.fixture(scope="module")
+def plain(tiny, pictures):
+    """On one device."""
+    return steps_of(changed(tiny, parallel={"devices": 1}), pictures)
+
+
+def changed(config, **groups):
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), **fields) for name, fields in groups.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    {
+        "pmap 1": {"parallel": {"mode": "pmap", "devices": 1}},
+        "jit 2": {"parallel": {"devices": 2}},
+        "pmap 4": {"parallel": {"mode": "pmap"}},
+        "jit 4, on_device": {"data": {"on_device": True}},
+        "pmap 2, on_device": {"parallel": {"mode": "pmap", "devices": 2}, "data": {"on_device": True}},
+        "fsdp 4": {"parallel": {"fsdp": 4}},
+        "fsdp 2, accumulate 2": {"parallel": {"fsdp": 2}, "train": {"accumulate": 2}},
+        "accumulate 4": {"parallel": {"devices": 1}, "train": {"accumulate": 4}},
+        "pmap 2, accumulate 2": {"parallel": {"mode": "pmap", "devices": 2}, "train": {"accumulate": 2}},
+        "remat": {"parallel": {"devices": 1}, "model": {"remat": (0,)}},
+    }.items(),
+)
+def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, monkeypatch, name, groups):
+    """With dropout and flips on: losses and gradient norms step by step, and the parameters after the last."""
+    monkeypatch.setattr(parallel, "SMALL", 64)
+    metrics, state = steps_of(changed(tiny, **groups), pictures)
+    np.testing.assert_allclose(metrics, plain[0], rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain[1].params), strict=True):
+        # Adam divides by the gradient's size: where that is all but 0, rounding decides the sign.
+        assert np.mean(np.abs(np.asarray(ours) - np.asarray(theirs)) > 1e-5) < 0.01
+    divided = {leaf.sharding.spec for leaf in jax.tree.leaves(state)} - {PartitionSpec()}
+    assert bool(divided) == ("fsdp" in name)
+    assert state.params["stem"]["kernel"].sharding.mesh.axis_names == ("data", "fsdp")
+
+
+def test_bfloat16_steps_stay_close(tiny, pictures, plain):
+    metrics, _ = steps_of(changed(tiny, parallel={"devices": 1}, model={"dtype": "bfloat16"}), pictures)
+    np.testing.assert_allclose(metrics, plain[0], rtol=0.05)
+    assert not np.array_equal(metrics, plain[0])
+
+
+def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
+    """Against the gradients of the two halves of the batch, clipped and averaged by hand."""
+    config = changed(
+        tiny, parallel={"mode": "pmap", "devices": 2}, optim={"clip": "device", "clip_norm": 0.05}, data={"flip": False}
+    )
+    ddpm = DDPM(config)
+    metrics, state = steps_of(config, pictures, n=1)
+    rng = jax.random.fold_in(jax.random.key(0), 0)
+    params = train.init_state(ddpm).params
+    batches = Batches(from_array(pictures, (8, 8, 1)), np.arange(len(pictures)), 8, 0)
+    x_0 = batches.batch_at(0)["image"].astype(np.float32) / 127.5 - 1
+
+    def gradient(rows):
+        return jax.grad(lambda params: ddpm.loss(params, rng, x_0[rows], rows=rows, train=True).mean())(params)
+
+    total = 0
+    for rows in (np.arange(4, dtype=np.uint32), np.arange(4, 8, dtype=np.uint32)):
+        flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient(rows))])
+        assert np.linalg.norm(flat) > 0.05
+        total = total + flat * 0.05 / np.linalg.norm(flat) / 2
+    np.testing.assert_allclose(metrics[0, 1], np.linalg.norm(total), rtol=1e-4)
+    assert metrics[0, 1] < 0.05
+
+
+def test_the_largest_divisible_axis_is_divided_and_small_arrays_are_not():
+    assert fsdp_spec((3, 3, 128, 512), 4) == PartitionSpec(None, None, None, "fsdp")
+    assert fsdp_spec((3, 3, 512, 130), 4) == PartitionSpec(None, None, "fsdp")
+    assert fsdp_spec((1001, 1001), 4) == fsdp_spec((512,), 4) == fsdp_spec((512, 512), 1) == PartitionSpec()
+
+
+def test_a_mesh_that_cannot_be_is_refused():
+    with pytest.raises(UserError, match="fsdp: 3 does not divide the 4 devices"):
+        make_mesh(fsdp=3)
+    for make, message in [
+        (lambda: Config(parallel=Parallel(mode="pmap", fsdp=2)), "parallel.fsdp: pmap keeps a copy"),
+        (lambda: Config(optim=Optim(clip="device")), "optim.clip: device is for parallel.mode pmap"),
+        (lambda: Config(train=Train(accumulate=3)), "accumulate: 3 does not divide train.batch_size 128"),
+        (lambda: Config(model=Model(remat=(4,))), "model.remat: there is no level 4, the last is 3"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            make()
+
+
+def test_rows_of_all_devices_are_the_batch():
+    mesh = make_mesh()
+    np.testing.assert_array_equal(local_rows(mesh, 8), np.arange(8))
+    rows = np.arange(8.0).reshape(8, 1)
+    np.testing.assert_array_equal(fetch(parallel.place_rows(rows, mesh, 8)), rows)
+    assert replicate({"a": jnp.ones(3)}, mesh)["a"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("localhost:1", None, None), "--num-processes, --process-id: several processes need all of"),
+        (("localhost", 2, 0), "--coordinator: HOST:PORT is needed, got 'localhost'"),
+        (("localhost:1", 2, 2), "--process-id: from 0 to --num-processes - 1 is needed, got 2 of 2"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused(given, says):
+    with pytest.raises(UserError, match=says):
+        join(*given)
+
+
+def test_clusters_are_known_by_their_environment():
+    srun = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    assert in_cluster({**srun, "SLURM_NTASKS": "2"}) and not in_cluster({**srun, "SLURM_NTASKS": "1"})
+    assert in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"})
+    assert not in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) and not in_cluster({"JAX_PLATFORMS": "cpu"})

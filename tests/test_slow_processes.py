@@ -1,0 +1,163 @@
+"""Several real processes on this machine (CPU, gloo): scripts/test_slow.sh runs them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ddpm_jax import load
+from ddpm_jax.processes import BOUND
+
+pytestmark = pytest.mark.slow
+
+COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+CONFIG = """
+from ddpm_jax.config import *
+CONFIG = Config(
+    model=Model(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,),
+                dropout=0.2, norm_groups=2),
+    diffusion=Diffusion(num_timesteps=10, beta_start=0.01, beta_end=0.5),
+    data=Data(source="npz:pictures.npz", image_shape=(8, 8, 1), holdout=0.2),
+    optim=Optim(learning_rate=1e-3, warmup_steps=2, ema_decay=0.5),
+    train=Train(steps=4, batch_size=8, log_every=1, eval_every=4, sample_every=0, num_samples=4),
+    checkpoint=Checkpoint(every=2),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(pictures, tmp_path_factory):
+    """A folder with tiny.py, its pictures, and runs/one of one process with four devices."""
+    folder = tmp_path_factory.mktemp("hosts")
+    np.savez(folder / "pictures.npz", images=pictures)
+    (folder / "tiny.py").write_text(CONFIG)
+    [(code, said)] = wait(start(folder, 1, 4, *train("one")))
+    assert code == 0, said
+    return folder
+
+
+def train(name, *options):
+    return "train", "tiny.py", "--workdir", f"runs/{name}", *options
+
+
+def start(folder, processes, devices, *args):
+    """The processes of one command, each with so many devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(folder / f"xla-{processes}")}
+
+    def command(i):
+        several = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", processes, "--process-id", i]
+        return [str(word) for word in [*COMMAND, *args, *(several if processes > 1 else [])]]
+
+    return [
+        subprocess.Popen(command(i), cwd=folder, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+        for i in range(processes)
+    ]
+
+
+def wait(running, seconds=300):
+    """[(exit code, what it said)] of each process."""
+    try:
+        said = [process.communicate(timeout=seconds)[0].decode() for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(process.returncode, words) for process, words in zip(running, said, strict=True)]
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(run, other):
+    """The same losses, gradient norms and held-out loss, and the same weights."""
+    for line, of_other in zip(lines(run), lines(other), strict=True):
+        for name in ("loss", "grad_norm", "holdout_loss"):
+            np.testing.assert_allclose(line.get(name, 0), of_other.get(name, 0), rtol=1e-5)
+    for weights in ("ema", "raw"):
+        (_, params), (_, of_other) = load(run, weights=weights), load(other, weights=weights)
+        for name in ("stem", "mid_attention", "up_0_1_block", "out_conv"):
+            for a, b in zip(np_leaves(params[name]), np_leaves(of_other[name]), strict=True):
+                assert np.mean(np.abs(a - b) > 1e-5) < 0.01
+
+
+def np_leaves(tree):
+    import jax
+
+    return map(np.asarray, jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    {"jit": [], "pmap": ["--parallel.mode", "pmap"], "fsdp": ["--parallel.fsdp", 2]}.items(),
+)
+def test_two_processes_with_two_devices_are_one_with_four(folder, name, options):
+    results = wait(start(folder, 2, 2, *train(name, "--train.steps", 2, *options)))
+    assert [code for code, _ in results] == [0, 0], results
+    assert "step 0 of 2" in results[0][1] and "step" not in results[1][1], "process 0 alone talks"
+    # The checkpoint of two processes is gone on with by one, and by two again.
+    processes = 1 if name == "jit" else 2
+    results = wait(start(folder, processes, 4 // processes, *train(name, *options)))
+    assert {code for code, _ in results} == {0}, results
+    assert_same_run(folder / f"runs/{name}", folder / "runs/one")
+    assert (folder / f"runs/{name}/samples.png").exists()
+
+
+def test_samples_and_likelihood_of_two_processes_are_those_of_one(folder):
+    for processes in (1, 2):
+        sample = ["sample", "runs/one", "-n", 5, "--out", f"x{processes}/"]
+        measure = ["likelihood", "runs/one", "--draws", 2, "--out", f"bits{processes}"]
+        for args in (sample, measure):
+            results = wait(start(folder, processes, 2, *args))
+            assert {code for code, _ in results} == {0}, results
+    bits = [json.loads((folder / f"bits{processes}/likelihood.json").read_text()) for processes in (1, 2)]
+    np.testing.assert_allclose(bits[0]["total"], bits[1]["total"], rtol=1e-5)
+    from PIL import Image
+
+    for i in range(5):
+        one, two = (np.asarray(Image.open(folder / f"x{n}/{i:06d}.png")).astype(int) for n in (1, 2))
+        assert np.abs(one - two).max() <= 1
+
+
+def test_sigterm_for_one_of_them_stops_all_after_the_same_step(folder):
+    command = train("stopped", "--train.steps", 100_000, "--checkpoint.every", 100_000, "--train.eval-every", 0)
+    running = start(folder, 2, 2, *command)
+    wait_for_line(folder / "runs/stopped")
+    running[1].send_signal(signal.SIGTERM)
+    results = wait(running, 120)
+    assert [code for code, _ in results] == [0, 0], results
+    assert "SIGTERM: saved after step" in results[0][1]
+    [saved] = [int(path.name) for path in (folder / "runs/stopped/checkpoints").iterdir()]
+    assert [line["step"] for line in lines(folder / "runs/stopped")] == list(range(1, saved + 1))
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_when_one_dies_the_others_end_and_name_it(folder, dies):
+    name = f"died{dies}"
+    running = start(folder, 2, 2, *train(name, "--train.steps", 100_000, "--train.eval-every", 0))
+    wait_for_line(folder / f"runs/{name}")
+    running[dies].kill()
+    started = time.monotonic()
+    results = wait(running, BOUND + 30)
+    took = time.monotonic() - started
+    code, said = results[1 - dies]
+    print(f"\nprocess {dies} died: the other ended after {took:.0f} s with {code}")
+    assert took < BOUND and code != 0
+    assert "another task died" in said
+    assert ("leader task" if dies == 0 else "unhealthy (stopped sending heartbeats):\n1\n") in said
+
+
+def wait_for_line(run):
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
