@@ -82,7 +82,7 @@ def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
         tiny, parallel={"mode": "pmap", "devices": 2}, optim={"clip": "device", "clip_norm": 0.05}, data={"flip": False}
     )
     ddpm = DDPM(config)
-    metrics, state = steps_of(config, pictures, n=1)
+    metrics, _ = steps_of(config, pictures, n=1)
     rng = jax.random.fold_in(jax.random.key(0), 0)
     params = train.init_state(ddpm).params
     batches = Batches(from_array(pictures, (8, 8, 1)), np.arange(len(pictures)), 8, 0)

@@ -1,0 +1,64 @@
+"""How long a save keeps the loop of the CIFAR10 network waiting, beside a step: python benchmarks/checkpoint.py.
+
+Alternates plain steps with steps that are followed by a save, and prints medians. On two CPU cores some minutes.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from ddpm_jax import DDPM
+from ddpm_jax.checkpoint import Checkpoints
+from ddpm_jax.config import load_config
+from ddpm_jax.data import Batches, from_array
+from ddpm_jax.parallel import make_mesh, replicated
+from ddpm_jax.train import Update, init_state
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=8, help="the paper's 128 takes a CPU half a minute a step")
+    parser.add_argument("--saves", type=int, default=3)
+    options = parser.parse_args()
+    config = load_config("cifar10")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=options.batch_size))
+    images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), dtype=np.uint8)
+    source, mesh, ddpm = from_array(images, (32, 32, 3)), make_mesh(), DDPM(config)
+    update = Update(ddpm, mesh, Batches(source, np.arange(256), options.batch_size, 0))
+    state = jax.jit(lambda: init_state(ddpm), out_shardings=replicated(mesh))()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+    done, plain, blocked, saving, while_saving = 0, [], [], [], []
+
+    def step():
+        nonlocal state, done
+        start = time.perf_counter()
+        state, metrics = update(state, done)
+        jax.block_until_ready((state, metrics))
+        done += 1
+        return time.perf_counter() - start
+
+    step()  # Compiles.
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(folder, keep=1)
+        for _ in range(options.saves):
+            plain.append(step())
+            start = time.perf_counter()
+            checkpoints.save(done, state._asdict())
+            blocked.append(time.perf_counter() - start)
+            while_saving.append(step())
+            checkpoints.wait()
+            saving.append(time.perf_counter() - start)
+        checkpoints.close()
+    print(f"{size:.0f} MB of state, batch {options.batch_size}, {mesh.size} x {jax.devices()[0].device_kind}; seconds:")
+    rows = {"a step": plain, "save: the loop waits": blocked, "a step while it is written": while_saving}
+    for name, seconds in {**rows, "save: until it is on disk": saving}.items():
+        print(f"{name:28}{statistics.median(seconds):8.3f}  ({min(seconds):.3f} to {max(seconds):.3f})")
+
+
+if __name__ == "__main__":
+    main()
