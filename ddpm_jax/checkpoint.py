@@ -9,6 +9,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.files import path_of
 
 
 class Checkpoints:
@@ -77,7 +78,7 @@ def abstract_like(tree, shardings):
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
-    path = epath.Path(workdir).expanduser()
+    path = path_of(workdir)
     # Orbax wants absolute paths; resolve() would take gs:// for a local folder's name.
     return (path if "://" in str(path) else path.resolve()) / "checkpoints"
 

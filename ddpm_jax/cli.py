@@ -125,8 +125,9 @@ def main(args: list[str] | None = None) -> int:
     _log_to_stderr()
     try:
         code = _run(args)
-    except (UserError, OSError, ImportError) as error:  # ImportError: a gs:// path without gcsfs.
-        print(f"ddpm-jax: {error}", file=sys.stderr)
+    except (UserError, OSError, ImportError) as error:
+        remedy = "; pip install 'ddpm-jax[gcs]'" if "gcsfs" in str(error) else ""
+        print(f"ddpm-jax: {error}{remedy}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("ddpm-jax: interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, on this machine or in a bucket."""
 
 import io
 
@@ -7,6 +7,14 @@ from etils import epath
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import is_first
+
+
+def path_of(path: epath.PathLike) -> epath.Path:
+    """`path` with ~ expanded. Raises UserError if it is on a kind of filesystem that is not known."""
+    try:
+        return epath.Path(path).expanduser()
+    except KeyError:
+        raise UserError(f"{path}: no such filesystem; choose a local path or one on gs:// or s3://") from None
 
 
 def write_file(path: epath.PathLike, content: bytes) -> None:

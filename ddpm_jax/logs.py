@@ -1,5 +1,6 @@
 """What a run reports: metrics.jsonl, TensorBoard, pictures, and a progress bar."""
 
+import io
 import json
 import logging
 import time
@@ -113,10 +114,23 @@ class _EpathWriters:
     """How tensorboardX opens its files where the workdir is not a local path."""
 
     def open(self, path: str):
-        return epath.Path(path).open("wb")
+        return _WholeFile(epath.Path(path))
 
     def directory_check(self, path: str):
         epath.Path(path).mkdir(parents=True, exist_ok=True)
+
+
+class _WholeFile:
+    """A file of an object store, written anew at every flush: it has no file number to sync, and cannot grow."""
+
+    def __init__(self, path: epath.Path):
+        self.path, self.content = path, io.BytesIO()
+        self.write = self.content.write
+
+    def flush(self) -> None:
+        self.path.write_bytes(self.content.getvalue())
+
+    close = flush
 
 
 def _write_tensorboard_through_epath(workdir: epath.Path) -> None:

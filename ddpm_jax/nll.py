@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ddpm_jax.config import flatten, to_dict
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz, read_npz, write_file
+from ddpm_jax.files import npz, path_of, read_npz, write_file
 from ddpm_jax.images import to_float
 from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.parallel import make_mesh
@@ -88,8 +88,8 @@ def measure(
         **{name: to_dict(ddpm.config)[name] for name in ("model", "diffusion")},
     }
     of = f"test-{source.fingerprint[:8]}" if split == "test" else split
-    folder = epath.Path(run).expanduser() / "likelihood" / f"{of}-{step:08d}-{weights}-seed{seed}"
-    folder = epath.Path(out).expanduser() if out else folder
+    folder = path_of(run) / "likelihood" / f"{of}-{step:08d}-{weights}-seed{seed}"
+    folder = path_of(out) if out else folder
     _claim(folder, label)
 
     size = batch_size or 64 * mesh.size

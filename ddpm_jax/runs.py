@@ -29,7 +29,7 @@ from ddpm_jax.data import Source, load_source
 from ddpm_jax.data import split as divide
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import write_file
+from ddpm_jax.files import path_of, write_file
 from ddpm_jax.parallel import replicated
 from ddpm_jax.processes import wait_for_all
 
@@ -91,7 +91,7 @@ def load_checkpoint(
 
 def read_config(path: epath.PathLike) -> Config:
     """The config of the run directory `path`. Raises UserError if it is none or its config is damaged."""
-    file = epath.Path(path).expanduser() / "config.json"
+    file = path_of(path) / "config.json"
     if not file.exists():
         raise UserError(f"{path}: this is not a run directory, it has no config.json")
     return from_dict(read_json(file))
@@ -103,7 +103,7 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
     Returns its path. Raises UserError naming every field that differs and would change what is
     learned, or if `workdir` holds something else; then nothing has been written.
     """
-    workdir = epath.Path(workdir).expanduser()
+    workdir = path_of(workdir)
     config_file, run_file = workdir / "config.json", workdir / "run.json"
     run = {"data_fingerprint": source.fingerprint, "images": len(source), "starts": []}
     if config_file.exists():
@@ -145,7 +145,7 @@ def read_split(run: epath.PathLike, config: Config, split: Split, data: str | No
     if config.data.source == "array" and data is None:
         raise UserError("data: this run's images came from Python; save them as npz and pass --data npz:PATH")
     source = load_source(dataclasses.replace(config.data, source=data or config.data.source))
-    if source.fingerprint != _read_run(epath.Path(run).expanduser())["data_fingerprint"]:
+    if source.fingerprint != _read_run(path_of(run))["data_fingerprint"]:
         raise UserError(f"data: {data or config.data.source} holds other images than {run} was trained on")
     indices = divide(source, config.data.holdout)[split == "holdout"]
     if not len(indices):
@@ -162,8 +162,9 @@ def _read_run(workdir: epath.Path) -> dict:
 
 
 def _foreign(path: epath.Path) -> bool:
-    # run.json alone is what a start leaves that was killed before it wrote config.json.
-    return path.name != "run.json" and not path.name.startswith(".")
+    # run.json alone is what a start leaves that was killed before it wrote config.json. A folder made in a
+    # bucket's web console lists itself, under a name at which there is nothing.
+    return path.name != "run.json" and not path.name.startswith(".") and path.exists()
 
 
 def _check_same(workdir, saved: Config, config: Config, run, source: Source) -> None:

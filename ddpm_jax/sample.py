@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ddpm_jax.ddpm import Sampler, SamplerName, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz, write_file
+from ddpm_jax.files import npz, path_of, write_file
 from ddpm_jax.images import grid as picture_of
 from ddpm_jax.images import png, to_uint8
 from ddpm_jax.parallel import make_mesh
@@ -43,7 +43,7 @@ def sample_to(
     rng = seed_key(seed)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: must be at least 1, got {batch_size}")
-    path = epath.Path(out).expanduser()
+    path = path_of(out)
     kind = "folder" if str(out).endswith("/") or path.is_dir() else path.suffix
     if kind not in ("folder", ".png", ".npz"):
         raise UserError(f"out: {out} must end in .png (a grid), .npz, or / (a folder)")

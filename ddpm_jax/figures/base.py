@@ -16,7 +16,7 @@ from ddpm_jax.checked import Checked
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz, write_file
+from ddpm_jax.files import npz, path_of, write_file
 from ddpm_jax.parallel import make_mesh
 from ddpm_jax.runs import load_checkpoint, read_config
 from ddpm_jax.samplers import example_keys
@@ -37,7 +37,7 @@ class Figure(Checked):
 
     def path(self) -> epath.Path:
         """The picture's path, in a folder that is there. Raises UserError if it cannot be a .png."""
-        path = epath.Path(self.out or f"{self.name}.png").expanduser()
+        path = path_of(self.out or f"{self.name}.png")
         if path.suffix != ".png" or path.is_dir():
             raise UserError(f"out: {self.out} must end in .png, and be no folder")
         path.parent.mkdir(parents=True, exist_ok=True)  # What cannot be written is better known before.

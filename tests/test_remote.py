@@ -1,0 +1,171 @@
+"""A run on gs://: epath's own backend for it, over a bucket that lies in memory here."""
+
+import dataclasses
+import io
+import json
+
+import fsspec
+import numpy as np
+import pytest
+from conftest import refused
+from etils import epath
+from etils.epath import backend, gpath
+from PIL import Image
+
+from ddpm_jax import checkpoint, fit, load
+from ddpm_jax.cli import main
+from ddpm_jax.files import write_file
+
+
+class Bucket(fsspec.AbstractFileSystem):
+    """What gcsfs shows of a bucket: whole objects by name, no folders but their names' parts, no appending."""
+
+    protocol = ("gs", "gcs")
+    cachable = False
+
+    def __init__(self):
+        super().__init__()
+        self.objects = {}
+
+    def ls(self, path, detail=True, **_):
+        path = self._strip_protocol(path)
+        prefix, found = f"{path}/" if path else "", {path: "file"} if path in self.objects else {}
+        for name in self.objects:
+            if name.startswith(prefix):
+                child, slash, _ = name.removeprefix(prefix).partition("/")
+                # The object PATH/ is the empty folder of the web console: gcsfs lists it as PATH itself.
+                found[f"{prefix}{child}".rstrip("/")] = "directory" if slash or not child else "file"
+        if not found:
+            raise FileNotFoundError(path)
+        entries = [
+            {"name": name, "type": kind, "size": len(self.objects.get(name, b""))} for name, kind in found.items()
+        ]
+        return entries if detail else sorted(found)
+
+    def mkdir(self, path, **_):
+        pass
+
+    makedirs = mkdir
+
+    def cp_file(self, path1, path2, **_):
+        self.objects[self._strip_protocol(path2)] = self.objects[self._strip_protocol(path1)]
+
+    def rm_file(self, path):
+        del self.objects[self._strip_protocol(path)]
+
+    def _open(self, path, mode="rb", **_):
+        if mode == "wb":
+            return Upload(self.objects, path)
+        if mode != "rb":
+            raise NotImplementedError(f"{mode}: objects are whole")
+        if path not in self.objects:
+            raise FileNotFoundError(path)
+        return io.BytesIO(self.objects[path])
+
+
+class Upload(io.BytesIO):
+    """An object that is there once it is closed."""
+
+    def __init__(self, objects, name):
+        super().__init__()
+        self.objects, self.name = objects, name
+
+    def close(self):
+        if not self.closed:
+            self.objects[self.name] = self.getvalue()
+        super().close()
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """An empty bucket behind every gs:// path, and a working directory in which nothing may appear."""
+    here, stub = tmp_path / "here", Bucket()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # TensorFlow has a backend of its own.
+    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: stub)
+    yield stub
+    assert not list(here.iterdir())
+
+
+def names(bucket, folder):
+    return {name.removeprefix(f"{folder}/") for name in bucket.objects if name.startswith(folder)}
+
+
+def test_a_run_in_a_bucket_trains_resumes_and_is_measured(tiny, pictures, bucket, monkeypatch, tmp_path):
+    # Orbax and TensorStore write to gs:// through a driver in C++, past epath: their part lies on the disk here.
+    monkeypatch.setattr(checkpoint, "_folder", lambda workdir: epath.Path(tmp_path / "checkpoints"))
+    np.savez(tmp_path / "pictures.npz", images=pictures)
+    config = dataclasses.replace(
+        tiny,
+        data=dataclasses.replace(tiny.data, source=f"npz:{tmp_path}/pictures.npz"),
+        parallel=dataclasses.replace(tiny.parallel, devices=1),
+    )
+    first = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+    run = "gs://bucket/runs/tiny"
+    bucket.objects["bucket/runs/tiny/"] = b""
+
+    fit(first, run)
+    fit(config, run)
+    there = names(bucket, "bucket/runs/tiny")
+    assert {"config.json", "run.json", "metrics.jsonl", "samples.png", "samples/00000004.png"} <= there
+    assert not [name for name in there if name.endswith(".tmp")]
+    lines = [json.loads(line) for line in bucket.objects["bucket/runs/tiny/metrics.jsonl"].splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    events = [bucket.objects[f"bucket/runs/tiny/{name}"] for name in there if name.startswith("tensorboard/")]
+    assert len(events) == 2 and all(b"grad_norm" in content and b"\x89PNG" in content for content in events)
+    assert Image.open(io.BytesIO(bucket.objects["bucket/runs/tiny/samples.png"])).size[0] > 100
+    assert load(run)[0].config == config
+
+    assert main(["likelihood", run]) == 0
+    folder = "likelihood/holdout-00000004-ema-seed0"
+    summary = json.loads(bucket.objects[f"bucket/runs/tiny/{folder}/likelihood.json"])
+    assert summary["run"] == run and np.isfinite(summary["total"])
+    assert main(["sample", run, "-n", "2", "--out", "gs://bucket/x.npz"]) == 0
+    with np.load(io.BytesIO(bucket.objects["bucket/x.npz"])) as arrays:
+        assert arrays["images"].shape == (2, 8, 8, 1)
+    assert main(["sample", run, "-n", "2", "--out", "gs://bucket/x/"]) == 0
+    assert names(bucket, "bucket/x/") == {"samples.json", "000000.png", "000001.png"}
+
+
+def test_a_figure_goes_into_a_bucket(bucket):
+    assert main(["figure", "schedule", "--num-timesteps", "20", "--out", "gs://bucket/figures/schedule.png"]) == 0
+    assert Image.open(io.BytesIO(bucket.objects["bucket/figures/schedule.png"])).size[0] > 100
+    with np.load(io.BytesIO(bucket.objects["bucket/figures/schedule.npz"])) as arrays:
+        assert arrays["linear_snr"].shape == (20,)
+
+
+def test_a_file_in_a_bucket_is_replaced_whole_or_stays(bucket, monkeypatch):
+    for content in (b"first", b"second"):
+        write_file("gs://bucket/a/file", content)
+    assert bucket.objects == {"bucket/a/file": b"second"}
+
+    def fails(*_):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(bucket, "cp_file", fails)
+    with pytest.raises(OSError, match="no connection"):
+        write_file("gs://bucket/a/file", b"third")
+    assert bucket.objects == {"bucket/a/file": b"second"}
+
+
+def test_a_workdir_that_holds_something_else_is_refused_in_a_bucket_too(bucket, capsys):
+    bucket.objects["bucket/photos/holiday.jpg"] = b""
+    assert "not empty and not a run" in refused(capsys, "train", "digits", "--workdir", "gs://bucket/photos")
+    assert "this is not a run directory" in refused(capsys, "sample", "gs://bucket/photos")
+
+
+def test_filesystems_that_are_not_installed_or_not_known_are_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+
+    def missing(protocol, **_):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    for args in (["train", "digits", "--workdir"], ["sample"], ["likelihood"]):
+        assert "pip install 'ddpm-jax[gcs]'" in refused(capsys, *args, "gs://bucket/run")
+        said = refused(capsys, *args, "ftp://host/run")
+        assert "ftp://host/run" in said and "gs://" in said
+    assert not list(tmp_path.iterdir())
