@@ -73,7 +73,7 @@ runs=0 failures=0
 while true; do
   case $(state) in
     READY)
-      say "training, $((++runs)). time"
+      say "installing and training, start $((++runs))"
       code=0
       { install && train "$@"; } || code=$?
       sleep "$PAUSE" # A slice that is taken away is known to be a little later.

@@ -143,6 +143,12 @@ def test_a_worker_gets_the_arguments_as_they_were_given(cloud, tmp_path):
     options = options_of(trained[2:])
     assert options.workdir == "gs://bucket/run" and options.config.data.source == TRAIN[1]
 
+    # The machine goes down: everything is sent SIGTERM, and training exits with 0 when it has saved.
+    cloud.answers(pgrep=[["", 1]])
+    cloud.write(cloud.folder / "bin/ddpm-jax", "#!/bin/bash\nkill -TERM $PPID\nexit 0\n")
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path / "home", env=cloud.environment(), timeout=30)
+    assert done.returncode == 75
+
 
 def test_failures_are_tried_again_but_not_for_ever_and_wrong_options_not_at_all(cloud):
     run = ["cifar10", "--workdir", "gs://bucket/run"]
