@@ -1,0 +1,294 @@
+"""Whether a run fits its devices and how long it takes, from shapes and traced programs: no array is made."""
+
+import functools
+import importlib.util
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ddpm_jax.config import Config
+from ddpm_jax.ddpm import DDPM, seed_key
+from ddpm_jax.errors import UserError
+from ddpm_jax.parallel import fsdp_spec, replicated
+from ddpm_jax.train import init_state, train_step
+
+AXES = ("data", "fsdp")
+
+# FLOP/s of a device, by what the network computes in, where the user gives none.
+PEAK = {
+    "float32": (156e12, "an A100's peak in TF32"),
+    "bfloat16": (312e12, "an A100's peak in bfloat16"),
+}
+
+
+class Traffic(NamedTuple):
+    """Bytes of a step's collective operations: what each device brings or receives, and what it sends in a ring."""
+
+    operation: str
+    size: int
+    sent: float
+
+
+class Plan(NamedTuple):
+    """What a run takes; bytes are those of one device."""
+
+    config: Config
+    devices: int
+    fsdp: int
+    parameters: int
+    params: int
+    ema_params: int
+    opt_state: int
+    gradient: int
+    activations: int
+    flops: int
+    traffic: list[Traffic]
+
+    @property
+    def memory(self) -> int:
+        """Bytes of everything that lies on a device at the end of the backward pass; the activations are estimated."""
+        return self.params + self.ema_params + self.opt_state + self.gradient + self.activations
+
+    def hours(self, flops_per_s: float, utilisation: float) -> float:
+        """How long config.train.steps take where each device computes `utilisation` * `flops_per_s`."""
+        return self.flops * self.config.train.steps / (self.devices * flops_per_s * utilisation) / 3600
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of the train step on one device of `kind`: its bytes, or why there is no program."""
+
+    topology: str
+    kind: str
+    arguments: int = 0
+    temporaries: int = 0
+    program: int = 0
+    failure: str = ""
+
+    @property
+    def memory(self) -> int:
+        """Bytes in all; what the step returns takes the place of its arguments."""
+        return self.arguments + self.temporaries + self.program
+
+
+def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
+    """What the run of `config` takes on a mesh of devices / fsdp by fsdp devices.
+
+    Raises UserError if fsdp does not divide devices, or devices the batch.
+    """
+    mesh = AbstractMesh(_mesh_shape(config, devices, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    ddpm = DDPM(config)
+    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
+    images = _images(config, config.train.batch_size)
+    return Plan(
+        config=config,
+        devices=devices,
+        fsdp=fsdp,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        params=bytes_a_device(state.params),
+        ema_params=bytes_a_device(state.ema_params),
+        opt_state=bytes_a_device(state.opt_state),
+        gradient=bytes_a_device(state.params),
+        activations=activation_bytes(ddpm, state.params, config.train.batch_size // devices),
+        flops=count_flops(jax.make_jaxpr(functools.partial(train_step, ddpm))(state, images).jaxpr),
+        traffic=ring_traffic(state.params),
+    )
+
+
+def bytes_a_device(tree) -> int:
+    """Bytes that a tree of arrays, abstract or not, takes on each device of its sharding."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def count_flops(jaxpr: Jaxpr) -> int:
+    """The multiplications and additions, counted as two, of all matrix products and convolutions of `jaxpr`.
+
+    Elementwise work is left out. A kernel's taps on padding count, those on the zeros that the gradient of a
+    strided convolution puts between its rows do not. A scan counts as often as it runs, of a cond's branches the
+    dearest. Raises ValueError for a while loop with any such work: how often it runs is not known.
+    """
+    return sum(_flops(eqn) for eqn in jaxpr.eqns)
+
+
+def _flops(eqn) -> int:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval
+        taps = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        return 2 * eqn.outvars[0].aval.size * taps // math.prod(params["lhs_dilation"])
+    inner = [count_flops(jaxpr) for jaxpr in _jaxprs(list(params.values()))]
+    if name == "while" and any(inner):
+        raise ValueError("while: how often it runs is not known, and so neither is what it computes")
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _jaxprs(values):
+    """Yields the programs among an equation's parameters."""
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _jaxprs(value)
+
+
+def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
+    """Bytes that JAX's backward pass keeps of the forward pass on `batch_size` images, but for the parameters.
+
+    An estimate: XLA computes some of it anew where that is cheaper, and needs room of its own.
+    """
+    x_0 = jax.ShapeDtypeStruct((batch_size, *ddpm.image_shape), jnp.float32)
+    rng = jax.eval_shape(lambda: seed_key(0))
+
+    def residuals(params, rng, x_0):
+        return jax.tree.leaves(jax.vjp(lambda params: ddpm.loss(params, rng, x_0, train=True).mean(), params)[1])
+
+    jaxpr = jax.make_jaxpr(residuals)(params, rng, x_0).jaxpr
+    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)} - {*jaxpr.invars, *jaxpr.constvars}
+    return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
+
+
+def ring_traffic(params) -> list[Traffic]:
+    """What the devices exchange a step, over rings of n = data * fsdp devices; gradients are float32 as parameters.
+
+    An array of N bytes that is whole on every device: its gradient is all-reduced over all n, and each device
+    sends 2 N (n - 1) / n. One divided over fsdp: all-gathered for the forward pass and for the backward pass,
+    N (fsdp - 1) / fsdp each; its gradient is reduce-scattered, as much again, and the part of each device
+    all-reduced over data, 2 (N / fsdp) (data - 1) / data.
+    """
+    data, fsdp = (jax.tree.leaves(params)[0].sharding.mesh.shape[axis] for axis in AXES)
+    whole = [leaf for leaf in jax.tree.leaves(params) if leaf.sharding.is_fully_replicated]
+    N, all_N = (sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) for leaves in (whole, jax.tree.leaves(params)))
+    divided, n = all_N - N, data * fsdp
+    over_data = 2 * (divided / fsdp) * (data - 1) / data
+    return [
+        Traffic("all-reduced", N + divided // fsdp, 2 * N * (n - 1) / n + over_data),
+        Traffic("reduce-scattered", divided, divided * (fsdp - 1) / fsdp),
+        Traffic("all-gathered", 2 * divided, 2 * divided * (fsdp - 1) / fsdp),
+    ]
+
+
+def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> Compiled:
+    """Compiles the train step for the TPUs of `topology`, "v5e:2x2" for one, of which none need be here.
+
+    Raises UserError if libtpu is not installed, does not know the topology, or it has another number of devices.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("compile: libtpu is not installed; pip install 'ddpm-jax[tpu]'")
+    try:
+        tpus = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:
+        raise UserError(f"compile: no topology {topology!r}: {_first_line(error)}; v5e:2x2 is one") from None
+    if len(tpus) != devices:
+        raise UserError(f"compile: {topology} has {len(tpus)} devices, not {devices}; pass --devices {len(tpus)}")
+    mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
+    ddpm = DDPM(config)
+    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
+    images = _images(config, config.train.batch_size, sharding=NamedSharding(mesh, PartitionSpec(AXES)))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)
+    step = jax.jit(train_step, static_argnums=0, donate_argnums=1, out_shardings=shardings)
+    try:
+        memory = step.lower(ddpm, state, images).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        return Compiled(topology, tpus[0].device_kind, failure=_first_line(error))
+    return Compiled(
+        topology,
+        tpus[0].device_kind,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        program=memory.generated_code_size_in_bytes,
+    )
+
+
+def table(
+    plan: Plan,
+    flops_per_s: float | None = None,
+    utilisation: float = 0.3,
+    memory_gib: float | None = None,
+    compiled: Compiled | None = None,
+) -> str:
+    """The plan in words, a device's memory held to `memory_gib` where that is given."""
+    train, fsdp = plan.config.train, plan.fsdp
+    assumed, whose = PEAK[plan.config.model.dtype]
+    rate = flops_per_s or assumed
+    source = "" if flops_per_s else f", {whose}, which is an assumption (--flops-per-s)"
+    images = train.batch_size // plan.devices
+    rows = [
+        ("parameters", f"{plan.parameters:,}"),
+        ("mesh", f"data {plan.devices // fsdp} x fsdp {fsdp}, {images} of a batch's {train.batch_size} images a device"),
+        ("", ""),
+        ("a device's memory", ""),
+        ("  parameters", _mib(plan.params)),
+        ("  their average", _mib(plan.ema_params)),
+        ("  optimiser", _mib(plan.opt_state)),
+        ("  gradient", _mib(plan.gradient)),
+        ("  activations", f"{_mib(plan.activations)}  an estimate"),
+        ("  in all", f"{_mib(plan.memory)}{_verdict(plan.memory, memory_gib)}"),
+        ("", ""),
+        ("a step", ""),
+        ("  computes", f"{plan.flops / 1e9:,.1f} GFLOP, {plan.flops / train.batch_size / 1e9:,.1f} an image"),
+        *((f"  {name}", f"{_mib(size)}  {_mib(sent).strip()} sent by each device") for name, size, sent in plan.traffic),
+        ("", ""),
+        ("the run", f"{train.steps:,} steps, {train.steps * train.batch_size:,} images"),
+        ("  takes", f"{plan.hours(rate, utilisation):,.1f} hours at {utilisation:g} of {rate / 1e12:g} TFLOP/s{source}"),
+    ]
+    if compiled is not None:
+        rows += [("", ""), *_compiled_rows(compiled, memory_gib)]
+    return "\n".join(f"{name:20}{value}".rstrip() for name, value in rows)
+
+
+def _compiled_rows(compiled: Compiled, memory_gib: float | None) -> list[tuple[str, str]]:
+    title = (f"compiled for {compiled.topology}", f"({compiled.kind})")
+    if compiled.failure:
+        return [title, ("  fits", f"no: {compiled.failure}")]
+    return [
+        title,
+        ("  arguments", _mib(compiled.arguments)),
+        ("  temporaries", _mib(compiled.temporaries)),
+        ("  program", _mib(compiled.program)),
+        ("  in all", f"{_mib(compiled.memory)}{_verdict(compiled.memory, memory_gib)}"),
+    ]
+
+
+def _verdict(size: int, memory_gib: float | None) -> str:
+    if memory_gib is None:
+        return ""
+    return f"  {'fits' if size <= memory_gib * 2**30 else 'does not fit'} in {memory_gib:g} GiB"
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:>12,.1f} MiB"
+
+
+def _mesh_shape(config: Config, devices: int, fsdp: int) -> tuple[int, int]:
+    if devices % fsdp:
+        raise UserError(f"fsdp: {fsdp} does not divide the {devices} devices; choose a divisor of {devices}")
+    if config.train.batch_size % devices:
+        raise UserError(f"train.batch_size: {config.train.batch_size} is not divisible by the {devices} devices")
+    return devices // fsdp, fsdp
+
+
+def _on(mesh, tree):
+    """The abstract arrays of `tree` with the shardings they get on `mesh`."""
+    return jax.tree.map(
+        lambda leaf: leaf.update(sharding=NamedSharding(mesh, fsdp_spec(leaf.shape, mesh.shape["fsdp"]))), tree
+    )
+
+
+def _images(config: Config, batch_size: int, **options) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch_size, *config.data.image_shape), jnp.uint8, **options)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
