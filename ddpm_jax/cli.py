@@ -7,12 +7,13 @@ import logging
 import re
 import sys
 import textwrap
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from ddpm_jax import __version__
-from ddpm_jax.config import Config, load_config, shipped_configs
+from ddpm_jax.checked import Checked, Range
+from ddpm_jax.config import Config, Positive, load_config, shipped_configs
 from ddpm_jax.errors import UserError
 
 log = logging.getLogger("ddpm_jax")
@@ -31,6 +32,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
 
   train CONFIG    train a model, or go on with one; CONFIG is a file or one of
                   {configs}
+  plan CONFIG     what that run takes: memory, FLOPs, traffic, hours; makes nothing
   sample RUN      draw images from a trained model
   likelihood RUN  its bound on the bits per dimension of a whole split
   figure NAME RUN draw one of the paper's figures; NAME is one of
@@ -63,6 +65,34 @@ class TrainOptions:
     workdir: str
     """Folder of the run, made if it is missing."""
     processes: Together = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine(Checked):
+    """What a run is planned for."""
+
+    GROUP: ClassVar[str] = ""
+
+    devices: Positive = 1
+    """How many devices share the batch."""
+    fsdp: Positive = 1
+    """Over how many of them parameters, average and optimiser state are divided."""
+    flops_per_s: Annotated[float, Range(above=0)] | None = None
+    """Peak FLOP/s of a device; None for an A100's, in TF32 or, for such a model, in bfloat16."""
+    utilisation: Annotated[float, Range(above=0, max=1)] = 0.3
+    """Part of the peak that the run is taken to reach."""
+    memory_gib: Annotated[float, Range(above=0)] | None = None
+    """Memory of a device in GiB, to tell whether the run fits; None to tell only what it takes."""
+    compile: str | None = None
+    """Also compile the step for TPUs that need not be here, for one v5e:2x2, and tell its memory; needs libtpu."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """What a run takes, from shapes alone: memory, FLOPs, traffic, hours."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +179,7 @@ def _leave(code: int) -> None:
 
 
 def _run(args: list[str]) -> int:
-    commands = {"train": _train, "sample": _sample, "likelihood": _likelihood, "figure": _figure}
+    commands = {"train": _train, "plan": _plan, "sample": _sample, "likelihood": _likelihood, "figure": _figure}
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     if command in ("-h", "--help"):
         print(_usage())
@@ -163,18 +193,37 @@ def _run(args: list[str]) -> int:
 
 
 def _train(args: list[str]) -> None:
-    if not args or args[0].startswith("-"):
-        if args in (["-h"], ["--help"]):
-            args = ["digits", "--help"]
-        else:
-            raise UserError("train: name the config first: ddpm-jax train CONFIG [--options]")
-    name, *args = args
+    name, *args = _config_first("train", args)
     default = TrainOptions(load_config(name), f"runs/{name.removesuffix('.py').rpartition('/')[2]}")
     options = _parse(TrainOptions, args, f"ddpm-jax train {name}", default)
     _start(options.processes)
     from ddpm_jax.train import fit
 
     fit(options.config, options.workdir)
+
+
+def _plan(args: list[str]) -> None:
+    name, *args = _config_first("plan", args)
+    options = _parse(PlanOptions, args, f"ddpm-jax plan {name}", PlanOptions(load_config(name)))
+    import jax
+
+    # It needs no accelerator, and must not take one's memory from a run.
+    jax.config.update("jax_platforms", "cpu")
+    from ddpm_jax.plan import compile_for, plan, table
+
+    config, machine = options.config, options.machine
+    planned = plan(config, machine.devices, machine.fsdp)
+    compiled = machine.compile and compile_for(config, machine.compile, machine.devices, machine.fsdp)
+    print(table(planned, machine.flops_per_s, machine.utilisation, machine.memory_gib, compiled))
+
+
+def _config_first(command: str, args: list[str]) -> list[str]:
+    """The arguments, of which the first names a config: its fields are the options' defaults."""
+    if args in (["-h"], ["--help"]):
+        return ["digits", "--help"]
+    if not args or args[0].startswith("-"):
+        raise UserError(f"{command}: name the config first: ddpm-jax {command} CONFIG [--options]")
+    return args
 
 
 def _sample(args: list[str]) -> None:

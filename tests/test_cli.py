@@ -24,7 +24,7 @@ SMALL = ["--model.base-channels", "4", "--model.norm-groups", "2", "--diffusion.
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["tarin"], "no command 'tarin'; there are train, sample, likelihood, figure"),
+        (["tarin"], "no command 'tarin'; there are train, plan, sample, likelihood, figure"),
         (["train"], "name the config first"),
         (["train", "digts"], "no file 'digts', and the shipped ones are"),
         (["train", "digits", "--optim.learning-rat", "1"], "--optim.learning-rate"),

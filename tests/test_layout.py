@@ -28,6 +28,7 @@ ddpm
 runs
 logs signals
 train sample nll
+plan
 figures
 cli
 """.strip().splitlines()
