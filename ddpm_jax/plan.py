@@ -155,7 +155,7 @@ def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
         return jax.tree.leaves(jax.vjp(lambda params: ddpm.loss(params, rng, x_0, train=True).mean(), params)[1])
 
     jaxpr = jax.make_jaxpr(residuals)(params, rng, x_0).jaxpr
-    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)} - {*jaxpr.invars, *jaxpr.constvars}
+    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)} - {*jaxpr.invars[:-1], *jaxpr.constvars}
     return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
 
 
@@ -172,11 +172,12 @@ def ring_traffic(params) -> list[Traffic]:
     N, all_N = (sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) for leaves in (whole, jax.tree.leaves(params)))
     divided, n = all_N - N, data * fsdp
     over_data = 2 * (divided / fsdp) * (data - 1) / data
-    return [
+    rows = [
         Traffic("all-reduced", N + divided // fsdp, 2 * N * (n - 1) / n + over_data),
         Traffic("reduce-scattered", divided, divided * (fsdp - 1) / fsdp),
         Traffic("all-gathered", 2 * divided, 2 * divided * (fsdp - 1) / fsdp),
     ]
+    return [row for row in rows if row.sent]
 
 
 def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> Compiled:
@@ -219,14 +220,16 @@ def table(
     compiled: Compiled | None = None,
 ) -> str:
     """The plan in words, a device's memory held to `memory_gib` where that is given."""
-    train, fsdp = plan.config.train, plan.fsdp
+    train = plan.config.train
     assumed, whose = PEAK[plan.config.model.dtype]
     rate = flops_per_s or assumed
     source = "" if flops_per_s else f", {whose}, which is an assumption (--flops-per-s)"
-    images = train.batch_size // plan.devices
+    hours = plan.hours(rate, utilisation)
+    hours = f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}"
     rows = [
         ("parameters", f"{plan.parameters:,}"),
-        ("mesh", f"data {plan.devices // fsdp} x fsdp {fsdp}, {images} of a batch's {train.batch_size} images a device"),
+        ("mesh", f"data {plan.devices // plan.fsdp} x fsdp {plan.fsdp}"),
+        ("batch", f"{train.batch_size} images, {train.batch_size // plan.devices} a device"),
         ("", ""),
         ("a device's memory", ""),
         ("  parameters", _mib(plan.params)),
@@ -237,11 +240,11 @@ def table(
         ("  in all", f"{_mib(plan.memory)}{_verdict(plan.memory, memory_gib)}"),
         ("", ""),
         ("a step", ""),
-        ("  computes", f"{plan.flops / 1e9:,.1f} GFLOP, {plan.flops / train.batch_size / 1e9:,.1f} an image"),
-        *((f"  {name}", f"{_mib(size)}  {_mib(sent).strip()} sent by each device") for name, size, sent in plan.traffic),
+        ("  computes", f"{_si(plan.flops)}FLOP, {_si(plan.flops / train.batch_size)}FLOP an image"),
+        *((f"  {name}", f"{_mib(size)}  each device sends {_mib(sent).strip()}") for name, size, sent in plan.traffic),
         ("", ""),
         ("the run", f"{train.steps:,} steps, {train.steps * train.batch_size:,} images"),
-        ("  takes", f"{plan.hours(rate, utilisation):,.1f} hours at {utilisation:g} of {rate / 1e12:g} TFLOP/s{source}"),
+        ("  takes", f"{hours} hours at {utilisation:g} of {_si(rate)}FLOP/s a device{source}"),
     ]
     if compiled is not None:
         rows += [("", ""), *_compiled_rows(compiled, memory_gib)]
@@ -269,6 +272,12 @@ def _verdict(size: int, memory_gib: float | None) -> str:
 
 def _mib(size: float) -> str:
     return f"{size / 2**20:>12,.1f} MiB"
+
+
+def _si(number: float) -> str:
+    """For example "12.4 G"."""
+    exponent = min(max(int(math.log10(number)) // 3 * 3, 0), 15)
+    return f"{number / 10**exponent:.4g} {dict(zip(range(0, 18, 3), ('', *'kMGTP'), strict=True))[exponent]}"
 
 
 def _mesh_shape(config: Config, devices: int, fsdp: int) -> tuple[int, int]:

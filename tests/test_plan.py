@@ -1,0 +1,231 @@
+"""The plan: FLOPs against a count by hand and XLA's own, bytes against real arrays, traffic and hours."""
+
+import dataclasses
+import functools
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import refused
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ddpm_jax import DDPM, plan, train
+from ddpm_jax.cli import main
+from ddpm_jax.config import Model, load_config
+from ddpm_jax.parallel import fsdp_spec
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+def flops_of(function, *args):
+    return plan.count_flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def forward(config, batch_size):
+    """(denoise, its arguments in the abstract)."""
+    ddpm = DDPM(config)
+    params = jax.eval_shape(ddpm.init, jax.random.key(0))
+    return ddpm.denoise, (params, array(batch_size, *ddpm.image_shape), array(batch_size, dtype=jnp.int32))
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    """One level of 64 channels: it has kernels above and below the size that is divided."""
+    return dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, base_channels=64))
+
+
+@pytest.fixture(scope="module")
+def planned(config):
+    """Its plan for four devices, two of which share the state."""
+    return plan.plan(config, 4, fsdp=2)
+
+
+@pytest.fixture(scope="module")
+def state(config):
+    """Its state in the abstract."""
+    return jax.eval_shape(functools.partial(train.init_state, DDPM(config)))
+
+
+def test_the_cifar10_networks_forward_pass_costs_what_a_count_by_hand_says():
+    """Appendix B layer by layer, multiplications alone, for images of 32^2, 16^2, 8^2 and 4^2 pixels."""
+
+    def conv(pixels, c_in, c_out):
+        return 9 * pixels * c_in * c_out
+
+    def block(pixels, c_in, c_out):
+        shortcut = pixels * c_in * c_out if c_in != c_out else 0
+        return conv(pixels, c_in, c_out) + 512 * c_out + conv(pixels, c_out, c_out) + shortcut
+
+    def attention(pixels, c):
+        return 4 * pixels * c * c + 2 * pixels * pixels * c
+
+    p32, p16, p8, p4 = 32**2, 16**2, 8**2, 4**2
+    count = 128 * 512 + 512 * 512 + conv(p32, 3, 128)
+    # Down: two blocks a level, attention at 16x16, and a strided convolution but after the last.
+    count += 2 * block(p32, 128, 128) + conv(p16, 128, 128)
+    count += block(p16, 128, 256) + block(p16, 256, 256) + 2 * attention(p16, 256) + conv(p8, 256, 256)
+    count += 2 * block(p8, 256, 256) + conv(p4, 256, 256)
+    count += 2 * block(p4, 256, 256)
+    count += 2 * block(p4, 256, 256) + attention(p4, 256)
+    # Up: three blocks a level, each with a skip: 256 channels until the two from 32x32, and the strided one's 128.
+    count += 3 * block(p4, 512, 256) + conv(p8, 256, 256)
+    count += 3 * block(p8, 512, 256) + conv(p16, 256, 256)
+    count += 2 * block(p16, 512, 256) + block(p16, 384, 256) + 3 * attention(p16, 256) + conv(p32, 256, 256)
+    count += block(p32, 384, 128) + 2 * block(p32, 256, 128)
+    count += conv(p32, 128, 3)
+
+    denoise, args = forward(load_config("cifar10"), 2)
+    assert flops_of(denoise, *args) == 2 * (2 * count)
+    assert 2 * count == pytest.approx(12.4e9, rel=0.005)
+
+
+def test_a_step_costs_three_forward_passes(config, planned):
+    """But for the gradients of what the network is given: the image and the sinusoids."""
+    denoise, args = forward(config, 8)
+    unneeded = 2 * 8 * (9 * 64 * 1 * 64 + 64 * 256)
+    assert planned.flops == 3 * flops_of(denoise, *args) - unneeded
+
+
+def test_flops_are_close_to_those_that_xla_counts(tiny):
+    """XLA leaves out the taps on padding, here 4% of a 3x3 kernel's, and adds what is elementwise."""
+    model = Model(base_channels=64, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(16,))
+    denoise, args = forward(dataclasses.replace(load_config("cifar10"), model=model), 2)
+    traced = jax.jit(denoise).trace(*args)
+    assert plan.count_flops(traced.jaxpr.jaxpr) == pytest.approx(traced.lower().cost_analysis()["flops"], rel=0.06)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_each_gradient_of_a_convolution_costs_what_the_convolution_does(stride):
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x, kernel = array(2, 8, 8, 3), array(3, 3, 3, 5)
+    expected = 2 * 2 * (8 // stride) ** 2 * 9 * 3 * 5
+    assert flops_of(conv, x, kernel) == expected
+    for i in (0, 1):
+        gradient = jax.grad(lambda *args: conv(*args).sum(), i)
+        assert flops_of(gradient, x, kernel) == 2 * expected, i
+
+
+def test_flops_inside_of_loops_branches_and_checkpoints():
+    a = array(4, 4)
+    product = 2 * 4**3
+
+    def scanned(a):
+        return jax.lax.scan(lambda carry, _: (carry @ a, None), a, length=5)[0]
+
+    def branched(a):
+        return jax.lax.cond(a[0, 0] > 0, lambda a: a @ a @ a, lambda a: a @ a, a)
+
+    def looped(a):
+        return jax.lax.while_loop(lambda a: a[0, 0] > 0, lambda a: a @ a, a)
+
+    assert flops_of(scanned, a) == flops_of(jax.jit(scanned), a) == 5 * product
+    assert flops_of(branched, a) == 2 * product
+    # The second product is made again: three forward, and two of each backward.
+    recomputed = jax.grad(lambda a: jax.checkpoint(lambda a: jnp.sin(a @ a))(a).sum())
+    assert flops_of(recomputed, a) == 4 * product
+    assert flops_of(lambda a: jnp.einsum("bij,bjk->bik", a, a), array(3, 4, 4)) == 3 * product
+    with pytest.raises(ValueError, match="while"):
+        flops_of(looped, a)
+
+
+def test_bytes_are_those_of_real_arrays_on_a_mesh_of_their_shardings(planned, state):
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+    def held(tree):
+        """Bytes of zeros of that tree's shapes on the first device."""
+        size = 0
+        for leaf in jax.tree.leaves(tree):
+            sharding = NamedSharding(mesh, fsdp_spec(leaf.shape, 2))
+            zeros = jax.device_put(np.zeros(leaf.shape, leaf.dtype), sharding)
+            size += zeros.addressable_shards[0].data.nbytes
+        return size
+
+    assert planned.params == planned.ema_params == planned.gradient == held(state.params)
+    assert planned.opt_state == held(state.opt_state)
+    assert planned.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert 2 * planned.parameters < planned.params < 4 * planned.parameters
+
+
+def test_arrays_are_divided_along_the_largest_axis_that_can_be():
+    assert fsdp_spec((3, 3, 256, 512), 8) == PartitionSpec(None, None, None, "fsdp")
+    assert fsdp_spec((3, 3, 512, 256), 8) == PartitionSpec(None, None, "fsdp")
+    assert fsdp_spec((512, 131), 8) == fsdp_spec((512, 1031), 8) == PartitionSpec("fsdp")
+    assert fsdp_spec((512, 127), 8) == fsdp_spec((511, 1031), 8) == fsdp_spec((512, 512), 1) == PartitionSpec()
+
+
+def test_activations_are_what_the_backward_pass_keeps():
+    """Of (sin(x v) w)^2: x, the cosine and the sine of x v, and sin(x v) w; the parameters are not counted."""
+
+    class Model:
+        image_shape = (4, 4, 1)
+
+        def loss(self, params, rng, x_0, train):
+            assert train
+            v, w = params
+            return jnp.square(jnp.sin(x_0.reshape(-1, 16) @ v) @ w).sum(axis=1)
+
+    class Recomputed(Model):
+        def loss(self, *args, train):
+            return jax.checkpoint(functools.partial(super().loss, train=train))(*args)
+
+    params = array(16, 5), array(5, 2)
+    assert plan.activation_bytes(Model(), params, 3) == 4 * 3 * (16 + 5 + 5 + 2)
+    assert plan.activation_bytes(Recomputed(), params, 3) == 4 * 3 * 16
+
+
+def test_traffic_is_that_of_a_ring_of_which_every_device_sends_its_part_round(planned, state):
+    """Passes of n - 1 rounds in each of which an n-th goes to the next: one reduces, one gathers."""
+
+    def sent(size, n, passes):
+        return sum(size / n for _ in range(passes) for _ in range(n - 1))
+
+    leaves = jax.tree.leaves(state.params)
+    divided = 4 * sum(leaf.size for leaf in leaves if fsdp_spec(leaf.shape, 2))
+    whole = 4 * planned.parameters - divided
+    reduced, scattered, gathered = planned.traffic
+    assert 0 < divided < whole
+    assert reduced == ("all-reduced", whole + divided / 2, sent(whole, 4, 2) + sent(divided / 2, 2, 2))
+    assert scattered == ("reduce-scattered", divided, sent(divided, 2, 1))
+    assert gathered == ("all-gathered", 2 * divided, sent(2 * divided, 2, 1))
+
+
+def test_the_command_prints_it_all(capsys):
+    args = ["--devices", "4", "--flops-per-s", "1e9", "--utilisation", "0.5", "--memory-gib", "1"]
+    assert main(["plan", "digits", *args, "--model.channel-multipliers", "1", "--train.batch-size", "64"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    # All that is held in float32: 162,177 numbers.
+    assert "parameters 162,177 mesh data 4 x fsdp 1 batch 64 images, 16 a device" in printed
+    assert "parameters 0.6 MiB their average 0.6 MiB optimiser 1.2 MiB gradient 0.6 MiB" in printed
+    assert "MiB an estimate in all" in printed and "MiB fits in 1 GiB" in printed
+    assert "all-reduced 0.6 MiB each device sends 0.9 MiB" in printed and "scattered" not in printed
+    hours = float(re.search("takes (.*) hours at 0.5 of 1 GFLOP/s a device$", printed)[1])
+    computed = float(re.search("computes (.*) GFLOP,", printed)[1])
+    assert hours == pytest.approx(computed * 4500 / (4 * 0.5 * 3600), rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "plan: name the config first"),
+        (["digits", "--devices", "-1"], "devices: must be at least 1, got -1"),
+        (["digits", "--devices", "3"], "train.batch_size: 32 is not divisible by the 3 devices"),
+        (["digits", "--devices", "4", "--fsdp", "3"], "fsdp: 3 does not divide the 4 devices"),
+        (["digits", "--flops-per-s", "-1e12"], "flops_per_s: must be above 0"),
+        (["digits", "--utilisation", "30"], "utilisation: must be at most 1"),
+        (["digits", "--memory-gib", "0"], "memory_gib: must be above 0"),
+        (["digits", "--optim.learning-rate", "-1"], "optim.learning_rate: must be above 0, got -1.0"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(capsys, args, says):
+    assert says in refused(capsys, "plan", *args)
