@@ -190,7 +190,7 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
     try:
         tpus = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:
-        raise UserError(f"compile: no topology {topology!r}: {_first_line(error)}; v5e:2x2 is one") from None
+        raise UserError(f"compile: {topology!r}: {_first_line(error)} (v5e:2x2 is a topology)") from None
     if len(tpus) != devices:
         raise UserError(f"compile: {topology} has {len(tpus)} devices, not {devices}; pass --devices {len(tpus)}")
     mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
@@ -252,7 +252,7 @@ def table(
 
 
 def _compiled_rows(compiled: Compiled, memory_gib: float | None) -> list[tuple[str, str]]:
-    title = (f"compiled for {compiled.topology}", f"({compiled.kind})")
+    title = ("compiled", f"for {compiled.topology}, {compiled.kind}")
     if compiled.failure:
         return [title, ("  fits", f"no: {compiled.failure}")]
     return [

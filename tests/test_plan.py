@@ -12,7 +12,7 @@ import pytest
 from conftest import refused
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ddpm_jax import DDPM, plan, train
+from ddpm_jax import DDPM, UserError, plan, train
 from ddpm_jax.cli import main
 from ddpm_jax.config import Model, load_config
 from ddpm_jax.parallel import fsdp_spec
@@ -229,3 +229,29 @@ def test_the_command_prints_it_all(capsys):
 )
 def test_bad_input_gets_one_clear_line(capsys, args, says):
     assert says in refused(capsys, "plan", *args)
+
+
+def test_compiling_without_libtpu_says_what_to_install(config, monkeypatch):
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"libtpu is not installed; pip install 'ddpm-jax\[tpu\]'"):
+        plan.compile_for(config, "v5e:2x2", 4)
+
+
+@needs_libtpu
+def test_the_step_compiles_for_tpus_that_are_not_here(tiny, capsys):
+    """The state of 4,000 parameters is in the arguments, which the compiler pads."""
+    compiled = plan.compile_for(tiny, "v5e:2x2", 4)
+    state = jax.eval_shape(functools.partial(train.init_state, DDPM(tiny)))
+    assert compiled.kind == "TPU v5 lite" and not compiled.failure
+    assert compiled.arguments > sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert compiled.memory > compiled.arguments + compiled.temporaries > compiled.arguments
+    for topology, devices, says in [("v5e:2x2", 8, "has 4 devices, not 8; pass --devices 4"), ("v99:2x2", 4, "v99")]:
+        with pytest.raises(UserError, match=says):
+            plan.compile_for(tiny, topology, devices)
+
+
+def test_the_compilers_verdict_is_printed(planned):
+    printed = plan.table(planned, memory_gib=16, compiled=plan.Compiled("v5e:2x2", "TPU v5 lite", 2**34, 2**20, 2**20))
+    assert printed.endswith("in all                16,386.0 MiB  does not fit in 16 GiB")
+    failed = plan.Compiled("v5e:2x2", "TPU v5 lite", failure="RESOURCE_EXHAUSTED: Ran out of memory")
+    assert plan.table(planned, compiled=failed).endswith("fits              no: RESOURCE_EXHAUSTED: Ran out of memory")
