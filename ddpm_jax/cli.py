@@ -75,8 +75,8 @@ class Machine(Checked):
 
     devices: Positive = 1
     """How many devices share the batch."""
-    fsdp: Positive = 1
-    """Over how many of them parameters, average and optimiser state are divided."""
+    fsdp: Positive | None = None
+    """Over how many of them parameters, average and optimiser state are divided; None for parallel.fsdp."""
     flops_per_s: Annotated[float, Range(above=0)] | None = None
     """Peak FLOP/s of a device; None for an A100's, in TF32 or, for such a model, in bfloat16."""
     utilisation: Annotated[float, Range(above=0, max=1)] = 0.3
@@ -212,8 +212,9 @@ def _plan(args: list[str]) -> None:
     from ddpm_jax.plan import compile_for, plan, table
 
     config, machine = options.config, options.machine
-    planned = plan(config, machine.devices, machine.fsdp)
-    compiled = machine.compile and compile_for(config, machine.compile, machine.devices, machine.fsdp)
+    fsdp = machine.fsdp or config.parallel.fsdp
+    planned = plan(config, machine.devices, fsdp)
+    compiled = machine.compile and compile_for(config, machine.compile, machine.devices, fsdp)
     print(table(planned, machine.flops_per_s, machine.utilisation, machine.memory_gib, compiled))
 
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ddpm_jax.config import Config
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.parallel import fsdp_spec, replicated
-from ddpm_jax.train import init_state, train_step
+from ddpm_jax.parallel import batch_sharding, state_shardings
+from ddpm_jax.train import check_batch, init_state, train_step
 
 AXES = ("data", "fsdp")
 
@@ -94,7 +94,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
         ema_params=bytes_a_device(state.ema_params),
         opt_state=bytes_a_device(state.opt_state),
         gradient=bytes_a_device(state.params),
-        activations=activation_bytes(ddpm, state.params, config.train.batch_size // devices),
+        activations=activation_bytes(ddpm, state.params, config.train.batch_size // devices // config.train.accumulate),
         flops=count_flops(jax.make_jaxpr(functools.partial(train_step, ddpm))(state, images).jaxpr),
         traffic=ring_traffic(state.params),
     )
@@ -196,11 +196,10 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
     mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
     ddpm = DDPM(config)
     state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
-    images = _images(config, config.train.batch_size, sharding=NamedSharding(mesh, PartitionSpec(AXES)))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)
-    step = jax.jit(train_step, static_argnums=0, donate_argnums=1, out_shardings=shardings)
+    images = _images(config, config.train.batch_size, sharding=batch_sharding(mesh))
+    step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
     try:
-        memory = step.lower(ddpm, state, images).compile().memory_analysis()
+        memory = step.lower(ddpm, state, images, mesh=mesh).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         return Compiled(topology, tpus[0].device_kind, failure=_first_line(error))
     return Compiled(
@@ -283,16 +282,13 @@ def _si(number: float) -> str:
 def _mesh_shape(config: Config, devices: int, fsdp: int) -> tuple[int, int]:
     if devices % fsdp:
         raise UserError(f"fsdp: {fsdp} does not divide the {devices} devices; choose a divisor of {devices}")
-    if config.train.batch_size % devices:
-        raise UserError(f"train.batch_size: {config.train.batch_size} is not divisible by the {devices} devices")
+    check_batch(config.train, devices)
     return devices // fsdp, fsdp
 
 
 def _on(mesh, tree):
     """The abstract arrays of `tree` with the shardings they get on `mesh`."""
-    return jax.tree.map(
-        lambda leaf: leaf.update(sharding=NamedSharding(mesh, fsdp_spec(leaf.shape, mesh.shape["fsdp"]))), tree
-    )
+    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), tree, state_shardings(tree, mesh))
 
 
 def _images(config: Config, batch_size: int, **options) -> jax.ShapeDtypeStruct:

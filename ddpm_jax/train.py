@@ -16,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from ddpm_jax.checkpoint import Checkpoints, abstract_like
-from ddpm_jax.config import Config, Optim
+from ddpm_jax.config import Config, Optim, Train
 from ddpm_jax.data import Batches, Source, from_array, load_source, split
 from ddpm_jax.ddpm import DDPM, random_flip, seed_key
 from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
@@ -155,11 +155,7 @@ def fit(config: Config, workdir: epath.PathLike, images: np.ndarray | None = Non
     train, held_out = split(source, config.data.holdout)
     held_out = held_out[np.linspace(0, len(held_out) - 1, min(len(held_out), config.train.eval_images)).astype(int)]
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
-    if config.train.batch_size % (mesh.size * config.train.accumulate):
-        parts = f"{config.train.accumulate} parts of train.accumulate on " if config.train.accumulate > 1 else ""
-        raise UserError(
-            f"train.batch_size: {config.train.batch_size} is not divisible by the {parts}{mesh.size} devices"
-        )
+    check_batch(config.train, mesh.size)
 
     workdir = start_run(workdir, config, source, describe_devices(mesh))
     log.info("data: %d images, %d of them to train on, fingerprint %s", len(source), len(train), source.fingerprint)
@@ -174,6 +170,13 @@ def fit(config: Config, workdir: epath.PathLike, images: np.ndarray | None = Non
         update = Update(ddpm, mesh, Batches(source, train, config.train.batch_size, config.seed))
         with contextlib.closing(open_log(workdir, step, steps)) as run_log:
             return _train(update, state, held_out, checkpoints, run_log, signals)
+
+
+def check_batch(train: Train, devices: int) -> None:
+    """Raises UserError if the batch cannot be divided over so many devices, in train.accumulate parts."""
+    if train.batch_size % (devices * train.accumulate):
+        parts = f"{train.accumulate} parts (train.accumulate) on " if train.accumulate > 1 else ""
+        raise UserError(f"train.batch_size: {train.batch_size} is not divisible by the {parts}{devices} devices")
 
 
 def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints) -> TrainState:
