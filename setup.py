@@ -32,6 +32,9 @@ setup(
         "etils[epath,epy]",
         "tensorboardX>=2.6",
         "tqdm",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources",  # tensorflow-datasets imports it and does not declare it
+        "grain>=0.2.18",
     ],
     extras_require={
         "cuda12": ["jax[cuda12]"],

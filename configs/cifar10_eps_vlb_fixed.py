@@ -3,7 +3,7 @@
 35.7 M parameters, 800,000 steps; the paper reports IS 7.67, FID 13.51, 3.70 bits/dim.
 The bound is T = 1000 times the released code's loss: gradients are clipped at 1000 times its norm.
 
-    ddpm-jax train cifar10_eps_vlb_fixed --data.source folder:PATH --workdir runs/cifar10_eps_vlb_fixed
+    ddpm-jax train cifar10_eps_vlb_fixed --workdir runs/cifar10_eps_vlb_fixed
 """
 
 import dataclasses

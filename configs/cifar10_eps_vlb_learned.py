@@ -3,7 +3,7 @@
 35.7 M parameters, 800,000 steps; the paper reports that it is unstable.
 The bound is T = 1000 times the released code's loss: gradients are clipped at 1000 times its norm.
 
-    ddpm-jax train cifar10_eps_vlb_learned --data.source folder:PATH --workdir runs/cifar10_eps_vlb_learned
+    ddpm-jax train cifar10_eps_vlb_learned --workdir runs/cifar10_eps_vlb_learned
 """
 
 import dataclasses

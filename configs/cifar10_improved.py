@@ -4,7 +4,7 @@ They report FID 3.19 and 3.17 bits/dim after 500,000 steps. The network here is 
 attention levels and dropout; theirs also has four heads and scales by the time embedding. Flips, the average of
 the weights and gradient clipping are Ho et al.'s.
 
-    ddpm-jax train cifar10_improved --data.source folder:PATH --workdir runs/cifar10_improved
+    ddpm-jax train cifar10_improved --workdir runs/cifar10_improved
 """
 
 import dataclasses

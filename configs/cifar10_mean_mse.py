@@ -2,7 +2,7 @@
 
 35.7 M parameters, 800,000 steps; the paper reports that it is unstable.
 
-ddpm-jax train cifar10_mean_mse --data.source folder:PATH --workdir runs/cifar10_mean_mse
+ddpm-jax train cifar10_mean_mse --workdir runs/cifar10_mean_mse
 """
 
 import dataclasses

@@ -1,6 +1,9 @@
 """LSUN Church, 256x256: Ho et al. 2020, Section 4 and Appendix B. 113.7 M parameters, 1.2 M steps, FID 7.89.
 
-ddpm-jax train lsun_church --data.source folder:PATH --workdir runs/lsun_church
+tfds reads LSUN where it was made ready once, which takes tensorflow_io and a TensorFlow that goes with it (2.16 at
+the newest). A folder of the images does as well: --data.source folder:PATH.
+
+    ddpm-jax train lsun_church --workdir runs/lsun_church
 """
 
 import dataclasses
@@ -10,6 +13,6 @@ from ddpm_jax.config import load_config
 BASE = load_config("celebahq256")
 CONFIG = dataclasses.replace(
     BASE,
-    data=dataclasses.replace(BASE.data, source="folder:data/lsun_church"),
+    data=dataclasses.replace(BASE.data, source="tfds:lsun/church_outdoor", test="tfds:lsun/church_outdoor"),
     train=dataclasses.replace(BASE.train, steps=1_200_000),
 )

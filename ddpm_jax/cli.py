@@ -143,7 +143,7 @@ class LikelihoodOptions:
     batch_size: int | None = None
     """Images at a time; None for 64 a device."""
     data: str | None = None
-    """folder:PATH or npz:PATH to read the split from; None for where the config says."""
+    """folder:PATH, npz:PATH or tfds:NAME to read the split from; None for where the config says."""
     out: str | None = None
     """Folder of the results; None for one in the run's likelihood/."""
     processes: Together = Processes()

@@ -117,28 +117,32 @@ class Data(Checked):
     """Where the images come from."""
 
     source: str = "digits"
-    """digits, folder:PATH (a folder or a zip of images), npz:PATH (uint8 `images`), or array (from Python)."""
+    """digits, folder:PATH (a folder or a zip), npz:PATH (uint8 `images`), tfds:NAME[/CONFIG], array (from Python)."""
     test: str | None = None
-    """folder:PATH or npz:PATH of the test split, which only `likelihood` and `figure` read; None if there is none."""
+    """folder:, npz: or tfds: of the test split, which only `likelihood` and `figure` read; None if there is none."""
+    dir: str | None = None
+    """Where tfds keeps its data sets; None for TFDS_DATA_DIR or else ~/tensorflow_datasets."""
+    manual_dir: str | None = None
+    """Folder of the original archives to prepare a tfds set from, where tfds shall not or cannot download them."""
     image_shape: Annotated[tuple[int, int, int], Range(min=1)] = (32, 32, 3)
-    """Height, width, channels. Images of a folder are resized to cover it and cropped in the centre."""
+    """Height, width, channels. Image files are resized to cover it and cropped in the centre."""
     flip: bool = True
     """Mirror half of the training images, chosen at random."""
     holdout: Annotated[float, Range(min=0, max=0.9)] = 0.1
     """Part of the images, chosen by a hash of index or name, that is never trained on."""
-    workers: Positive = 4
-    """Threads that decode a folder's images."""
+    workers: Natural = 4
+    """Processes that read and decode ahead what is too large for cache_mb; 0 for a thread of the program itself."""
     cache_mb: Natural = 4096
-    """A folder is kept decoded in memory up to this many MiB, and read batch by batch above it."""
+    """A folder or tfds set is kept decoded in memory up to this many MiB, and read batch by batch above it."""
     on_device: bool = False
     """Keep the images, at most cache_mb of them, in each device's memory, where the update picks its batch."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.source not in ("digits", "array") and not _is_file_source(self.source):
-            raise UserError(f"data.source: {self.source!r} is not digits, folder:PATH or npz:PATH")
+            raise UserError(f"data.source: {self.source!r} is not digits, folder:PATH, npz:PATH or tfds:NAME")
         if self.test is not None and not _is_file_source(self.test):
-            raise UserError(f"data.test: {self.test!r} is not folder:PATH or npz:PATH")
+            raise UserError(f"data.test: {self.test!r} is not folder:PATH, npz:PATH or tfds:NAME")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +293,7 @@ def load_config(name: str) -> Config:
 
 def _is_file_source(source: str) -> bool:
     kind, _, path = source.partition(":")
-    return kind in ("folder", "npz") and bool(path)
+    return kind in ("folder", "npz", "tfds") and bool(path)
 
 
 def _from_dict(cls, values, prefix):

@@ -57,6 +57,8 @@ FREE = {
     "data.on_device",
     "data.source",
     "data.test",
+    "data.dir",
+    "data.manual_dir",
     "data.workers",
     "data.cache_mb",
 }
@@ -127,7 +129,7 @@ def default_split(config: Config) -> Split:
 def read_split(run: epath.PathLike, config: Config, split: Split, data: str | None = None) -> tuple[Source, np.ndarray]:
     """(source, indices) of the images of `split`: train and holdout as the run divides them, or data.test.
 
-    `data` (folder:PATH or npz:PATH) is where to read them instead of where the config says. Raises
+    `data` (folder:PATH, npz:PATH or tfds:NAME) is where to read them instead of where the config says. Raises
     UserError if the split is empty or unknown, or images of train and holdout are not the run's.
     """
     if split == "test":
@@ -137,8 +139,7 @@ def read_split(run: epath.PathLike, config: Config, split: Split, data: str | No
                 "split: this run has no test images; name some with --split test --data folder:PATH, "
                 f"or choose --split {own}"
             )
-        given = dataclasses.replace(config.data, test=data or config.data.test)
-        source = load_source(dataclasses.replace(given, source=given.test))
+        source = load_source(dataclasses.replace(config.data, test=data or config.data.test), test=True)
         return source, np.arange(len(source))
     if split not in ("train", "holdout"):
         raise UserError(f"split: {split!r} is not one of train, holdout, test")

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.checkpoint import Checkpoints, abstract_like
 from ddpm_jax.config import Config, Optim, Train
-from ddpm_jax.data import Batches, Source, from_array, load_source, split
+from ddpm_jax.data import Source, from_array, load_source, open_batches, split
 from ddpm_jax.ddpm import DDPM, random_flip, seed_key
 from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
 from ddpm_jax.images import to_float
@@ -167,8 +167,10 @@ def fit(config: Config, workdir: epath.PathLike, images: np.ndarray | None = Non
         step, steps = int(state.step), config.train.steps
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%d parameters on %s, step %d of %d", parameters, describe_devices(mesh), step, steps)
-        update = Update(ddpm, mesh, Batches(source, train, config.train.batch_size, config.seed))
-        with contextlib.closing(open_log(workdir, step, steps)) as run_log:
+        rows = local_rows(mesh, config.train.batch_size)
+        batches = open_batches(source, train, config.train.batch_size, config.seed, config.data, rows)
+        with contextlib.closing(batches), contextlib.closing(open_log(workdir, step, steps)) as run_log:
+            update = Update(ddpm, mesh, batches)
             return _train(update, state, held_out, checkpoints, run_log, signals)
 
 
@@ -191,18 +193,20 @@ def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints) -> TrainState
 
 
 class Update:
-    """One update after another on `mesh`, in the mode of config.parallel, on the batches of their steps."""
+    """One update after another on `mesh`, in the mode of config.parallel, on the batches of their steps.
 
-    def __init__(self, ddpm: DDPM, mesh: Mesh, batches: Batches):
+    `batches` (see `open_batches`) gives this process's rows.
+    """
+
+    def __init__(self, ddpm: DDPM, mesh: Mesh, batches):
         self.ddpm, self.mesh, self.batches = ddpm, mesh, batches
-        self.rows = local_rows(mesh, batches.batch_size)
         self.pixels = _on_device(ddpm.config, batches.source, mesh) if ddpm.config.data.on_device else None
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
         """`train_step` number `step`, from which `state` comes; takes the memory of the old state."""
         images = self._read(step)
         if self.ddpm.config.parallel.mode == "jit":
-            images = place_rows(images, self.mesh, self.batches.batch_size)
+            images = place_rows(images, self.mesh, self.ddpm.config.train.batch_size)
             return _step(self.ddpm, state, images, self.pixels, mesh=self.mesh)
         images = images.reshape(len(self.mesh.local_devices), -1, *images.shape[1:])
         result = _pmap_step(tuple(self.mesh.devices.flat))(self.ddpm, state, images, self.pixels)
@@ -210,8 +214,8 @@ class Update:
 
     def _read(self, step: int) -> np.ndarray:
         if self.pixels is not None:
-            return self.batches.indices_at(step, self.rows)
-        return self.batches.batch_at(step, self.rows)["image"]
+            return self.batches.indices_at(step)
+        return self.batches.batch_at(step)["image"]
 
 
 def _on_device(config: Config, source: Source, mesh: Mesh):

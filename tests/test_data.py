@@ -153,7 +153,7 @@ def test_bad_folders_are_refused_in_one_line(tmp_path, images):
 
     path, _ = images
     refuse(path, "cat/0.png is 4x4 pixels, data.image_shape 8x8", image_shape=(8, 8, 3))
-    refuse(path, "gives 1 .grey. or 3 .RGB. channels, not 2", image_shape=(4, 4, 2))
+    refuse(path, "an image file gives 1 .grey. or 3 .RGB. channels, not 2", image_shape=(4, 4, 2))
     (path / "cat/a.png").write_bytes(bomb())
     refuse(path, r"cat/a.png .*too .*70000|cat/a.png is too large to decode safely")
     (tmp_path / "empty").mkdir()

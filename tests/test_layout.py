@@ -36,7 +36,7 @@ cli
 # Who may import what: the mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
 PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"train"}}
-PLACES |= {"matplotlib": {"figures"}}
+PLACES |= {"matplotlib": {"figures"}, "tensorflow_datasets": {"data"}, "tensorflow": {"data"}, "grain": {"data"}}
 
 
 def module(path):

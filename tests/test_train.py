@@ -14,6 +14,7 @@ import pytest
 
 from ddpm_jax import DDPM, UserError, checkpoint, fit, load, train
 from ddpm_jax.config import Optim
+from ddpm_jax.data import Batches
 from ddpm_jax.ddpm import random_flip
 from ddpm_jax.errors import DataLost, NonFiniteLoss
 from ddpm_jax.parallel import make_mesh, place, replicated
@@ -222,10 +223,10 @@ def test_lost_data_stop_the_run_and_keep_what_was_learned(tiny, pictures, tmp_pa
     def lose(*_):
         raise DataLost("data: cat/0.png was there at the start")
 
-    batch_at = train.Batches.batch_at
+    batch_at = Batches.batch_at
     if name == "batch_at":
         monkeypatch.setattr(train, "holdout_loss", lambda *_: 0.5)
-        monkeypatch.setattr(train.Batches, name, lambda self, *at: lose() if at[0] == 3 else batch_at(self, *at))
+        monkeypatch.setattr(Batches, name, lambda self, step: lose() if step == 3 else batch_at(self, step))
     else:
         monkeypatch.setattr(train, name, lose)
     with pytest.raises(DataLost):
@@ -238,17 +239,17 @@ def test_lost_data_stop_the_run_and_keep_what_was_learned(tiny, pictures, tmp_pa
 def test_a_signal_saves_and_ends(tiny, pictures, tmp_path, number, monkeypatch):
     config = on_one_device(tiny, train={"steps": 6, "eval_every": 0}, checkpoint={"every": 100})
     before = signal.getsignal(number)
-    batch_at = train.Batches.batch_at
+    batch_at = Batches.batch_at
 
-    def kill_at_2(self, step, rows):
+    def kill_at_2(self, step):
         if step == 2:
             signal.raise_signal(number)
-        return batch_at(self, step, rows)
+        return batch_at(self, step)
 
-    monkeypatch.setattr(train.Batches, "batch_at", kill_at_2)
+    monkeypatch.setattr(Batches, "batch_at", kill_at_2)
     assert int(fit(config, tmp_path / "run", pictures).step) == 3
     assert signal.getsignal(number) == before
-    monkeypatch.setattr(train.Batches, "batch_at", batch_at)
+    monkeypatch.setattr(Batches, "batch_at", batch_at)
     resumed = fit(config, tmp_path / "run", pictures)
     assert_equal_trees(resumed, fit(config, tmp_path / "whole", pictures))
     assert [line["steps"] for line in lines(tmp_path / "run")] == [2, 1, 1, 2]

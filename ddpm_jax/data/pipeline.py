@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 
+from ddpm_jax.config import Data
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
 
@@ -19,28 +20,49 @@ class Batches:
     """[N] the images of the source that take part."""
     batch_size: int
     seed: int
+    rows: np.ndarray | None = None
+    """[R] the rows of each batch to read, None for all: several hosts each read those of their own devices."""
 
-    def batch_at(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Batch `step`, or its `rows` [R]: {"image": uint8 [B,H,W,C]}, and "label": int32 [B] where there are labels.
+    def batch_at(self, step: int) -> dict[str, np.ndarray]:
+        """The rows of batch `step`: {"image": uint8 [R,H,W,C]}, and "label": int32 [R] where there are labels.
 
         The stream does not stop at the end of an epoch: the batch there holds the last images of
         one and the first of the next.
         """
-        chosen = self.indices_at(step, rows)
+        chosen = self.indices_at(step)
         batch = {"image": self.source.read(chosen)}
         if self.source.labels is not None:
             batch["label"] = self.source.labels[chosen]
         return batch
 
-    def indices_at(self, step: int, rows: np.ndarray | None = None) -> np.ndarray:
-        """Which images of the source batch `step`, or its `rows` [R], holds: int64 [B]."""
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+    def indices_at(self, step: int) -> np.ndarray:
+        """Which images of the source the rows of batch `step` are: int64 [R]."""
+        rows = np.arange(self.batch_size) if self.rows is None else self.rows
+        position = step * self.batch_size + rows
         epoch, place = np.divmod(position, len(self.indices))
-        chosen = np.empty(self.batch_size, np.int64)
-        for e in range(epoch[0], epoch[-1] + 1):
+        chosen = np.empty(len(rows), np.int64)
+        for e in np.unique(epoch):
             inside = epoch == e
-            chosen[inside] = self.indices[_permutation(self.seed, e, len(self.indices))[place[inside]]]
-        return chosen if rows is None else chosen[rows]
+            chosen[inside] = self.indices[_permutation(self.seed, int(e), len(self.indices))[place[inside]]]
+        return chosen
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def open_batches(
+    source: Source, indices: np.ndarray, batch_size: int, seed: int, data: Data, rows: np.ndarray | None = None
+):
+    """The Batches of a source in memory; of any other a Stream, which `data.workers` processes read ahead.
+
+    Both have `source`, `batch_at(step)` and `close()`.
+    """
+    batches = Batches(source, indices, batch_size, seed, rows)
+    if not source.streamed:
+        return batches
+    from ddpm_jax.data.stream import Stream  # Grain takes a second to import
+
+    return Stream(batches, data.workers)
 
 
 def split(source: Source, holdout: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Where images come from: the embedded digits, an npz file, an array, or a folder."""
+"""Where images come from: the embedded digits, an npz file, an array, a folder, or a data set of tfds."""
 
 import dataclasses
 import hashlib
@@ -18,26 +18,32 @@ class Source:
     names: list[str]
     """[N] what each image is called: its path in the folder, elsewhere its index."""
     read: Callable[[np.ndarray], np.ndarray]
-    """Maps indices [B] to their images, uint8 [B,H,W,C]."""
+    """Maps indices [B] to their images, uint8 [B,H,W,C]. Raises DataLost for one that cannot be read any more."""
     labels: np.ndarray | None
     """int32 [N], or None where there are none."""
     fingerprint: str
-    """A hash of all images and labels, the same wherever the data lie."""
+    """A hash of all images and labels (of a tfds set: see load_tfds), the same wherever the data lie."""
+    streamed: bool = False
+    """Whether images are decoded when they are read, instead of lying in memory."""
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def load_source(data: Data) -> Source:
-    """The images that `data.source` names.
+def load_source(data: Data, test: bool = False) -> Source:
+    """The images that `data.source` names, or with `test` those that `data.test` does.
 
     Raises UserError if there are none, they cannot be read or are not of `data.image_shape`.
     """
-    kind, _, path = data.source.partition(":")
+    kind, _, path = (data.test if test else data.source).partition(":")
     if kind == "folder":
         from ddpm_jax.data.folder import load_folder  # Pillow is needed here alone
 
         return load_folder(path, data)
+    if kind == "tfds":
+        from ddpm_jax.data.tfds import load_tfds  # as tensorflow_datasets is
+
+        return load_tfds(path, data, test)
     if kind == "npz":
         return _load_npz(Path(path).expanduser(), data.image_shape)
     if kind == "digits":

@@ -32,7 +32,7 @@ class Interpolate(RunFigure):
     steps: Annotated[int, Range(min=1)] | None = None
     """DDIM steps up and down, with --slerp; None for all."""
     data: str | None = None
-    """folder:PATH or npz:PATH of the run's images; None for where the config says."""
+    """folder:PATH, npz:PATH or tfds:NAME of the run's images; None for where the config says."""
 
     @property
     def name(self) -> str:

@@ -37,7 +37,7 @@ class Neighbours(RunFigure):
     neighbours: Annotated[int, Range(min=1)] = 8
     """Training images beside each."""
     data: str | None = None
-    """folder:PATH or npz:PATH of the training images; None for where the config says."""
+    """folder:PATH, npz:PATH or tfds:NAME of the training images; None for where the config says."""
 
     name: ClassVar[str] = "neighbours"
 

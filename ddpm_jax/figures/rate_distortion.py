@@ -24,7 +24,7 @@ class RateDistortion(RunFigure):
     batch_size: Annotated[int, Range(min=1)] | None = None
     """Images at a time; None for 64 a device."""
     data: str | None = None
-    """folder:PATH or npz:PATH to read the split from; None for where the config says."""
+    """folder:PATH, npz:PATH or tfds:NAME to read the split from; None for where the config says."""
 
     name: ClassVar[str] = "rate-distortion"
 
