@@ -68,7 +68,7 @@ def test_the_defaults_are_the_papers_cifar10():
             "is infinite; choose x_0, mean or v, or diffusion.loss simple",
         ),
         (lambda: Diffusion(min_snr_gamma=0.0), "diffusion.min_snr_gamma: must be above 0, got 0.0"),
-        (lambda: Data(test="tfds"), "data.test: 'tfds' is not folder:PATH or npz:PATH"),
+        (lambda: Data(test="tfds"), "data.test: 'tfds' is not folder:PATH, npz:PATH or tfds:NAME"),
         (
             lambda: Config(data=Data(image_shape=(36, 32, 3))),
             "data.image_shape: 36x32 is not divisible by 8, as the 4 levels of model.channel_multipliers need",

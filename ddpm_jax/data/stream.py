@@ -19,7 +19,7 @@ class Stream:
     """The batches of `batches`, the same for any number of worker processes and from any step on.
 
     Asked for one step after the other, it reads on ahead of them; asked for another one, it starts anew there.
-    It holds at most three batches a worker besides the one it hands out, without workers two in all. A worker
+    It holds at most four batches a worker besides the one it hands out, without workers two in all. A worker
     also holds what the source needs to find its images, and the order of the epoch.
     """
 
