@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs the tests that train real networks, minutes each. Arguments go to pytest.
+# Runs the tests that train real networks or prepare real data sets with TensorFlow, minutes each. Arguments go to
+# pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-install_package test
+install_package test,tfds-prepare
 .venv/bin/python -m pytest -m slow -s "$@"

@@ -79,7 +79,8 @@ def _prepare(builder, name: str, data: Data) -> None:
     tensorflow.config.set_visible_devices([], "GPU")
     log.info("data: preparing tfds:%s in %s, once", name, builder.data_path)
     # A folder for each set: two that share one get each other's files.
-    downloads = builder.data_path.parents[1] / f"downloads_{builder.version}"
+    full_name = builder.info.full_name
+    downloads = builder.data_path.parents[full_name.count("/")] / "downloads" / full_name.replace("/", "_")
     manual = data.manual_dir and os.path.expanduser(data.manual_dir)
     try:
         with contextlib.redirect_stdout(sys.stderr):

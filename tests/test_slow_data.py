@@ -1,0 +1,247 @@
+"""Real data sets through tfds, and worker processes that are killed; scripts/test_slow.sh runs them."""
+
+import gzip
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+FASHION_MNIST = ROOT.parent / "shared/data/fashion_mnist"
+COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
+needs_tensorflow = pytest.mark.skipif(
+    not importlib.util.find_spec("tensorflow"), reason="needs the extra tfds-prepare (TensorFlow)"
+)
+
+READ = """
+import sys, numpy as np
+from ddpm_jax.data import load_source
+def read(data, out, test):
+    source = load_source(data, test=test)
+    np.savez(out, images=source.read(np.arange(len(source))), labels=source.labels, fingerprint=source.fingerprint)
+"""
+WITHOUT_TENSORFLOW = """
+import sys
+from prepared import NoTensorFlow
+sys.meta_path.insert(0, NoTensorFlow())
+"""
+
+
+def python(program):
+    """What a program on its own writes to stderr."""
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def idx(file):
+    """The array of a gzipped idx file."""
+    content = gzip.decompress(file.read_bytes())
+    shape = np.frombuffer(content, ">i4", content[3], offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+def in_order(images, labels):
+    """Both, sorted by the images' bytes: tfds shuffles."""
+    order = sorted(range(len(images)), key=lambda i: images[i].tobytes())
+    return images[order], labels[order]
+
+
+@needs_tensorflow
+@pytest.mark.skipif(not FASHION_MNIST.exists(), reason="needs fashion_mnist's original files")
+def test_the_real_fashion_mnist_is_read_without_tensorflow(tmp_path):
+    data = (
+        "from ddpm_jax.config import Data\n"
+        f"data = Data(source='tfds:fashion_mnist', test='tfds:fashion_mnist', dir={str(tmp_path / 'tfds')!r}, "
+        f"manual_dir={str(FASHION_MNIST)!r}, image_shape=(28, 28, 1))\n"
+    )
+    start = time.monotonic()
+    python(READ + data + f"read(data, {str(tmp_path / 'train.npz')!r}, False)")
+    print(f"\nfashion_mnist: prepared and read in {time.monotonic() - start:.0f} s", end="")
+    prepared = np.load(tmp_path / "train.npz")
+    (tmp_path / "tfds/fashion_mnist/3.0.1/ddpm_jax-train-28x28x1.npz").unlink()  # What was decoded there.
+    for split, prefix in [("train", "train"), ("test", "t10k")]:
+        start = time.monotonic()
+        out = tmp_path / f"{split}2.npz"
+        python(WITHOUT_TENSORFLOW + READ + data + f"read(data, {str(out)!r}, {split == 'test'})")
+        print(f", {split} decoded without TensorFlow in {time.monotonic() - start:.0f} s", end="")
+        read = np.load(out)
+        images, labels = (
+            idx(FASHION_MNIST / f"{prefix}-images-idx3-ubyte.gz"),
+            idx(FASHION_MNIST / f"{prefix}-labels-idx1-ubyte.gz"),
+        )
+        assert read["images"].shape == (*images.shape, 1)
+        for one, other in zip(in_order(read["images"][..., 0], read["labels"]), in_order(images, labels), strict=True):
+            np.testing.assert_array_equal(one, other)
+        if split == "train":
+            for name in prepared:
+                np.testing.assert_array_equal(read[name], prepared[name])
+
+
+def fake_cifar10(file):
+    """Writes an archive in CIFAR-10's binary format; returns {"train": images [50,32,32,3], "test": ...[10,...]}."""
+    rng = np.random.default_rng(0)
+    parts = {f"data_batch_{i}.bin": "train" for i in range(1, 6)} | {"test_batch.bin": "test"}
+    images = {"train": [], "test": []}
+    with tarfile.open(file, "w:gz") as archive:
+
+        def add(name, content):
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+        for name, split in parts.items():
+            records = rng.integers(0, 256, (10, 3073), dtype=np.uint8)
+            records[:, 0] = np.arange(10)
+            images[split].append(records[:, 1:].reshape(10, 3, 32, 32).transpose(0, 2, 3, 1))
+            add(name, records.tobytes())
+        add("batches.meta.txt", "\n".join("abcdefghij").encode())
+    return {split: np.concatenate(some) for split, some in images.items()}
+
+
+@needs_tensorflow
+def test_cifar10_as_its_config_names_it_is_prepared_from_its_archive(tmp_path):
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    originals = fake_cifar10(archive)
+    size, checksum = archive.stat().st_size, hashlib.sha256(archive.read_bytes()).hexdigest()
+
+    def program(place, checksum, split):
+        return READ + (
+            "import dataclasses, tensorflow_datasets as tfds\n"
+            "from tensorflow_datasets.core.download.checksums import UrlInfo\n"
+            "from ddpm_jax.config import load_config\n"
+            f"info = UrlInfo(size={size}, checksum={checksum!r}, filename='cifar-10-binary.tar.gz')\n"
+            "urls = {'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz': info}\n"
+            "tfds.builder_cls('cifar10').url_infos = urls\n"
+            f"data = dataclasses.replace(load_config('cifar10').data, dir={str(tmp_path / place)!r}, "
+            f"manual_dir={str(tmp_path)!r})\n"
+            "from ddpm_jax.errors import UserError\n"
+            "try:\n"
+            f"    read(data, {str(tmp_path / split)!r}, {split == 'test'})\n"
+            "except UserError as error:\n"
+            "    print('REFUSED', error, file=sys.stderr)\n"
+        )
+
+    for split in ("train", "test"):
+        python((WITHOUT_TENSORFLOW if split == "test" else "") + program("good", checksum, split))
+        read = np.load(tmp_path / f"{split}.npz")
+        labels = np.tile(np.arange(10), len(originals[split]) // 10)
+        there, expected = in_order(read["images"], read["labels"]), in_order(originals[split], labels)
+        np.testing.assert_array_equal(there[0], expected[0])
+        np.testing.assert_array_equal(there[1], expected[1])
+    refusal = python(program("bad", "0" * 64, "train")).partition("REFUSED ")[2].strip()
+    assert refusal.startswith("data: tfds:cifar10 cannot be prepared: ") and "\n" not in refusal
+    assert not (tmp_path / "bad/cifar10/3.0.2").exists()
+
+
+CONFIG = """
+from ddpm_jax.config import *
+CONFIG = Config(
+    model=Model(base_channels=4, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), norm_groups=2),
+    diffusion=Diffusion(num_timesteps=10, beta_start=0.01, beta_end=0.5),
+    data=Data(source="folder:images", image_shape=(8, 8, 3), cache_mb=0, workers=2),
+    train=Train(steps=600, batch_size=8, log_every=1, eval_every=0, num_samples=4),
+    checkpoint=Checkpoint(every=1000),
+)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, rng):
+    """A folder with images and a config that streams them with two workers."""
+    (tmp_path / "images").mkdir()
+    for i in range(64):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
+    (tmp_path / "streamed.py").write_text(CONFIG)
+    return tmp_path
+
+
+def train(place, *options, workdir="run"):
+    """A started program, in a process group of its own."""
+    command = [*COMMAND, "train", "streamed.py", "--workdir", workdir, *options]
+    # What is compiled once serves all of its starts.
+    cache = {"JAX_COMPILATION_CACHE_DIR": f"{place}/xla", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", **cache}
+    return subprocess.Popen(
+        command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(program):
+    _, errors = program.communicate(timeout=300)
+    return program.returncode, errors
+
+
+def losses(place, workdir="run"):
+    lines = [json.loads(line) for line in (place / workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def workers_of(program, place):
+    """Its worker processes, once it has trained some steps."""
+    file = place / "run/metrics.jsonl"
+    before = file.read_text().count("\n") if file.exists() else 0
+    while not file.exists() or file.read_text().count("\n") < before + 5:
+        assert program.poll() is None, program.communicate()[1]
+        time.sleep(0.1)
+    lists = Path(f"/proc/{program.pid}/task").glob("*/children")  # Of each thread its own.
+    children = [int(pid) for file in lists for pid in file.read_text().split()]
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+    workers = [pid for pid, name in names.items() if "spawn_main" in name]
+    assert len(workers) == 2, names
+    return workers
+
+
+def gone(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def wait_until_gone(workers):
+    deadline = time.monotonic() + 20
+    while not all(map(gone, workers)):
+        assert time.monotonic() < deadline, "workers outlive their program"
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
+def test_a_streamed_run_survives_signals_and_killed_workers(place):
+    # Ctrl-C and a job manager's SIGTERM reach the workers too: the program saves as ever.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        program = train(place)
+        workers = workers_of(program, place)
+        os.killpg(program.pid, number)
+        code, errors = finish(program)
+        assert code == 0 and "the same command goes on" in errors and "Traceback" not in errors, errors
+        wait_until_gone(workers)
+
+    program = train(place)
+    workers = workers_of(program, place)
+    os.kill(workers[0], signal.SIGKILL)
+    code, errors = finish(program)
+    assert code == 2 and "ddpm-jax: data: a process that reads images has died" in errors, errors
+    wait_until_gone(workers)
+
+    program = train(place)
+    workers = workers_of(program, place)
+    program.kill()
+    program.communicate()
+    wait_until_gone(workers)
+
+    assert finish(train(place))[0] == 0
+    assert finish(train(place, "--data.workers", "0", workdir="whole"))[0] == 0
+    assert losses(place) == losses(place, "whole")
