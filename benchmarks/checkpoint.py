@@ -17,7 +17,7 @@ from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import load_config
 from ddpm_jax.data import Batches, from_array
 from ddpm_jax.parallel import make_mesh, replicated
-from ddpm_jax.train import Update, init_state
+from ddpm_jax.update import Update, init_state
 
 
 def main():

@@ -16,7 +16,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.parallel import batch_sharding, state_shardings
-from ddpm_jax.train import check_batch, init_state, train_step
+from ddpm_jax.update import check_batch, init_state, train_step
 
 AXES = ("data", "fsdp")
 

@@ -25,7 +25,7 @@ files parallel images
 data
 checkpoint
 ddpm
-runs
+runs update
 logs signals
 train sample nll
 plan
@@ -35,7 +35,7 @@ cli
 
 # Who may import what: the mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
-PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"train"}}
+PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"update"}}
 PLACES |= {"matplotlib": {"figures"}, "tensorflow_datasets": {"data"}, "tensorflow": {"data"}, "grain": {"data"}}
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from ddpm_jax import DDPM, UserError, parallel, train
+from ddpm_jax import DDPM, UserError, parallel
 from ddpm_jax.config import Config, Model, Optim, Parallel, Train
 from ddpm_jax.data import Batches, from_array
 from ddpm_jax.parallel import fetch, fsdp_spec, local_rows, make_mesh, replicate, state_shardings
 from ddpm_jax.processes import in_cluster, join
+from ddpm_jax.update import Update, init_state
 
 
 def steps_of(config, pictures, n=3):
@@ -20,9 +21,9 @@ def steps_of(config, pictures, n=3):
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     ddpm = DDPM(config)
     batches = Batches(from_array(pictures, (8, 8, 1)), np.arange(len(pictures)), config.train.batch_size, config.seed)
-    update = train.Update(ddpm, mesh, batches)
-    shapes = jax.eval_shape(lambda: train.init_state(ddpm))
-    state = jax.jit(lambda: train.init_state(ddpm), out_shardings=state_shardings(shapes, mesh))()
+    update = Update(ddpm, mesh, batches)
+    shapes = jax.eval_shape(lambda: init_state(ddpm))
+    state = jax.jit(lambda: init_state(ddpm), out_shardings=state_shardings(shapes, mesh))()
     metrics = []
     for step in range(n):
         state, of_step = update(state, step)
@@ -84,7 +85,7 @@ def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
     ddpm = DDPM(config)
     metrics, _ = steps_of(config, pictures, n=1)
     rng = jax.random.fold_in(jax.random.key(0), 0)
-    params = train.init_state(ddpm).params
+    params = init_state(ddpm).params
     batches = Batches(from_array(pictures, (8, 8, 1)), np.arange(len(pictures)), 8, 0)
     x_0 = batches.batch_at(0)["image"].astype(np.float32) / 127.5 - 1
 

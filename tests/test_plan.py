@@ -12,7 +12,7 @@ import pytest
 from conftest import refused
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ddpm_jax import DDPM, UserError, plan, train
+from ddpm_jax import DDPM, UserError, plan, update
 from ddpm_jax.cli import main
 from ddpm_jax.config import Model, load_config
 from ddpm_jax.parallel import fsdp_spec
@@ -50,7 +50,7 @@ def planned(config):
 @pytest.fixture(scope="module")
 def state(config):
     """Its state in the abstract."""
-    return jax.eval_shape(functools.partial(train.init_state, DDPM(config)))
+    return jax.eval_shape(functools.partial(update.init_state, DDPM(config)))
 
 
 def test_the_cifar10_networks_forward_pass_costs_what_a_count_by_hand_says():
@@ -241,7 +241,7 @@ def test_compiling_without_libtpu_says_what_to_install(config, monkeypatch):
 def test_the_step_compiles_for_tpus_that_are_not_here(tiny, capsys):
     """The state of 4,000 parameters is in the arguments, which the compiler pads."""
     compiled = plan.compile_for(tiny, "v5e:2x2", 4)
-    state = jax.eval_shape(functools.partial(train.init_state, DDPM(tiny)))
+    state = jax.eval_shape(functools.partial(update.init_state, DDPM(tiny)))
     assert compiled.kind == "TPU v5 lite" and not compiled.failure
     assert compiled.arguments > sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert compiled.memory > compiled.arguments + compiled.temporaries > compiled.arguments

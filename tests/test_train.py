@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import DDPM, UserError, checkpoint, fit, load, train
+from ddpm_jax import DDPM, UserError, checkpoint, fit, load, train, update
 from ddpm_jax.config import Optim
 from ddpm_jax.data import Batches
 from ddpm_jax.ddpm import random_flip
@@ -46,7 +46,7 @@ def assert_equal_trees(a, b):
 def test_the_optimizer_is_clipped_adam_with_warm_up_from_zero():
     """Against Kingma & Ba's Algorithm 1 in NumPy."""
     optim = Optim(learning_rate=0.1, warmup_steps=4, clip_norm=1.0)
-    optimizer = train.make_optimizer(optim)
+    optimizer = update.make_optimizer(optim)
     params = {"w": jnp.array([1.0, -2.0])}
     state = optimizer.init(params)
     w, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
@@ -64,7 +64,7 @@ def test_the_optimizer_is_clipped_adam_with_warm_up_from_zero():
 
 
 def test_no_warm_up_means_the_full_rate_at_once():
-    optimizer = train.make_optimizer(Optim(learning_rate=0.1, warmup_steps=0))
+    optimizer = update.make_optimizer(Optim(learning_rate=0.1, warmup_steps=0))
     updates, _ = optimizer.update(jnp.ones(1) * 0.5, optimizer.init(jnp.zeros(1)))
     np.testing.assert_allclose(updates, -0.1, rtol=1e-5)
 
@@ -72,11 +72,11 @@ def test_no_warm_up_means_the_full_rate_at_once():
 def test_a_step_is_loss_gradient_update_and_average(tiny, pictures):
     """The parts put together by hand, keys from fold_in(fold_in(key(seed), step), row)."""
     ddpm = DDPM(with_(tiny, seed=7, optim={"warmup_steps": 0}))
-    state = jax.jit(train.init_state, static_argnums=0)(ddpm)
+    state = jax.jit(update.init_state, static_argnums=0)(ddpm)
     assert_equal_trees(state.params, state.ema_params)
     state = state._replace(step=jnp.int32(3))
     images = pictures[:8]
-    after, metrics = jax.jit(train.train_step, static_argnums=0)(ddpm, state, images)
+    after, metrics = jax.jit(update.train_step, static_argnums=0)(ddpm, state, images)
 
     rng = jax.random.fold_in(jax.random.key(7), 3)
     x_0 = random_flip(example_keys(rng, jnp.arange(8)), jnp.float32(images) / 127.5 - 1)
@@ -98,8 +98,8 @@ def test_a_step_is_loss_gradient_update_and_average(tiny, pictures):
 
 def test_the_average_is_kept_in_float32_whatever_is_computed_in(tiny, pictures):
     ddpm = DDPM(with_(tiny, model={"dtype": "bfloat16"}, optim={"ema_decay": 0.9999, "warmup_steps": 0}))
-    state = jax.jit(train.init_state, static_argnums=0)(ddpm)
-    after, _ = jax.jit(train.train_step, static_argnums=0)(ddpm, state, pictures[:8])
+    state = jax.jit(update.init_state, static_argnums=0)(ddpm)
+    after, _ = jax.jit(update.train_step, static_argnums=0)(ddpm, state, pictures[:8])
     assert {leaf.dtype for leaf in jax.tree.leaves(after.ema_params)} == {jnp.dtype("float32")}
     # A bfloat16 average with decay 0.9999 would not move at all.
     moved = after.ema_params["out_norm"]["scale"] - state.ema_params["out_norm"]["scale"]
@@ -178,7 +178,7 @@ def test_every_example_gets_its_own_noise_on_every_device(tiny, pictures):
     """Sharding must not repeat the draws of the first device's rows on the others."""
     ddpm = DDPM(tiny)
     mesh = make_mesh(4)
-    params = jax.device_put(jax.jit(train.init_state, static_argnums=0)(ddpm).params, replicated(mesh))
+    params = jax.device_put(jax.jit(update.init_state, static_argnums=0)(ddpm).params, replicated(mesh))
     images = place(np.repeat(pictures[:1], 8, axis=0), mesh)
     losses = train._loss(ddpm, params, jax.random.key(0), images)
     assert len(set(np.asarray(losses).tolist())) == 8
@@ -189,7 +189,7 @@ def test_the_holdout_loss_takes_every_image_once(tiny, pictures):
     from ddpm_jax.data import from_array
 
     ddpm = DDPM(with_(tiny, train={"batch_size": 4}))
-    params = jax.jit(train.init_state, static_argnums=0)(ddpm).params
+    params = jax.jit(update.init_state, static_argnums=0)(ddpm).params
     source, indices = from_array(pictures, (8, 8, 1)), np.array([1, 5, 9, 13, 17, 21])
     rng = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), train.HOLDOUT), start) for start in (0, 4)]
     first = train._loss(ddpm, params, rng[0], pictures[indices[:4]])
@@ -264,14 +264,14 @@ def test_fit_works_outside_the_main_thread(tiny, pictures, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tiny, pictures, tmp_path, monkeypatch):
     config = on_one_device(tiny, train={"steps": 8, "log_every": 5, "eval_every": 0})
-    step = train._step
+    step = update._step
 
     def break_update_4(ddpm, state, *images, **options):
         broken = int(state.step) == 3
         state, metrics = step(ddpm, state, *images, **options)
         return state, {**metrics, "grad_norm": np.float32(np.nan)} if broken else metrics
 
-    monkeypatch.setattr(train, "_step", break_update_4)
+    monkeypatch.setattr(update, "_step", break_update_4)
     with pytest.raises(NonFiniteLoss, match="grad_norm is nan at step 4; the last good checkpoint is 2"):
         fit(config, tmp_path / "run", pictures)
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["2"]

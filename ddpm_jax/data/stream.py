@@ -42,8 +42,8 @@ class Stream:
         except RuntimeError as error:  # Grain's word for a worker that was killed.
             self.close()
             raise DataLost(
-                f"data: a process that reads images has died ({str(error).partition('. ')[0]}): there may be too little "
-                "memory, or room in /dev/shm, for data.workers; run the same command again"
+                f"data: a process that reads images has died ({str(error).partition('. ')[0]}): there may be too "
+                "little memory, or room in /dev/shm, for data.workers; run the same command again"
             ) from error
         self._next = step + 1
         return batch
