@@ -171,9 +171,9 @@ def ring_traffic(params) -> list[Traffic]:
     whole = [leaf for leaf in jax.tree.leaves(params) if leaf.sharding.is_fully_replicated]
     N, all_N = (sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) for leaves in (whole, jax.tree.leaves(params)))
     divided, n = all_N - N, data * fsdp
-    over_data = 2 * (divided / fsdp) * (data - 1) / data
+    over_data = divided // fsdp if data > 1 else 0
     rows = [
-        Traffic("all-reduced", N + divided // fsdp, 2 * N * (n - 1) / n + over_data),
+        Traffic("all-reduced", N + over_data, 2 * N * (n - 1) / n + 2 * over_data * (data - 1) / data),
         Traffic("reduce-scattered", divided, divided * (fsdp - 1) / fsdp),
         Traffic("all-gathered", 2 * divided, 2 * divided * (fsdp - 1) / fsdp),
     ]
@@ -224,7 +224,7 @@ def table(
     rate = flops_per_s or assumed
     source = "" if flops_per_s else f", {whose}, which is an assumption (--flops-per-s)"
     hours = plan.hours(rate, utilisation)
-    hours = f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}"
+    hours = f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}" if hours > 0.01 else "under 0.01"
     rows = [
         ("parameters", f"{plan.parameters:,}"),
         ("mesh", f"data {plan.devices // plan.fsdp} x fsdp {plan.fsdp}"),

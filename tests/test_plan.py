@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import refused
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from ddpm_jax import DDPM, UserError, plan, update
 from ddpm_jax.cli import main
@@ -190,6 +190,14 @@ def test_traffic_is_that_of_a_ring_of_which_every_device_sends_its_part_round(pl
     def sent(size, n, passes):
         return sum(size / n for _ in range(passes) for _ in range(n - 1))
 
+    def traffic_on(data, fsdp):
+        mesh = AbstractMesh((data, fsdp), ("data", "fsdp"))
+        return plan.ring_traffic(
+            jax.tree.map(
+                lambda leaf: leaf.update(sharding=NamedSharding(mesh, fsdp_spec(leaf.shape, fsdp))), state.params
+            )
+        )
+
     leaves = jax.tree.leaves(state.params)
     divided = 4 * sum(leaf.size for leaf in leaves if fsdp_spec(leaf.shape, 2))
     whole = 4 * planned.parameters - divided
@@ -198,6 +206,9 @@ def test_traffic_is_that_of_a_ring_of_which_every_device_sends_its_part_round(pl
     assert reduced == ("all-reduced", whole + divided / 2, sent(whole, 4, 2) + sent(divided / 2, 2, 2))
     assert scattered == ("reduce-scattered", divided, sent(divided, 2, 1))
     assert gathered == ("all-gathered", 2 * divided, sent(2 * divided, 2, 1))
+    # Where nothing is left over to all-reduce, and where nothing is sent at all.
+    assert traffic_on(1, 2)[0] == ("all-reduced", whole, sent(whole, 2, 2))
+    assert traffic_on(1, 1) == []
 
 
 def test_the_command_prints_it_all(capsys):
