@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     params: int
     ema_params: int
     opt_state: int
+    gathered: int
     gradient: int
     activations: int
     flops: int
@@ -53,7 +54,8 @@ class Plan(NamedTuple):
     @property
     def memory(self) -> int:
         """Bytes of everything that lies on a device at the end of the backward pass; the activations are estimated."""
-        return self.params + self.ema_params + self.opt_state + self.gradient + self.activations
+        state = self.params + self.ema_params + self.opt_state
+        return state + self.gathered + self.gradient + self.activations
 
     def hours(self, flops_per_s: float, utilisation: float) -> float:
         """How long config.train.steps take where each device computes `utilisation` * `flops_per_s`."""
@@ -93,6 +95,8 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
         params=bytes_a_device(state.params),
         ema_params=bytes_a_device(state.ema_params),
         opt_state=bytes_a_device(state.opt_state),
+        # Divided parameters are put together for the network; XLA may hold fewer of them at a time.
+        gathered=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params) if _is_divided(leaf)),
         gradient=bytes_a_device(state.params),
         activations=activation_bytes(ddpm, state.params, config.train.batch_size // devices // config.train.accumulate),
         flops=count_flops(jax.make_jaxpr(functools.partial(train_step, ddpm))(state, images).jaxpr),
@@ -168,7 +172,7 @@ def ring_traffic(params) -> list[Traffic]:
     all-reduced over data, 2 (N / fsdp) (data - 1) / data.
     """
     data, fsdp = (jax.tree.leaves(params)[0].sharding.mesh.shape[axis] for axis in AXES)
-    whole = [leaf for leaf in jax.tree.leaves(params) if leaf.sharding.is_fully_replicated]
+    whole = [leaf for leaf in jax.tree.leaves(params) if not _is_divided(leaf)]
     N, all_N = (sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) for leaves in (whole, jax.tree.leaves(params)))
     divided, n = all_N - N, data * fsdp
     over_data = divided // fsdp if data > 1 else 0
@@ -234,6 +238,7 @@ def table(
         ("  parameters", _mib(plan.params)),
         ("  their average", _mib(plan.ema_params)),
         ("  optimiser", _mib(plan.opt_state)),
+        *([("  whole parameters", f"{_mib(plan.gathered)}  at most, while they are used")] if plan.gathered else []),
         ("  gradient", _mib(plan.gradient)),
         ("  activations", f"{_mib(plan.activations)}  an estimate"),
         ("  in all", f"{_mib(plan.memory)}{_verdict(plan.memory, memory_gib)}"),
@@ -289,6 +294,10 @@ def _mesh_shape(config: Config, devices: int, fsdp: int) -> tuple[int, int]:
 def _on(mesh, tree):
     """The abstract arrays of `tree` with the shardings they get on `mesh`."""
     return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), tree, state_shardings(tree, mesh))
+
+
+def _is_divided(leaf) -> bool:
+    return not leaf.sharding.is_fully_replicated
 
 
 def _images(config: Config, batch_size: int, **options) -> jax.ShapeDtypeStruct:
