@@ -150,7 +150,8 @@ def _jaxprs(values):
 def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
     """Bytes that JAX's backward pass keeps of the forward pass on `batch_size` images, but for the parameters.
 
-    An estimate: XLA computes some of it anew where that is cheaper, and needs room of its own.
+    An estimate: XLA computes some of it anew where that is cheaper, and needs room of its own. On the CPU they come
+    to about the same; a TPU keeps much less.
     """
     x_0 = jax.ShapeDtypeStruct((batch_size, *ddpm.image_shape), jnp.float32)
     rng = jax.eval_shape(lambda: seed_key(0))
@@ -169,7 +170,7 @@ def ring_traffic(params) -> list[Traffic]:
     An array of N bytes that is whole on every device: its gradient is all-reduced over all n, and each device
     sends 2 N (n - 1) / n. One divided over fsdp: all-gathered for the forward pass and for the backward pass,
     N (fsdp - 1) / fsdp each; its gradient is reduce-scattered, as much again, and the part of each device
-    all-reduced over data, 2 (N / fsdp) (data - 1) / data.
+    all-reduced over data, 2 (N / fsdp) (data - 1) / data. The compiler may do with less: gather once, or in bfloat16.
     """
     data, fsdp = (jax.tree.leaves(params)[0].sharding.mesh.shape[axis] for axis in AXES)
     whole = [leaf for leaf in jax.tree.leaves(params) if not _is_divided(leaf)]

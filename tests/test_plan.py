@@ -93,7 +93,7 @@ def test_a_step_costs_three_forward_passes(config, planned):
     assert planned.flops == 3 * flops_of(denoise, *args) - unneeded
 
 
-def test_flops_are_close_to_those_that_xla_counts(tiny):
+def test_flops_are_close_to_those_that_xla_counts():
     """XLA leaves out the taps on padding, here 4% of a 3x3 kernel's, and adds what is elementwise."""
     model = Model(base_channels=64, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(16,))
     denoise, args = forward(dataclasses.replace(load_config("cifar10"), model=model), 2)
@@ -249,7 +249,8 @@ def test_compiling_without_libtpu_says_what_to_install(config, monkeypatch):
 
 
 @needs_libtpu
-def test_the_step_compiles_for_tpus_that_are_not_here(tiny, capsys):
+@pytest.mark.slow
+def test_the_step_compiles_for_tpus_that_are_not_here(tiny):
     """The state of 4,000 parameters is in the arguments, which the compiler pads."""
     compiled = plan.compile_for(tiny, "v5e:2x2", 4)
     state = jax.eval_shape(functools.partial(update.init_state, DDPM(tiny)))
@@ -266,3 +267,17 @@ def test_the_compilers_verdict_is_printed(planned):
     assert printed.endswith("in all                16,386.0 MiB  does not fit in 16 GiB")
     failed = plan.Compiled("v5e:2x2", "TPU v5 lite", failure="RESOURCE_EXHAUSTED: Ran out of memory")
     assert plan.table(planned, compiled=failed).endswith("fits              no: RESOURCE_EXHAUSTED: Ran out of memory")
+
+
+@pytest.mark.slow
+def test_memory_is_about_what_the_compiler_takes(config):
+    """The state to the byte, with its step; the rest as XLA lays it out for the CPU."""
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=(32, 32, 3)))
+    planned, ddpm = plan.plan(config, 1), DDPM(config)
+    state = jax.eval_shape(functools.partial(train.init_state, ddpm))
+    step = jax.jit(train.train_step, static_argnums=0, donate_argnums=1)
+    memory = step.lower(ddpm, state, array(8, 32, 32, 3, dtype=jnp.uint8)).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == planned.params + planned.ema_params + planned.opt_state + 4
+    ratio = (planned.activations + planned.gradient) / memory.temp_size_in_bytes
+    print(f"activations and gradient are estimated at {ratio:.2f} of the compiler's temporaries")
+    assert 0.7 < ratio < 1.4
