@@ -151,7 +151,7 @@ def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
     """Bytes that JAX's backward pass keeps of the forward pass on `batch_size` images, but for the parameters.
 
     An estimate: XLA computes some of it anew where that is cheaper, and needs room of its own. On the CPU they come
-    to about the same; a TPU keeps much less.
+    to about the same; a small network compiled for a TPU v5e took a tenth.
     """
     x_0 = jax.ShapeDtypeStruct((batch_size, *ddpm.image_shape), jnp.float32)
     rng = jax.eval_shape(lambda: seed_key(0))
