@@ -42,7 +42,10 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         # The bound leaves the others some seconds to hear of it.
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=BOUND - 10)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the processes of this programme did not find each other: {error}") from error
+        raise UserError(
+            f"the processes of this programme did not find each other: {error}; "
+            "give --coordinator, --num-processes and --process-id"
+        ) from error
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:

@@ -135,7 +135,7 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
         raise
     if stopping:
         log.info("%s: saved after step %d of %d; the same command goes on", stopping, done, steps)
-    elif not agreed(run_log.has_pictures(done)):  # The run ended before they were drawn.
+    elif not agreed(bool(run_log.has_pictures(done))):  # The run ended before they were drawn.
         run_log.pictures(done, _pictures(ddpm, state, mesh))
     return state
 

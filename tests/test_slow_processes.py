@@ -20,7 +20,8 @@ COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys
 CONFIG = """
 from ddpm_jax.config import *
 CONFIG = Config(
-    model=Model(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(4,),
+    # Wide enough for kernels that fsdp divides.
+    model=Model(base_channels=96, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(),
                 dropout=0.2, norm_groups=2),
     diffusion=Diffusion(num_timesteps=10, beta_start=0.01, beta_end=0.5),
     data=Data(source="npz:pictures.npz", image_shape=(8, 8, 1), holdout=0.2),
