@@ -154,7 +154,7 @@ CONFIG = Config(
     model=Model(base_channels=4, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), norm_groups=2),
     diffusion=Diffusion(num_timesteps=10, beta_start=0.01, beta_end=0.5),
     data=Data(source="folder:images", image_shape=(8, 8, 3), cache_mb=0, workers=2),
-    train=Train(steps=600, batch_size=8, log_every=1, eval_every=0, num_samples=4),
+    train=Train(steps=300, batch_size=8, log_every=1, eval_every=0, num_samples=4),
     checkpoint=Checkpoint(every=1000),
 )
 """

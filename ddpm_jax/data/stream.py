@@ -41,9 +41,10 @@ class Stream:
             raise
         except RuntimeError as error:  # Grain's word for a worker that was killed.
             self.close()
+            reason = str(error).partition(". ")[0]
             raise DataLost(
-                f"data: a process that reads images has died ({str(error).partition('. ')[0]}): there may be too "
-                "little memory, or room in /dev/shm, for data.workers; run the same command again"
+                f"data: a process that reads images has died ({reason}): there may be too little "
+                "memory, or room in /dev/shm, for data.workers; run the same command again"
             ) from error
         self._next = step + 1
         return batch
