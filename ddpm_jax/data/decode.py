@@ -2,6 +2,7 @@
 
 import functools
 import io
+import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -42,7 +43,9 @@ def check_channels(image_shape: tuple[int, int, int]) -> None:
 
 
 def in_threads(function, *arguments) -> list:
-    """[function(*a) for a in zip(*arguments)]: decoding leaves Python's lock to others."""
+    """list(map(function, *arguments)), in threads where this is not a worker process, one of several, itself."""
+    if multiprocessing.parent_process() is not None:
+        return list(map(function, *arguments))
     with ThreadPoolExecutor() as pool:
         return list(pool.map(function, *arguments))
 
