@@ -274,8 +274,8 @@ def test_memory_is_about_what_the_compiler_takes(config):
     """The state to the byte, with its step; the rest as XLA lays it out for the CPU."""
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=(32, 32, 3)))
     planned, ddpm = plan.plan(config, 1), DDPM(config)
-    state = jax.eval_shape(functools.partial(train.init_state, ddpm))
-    step = jax.jit(train.train_step, static_argnums=0, donate_argnums=1)
+    state = jax.eval_shape(functools.partial(update.init_state, ddpm))
+    step = jax.jit(update.train_step, static_argnums=0, donate_argnums=1)
     memory = step.lower(ddpm, state, array(8, 32, 32, 3, dtype=jnp.uint8)).compile().memory_analysis()
     assert memory.alias_size_in_bytes == planned.params + planned.ema_params + planned.opt_state + 4
     ratio = (planned.activations + planned.gradient) / memory.temp_size_in_bytes
