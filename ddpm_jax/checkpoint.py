@@ -1,28 +1,53 @@
 """Checkpoints on disk: the only place that knows Orbax.
 
 A checkpoint is a folder `checkpoints/STEP` with one part for each field of the training state, so
-that reading the weights does not touch the optimiser's.
+that reading the weights does not touch the optimiser's. With it a checksum of each part is saved.
 """
+
+import contextlib
+import gc
+import logging
+import math
+import sys
+import warnings
 
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from ddpm_jax.checksum import checksum
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import path_of
 
+log = logging.getLogger(__name__)
+
+# Words of errors that say nothing of the files' state: another try may read them.
+NOT_DAMAGE = (
+    "PERMISSION_DENIED",
+    "UNAVAILABLE",
+    "UNAUTHENTICATED",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "ABORTED",
+)
+
 
 class Checkpoints:
-    """The checkpoints of a run that trains. Saving goes on in the background; `close` waits for it."""
+    """The checkpoints of a run that trains. Saving goes on in the background; `close` waits for it.
+
+    A checkpoint that cannot be saved is reported as UserError by the next call, once.
+    """
 
     def __init__(self, workdir: epath.PathLike, keep: int):
         """Opens `workdir`/checkpoints, made if missing, of which the `keep` newest stay."""
         self.folder = _folder(workdir)
-        self._checkpointer = ocp.training.Checkpointer(
-            self.folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+        self._failed = False
+        with _quiet():
+            self._checkpointer = ocp.training.Checkpointer(
+                self.folder,
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
 
     @property
     def latest_step(self) -> int | None:
@@ -32,42 +57,78 @@ class Checkpoints:
 
     def save(self, step: int, parts: dict) -> None:
         """Starts to save `parts`, a dict of pytrees, as `step`; a step that is there already stays."""
-        if step != self.latest_step:
-            self._checkpointer.save_checkpointables_async(step, parts, force=True)
+        if step == self.latest_step:
+            return
+        about = {"checksums": {name: checksum(part) for name, part in parts.items()}}
+        with self._reported():
+            self._checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=about)
 
-    def restore(self, step: int, abstract_parts: dict) -> dict:
-        """The parts of `step`, placed as the ShapeDtypeStructs of `abstract_parts` say."""
-        return _load(self._checkpointer, self.folder, step, abstract_parts)
+    def restore(self, abstract_parts: dict) -> dict | None:
+        """The parts of the newest whole checkpoint, placed as the ShapeDtypeStructs of `abstract_parts` say.
+
+        None if there is none yet. Damaged ones are reported and renamed to STEP.damaged, which makes
+        room for the step when it is reached again. Raises UserError if all are damaged, or one does not fit.
+        """
+        if self.latest_step is None:
+            return None
+        step, parts, damaged = _newest_whole(self.folder, _steps(self._checkpointer), abstract_parts)
+        for bad, reason in damaged.items():
+            aside = _set_aside(self.folder / str(bad))
+            log.warning("checkpoint %d is damaged (%s): it is %s now, going on from %d", bad, reason, aside, step)
+        self._checkpointer.reload()
+        return parts
+
+    def check(self) -> None:
+        """Raises UserError if the last checkpoint could not be saved; does not wait for one that is being saved."""
+        if not self._checkpointer.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Waits for what is being saved."""
-        self._checkpointer.wait()
+        with self._reported():
+            self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits for what is being saved, and ends."""
-        self._checkpointer.close()
+        with self._reported():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _reported(self):
+        """Turns what Orbax raises into one line; after that nothing more is raised."""
+        try:
+            with _quiet():
+                yield
+        except Exception as error:
+            if self._failed:
+                return
+            self._failed = True
+            last = self.latest_step
+            good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
+            raise UserError(f"{self.folder}: a checkpoint cannot be saved: {_reason(error)}; {good}") from error
 
 
 def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None = None):
-    """(step, part `name` of the run's checkpoint `step`), None for the newest.
+    """(step, part `name` of the run's checkpoint `step`), None for the newest that is not damaged.
 
     `abstract` is the part's tree of jax.ShapeDtypeStruct. Raises UserError if there is no such
-    checkpoint or it does not fit.
+    checkpoint, it does not fit, or it is damaged.
     """
     folder = _folder(workdir)
     if not folder.exists():
         raise UserError(f"{workdir}: there is no checkpoint in this run yet")
-    checkpointer = ocp.training.Checkpointer(folder)
-    try:
-        steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
-        if not steps:
-            raise UserError(f"{workdir}: there is no checkpoint in this run yet")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-        return step, _load(checkpointer, folder, step, {name: abstract})[name]
-    finally:
+    with _quiet():
+        checkpointer = ocp.training.Checkpointer(folder)
+        steps = _steps(checkpointer)
         checkpointer.close()
+    if not steps:
+        raise UserError(f"{workdir}: there is no checkpoint in this run yet")
+    if step is not None and step not in steps:
+        raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    found, parts, damaged = _newest_whole(folder, steps if step is None else [step], {name: abstract})
+    for bad, reason in damaged.items():
+        log.warning("%s is damaged (%s): using that of step %d", folder / str(bad), reason, found)
+    return found, parts[name]
 
 
 def abstract_like(tree, shardings):
@@ -77,16 +138,121 @@ def abstract_like(tree, shardings):
     )
 
 
+class _Unusable(Exception):
+    """A checkpoint is damaged, or is not of the shapes that are asked for."""
+
+
 def _folder(workdir: epath.PathLike) -> epath.Path:
     path = path_of(workdir)
     # Orbax wants absolute paths; resolve() would take gs:// for a local folder's name.
     return (path if "://" in str(path) else path.resolve()) / "checkpoints"
 
 
-def _load(checkpointer, folder, step, abstract_parts):
-    try:
-        return checkpointer.load_checkpointables(step, abstract_parts)
-    except Exception as error:
-        # Orbax puts what does not fit into the cause; what it raises itself speaks of its handlers.
-        reason = str(error.__cause__ or error).replace("\n", " ")
-        raise UserError(f"{folder / str(step)}: this checkpoint cannot be read: {reason:.300}") from error
+def _steps(checkpointer) -> list[int]:
+    return [checkpoint.step for checkpoint in checkpointer.checkpoints]
+
+
+def _newest_whole(folder, steps, abstract_parts):
+    """(step, parts, {newer step: what is wrong with it}). Raises UserError if none of `steps` can be used.
+
+    All checkpoints of a run have the same shapes: where an older one fits, one that does not is damaged.
+    """
+    unusable = {}
+    for step in reversed(steps):
+        try:
+            return step, _load(folder / str(step), abstract_parts), unusable
+        except _Unusable as error:
+            unusable[step] = error
+    reasons = "; ".join(f"{step}: {reason}" for step, reason in unusable.items())
+    raise UserError(f"{folder}: no checkpoint can be used: {reasons}. Nothing was changed; put back a copy of one")
+
+
+def _load(path, abstract_parts) -> dict:
+    """The parts of one checkpoint. Raises _Unusable, or UserError if it may be whole but cannot be read now."""
+    problem = None
+    with _quiet():
+        try:
+            for name, abstract in abstract_parts.items():
+                checksums = _check_metadata(path, name, abstract)
+            parts = ocp.load_checkpointables(path, abstract_parts)
+            wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
+            if wrong:
+                raise _Unusable(f"by the checksum, not what was saved: {', '.join(wrong)}")
+        except _Unusable as error:
+            problem = error
+        except Exception as error:
+            problem = _Unusable(_reason(error))
+            at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+            if isinstance(error, at_fault) or any(word in str(problem) for word in NOT_DAMAGE):
+                problem = UserError(f"{path}: this checkpoint cannot be read: {problem}")
+        if problem:
+            gc.collect()  # Tasks that nobody awaits any more complain when they go.
+    if problem:
+        raise problem
+    return parts
+
+
+def _check_metadata(path, part: str, abstract) -> dict[str, int]:
+    """The checksums of all parts. Raises _Unusable if there are none or `part` is not like `abstract`.
+
+    No memory is taken for arrays yet.
+    """
+    metadata = ocp.metadata(path, part)
+    if metadata.metadata is None or not (metadata.custom_metadata or {}).get("checksums"):
+        raise _Unusable("its metadata cannot be read")
+    there, here = _named(metadata.metadata), _named(abstract)
+    for name in sorted({*there, *here}):
+        on_disk, wanted = (_describe(leaves.get(name)) for leaves in (there, here))
+        if on_disk != wanted:
+            raise _Unusable(f"{part} {name} is {on_disk}, and by the run's config {wanted}")
+        pieces = there[name].storage_metadata
+        if any(
+            math.prod(shape or ()) > math.prod(there[name].shape) for shape in (pieces.chunk_shape, pieces.write_shape)
+        ):
+            raise _Unusable(f"{part} {name} lies in pieces larger than itself")
+    return metadata.custom_metadata["checksums"]
+
+
+def _named(tree) -> dict:
+    """{"1.0.count": leaf, ...}: the same for tuples of any name and for the lists that metadata have."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _describe(leaf) -> str:
+    return "not there" if leaf is None else f"{leaf.dtype} of shape {tuple(leaf.shape)}"
+
+
+def _set_aside(path) -> str:
+    number, aside = 1, path.parent / f"{path.name}.damaged"
+    while aside.exists():
+        number += 1
+        aside = path.parent / f"{path.name}.damaged-{number}"
+    path.rename(aside)
+    return aside.name
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, where Orbax puts what happened; what it raises itself speaks of its handlers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).partition("[tensorstore_spec")[0].partition("See full TensorStore")[0]
+    return f"{type(error).__name__}: " * (not text.strip()) + " ".join(text.split())[:300]
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Holds back what Orbax and asyncio print of an error beside raising it: pages, from several threads."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hooks = [logger.level for logger in loggers], (sys.excepthook, sys.unraisablehook)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        sys.excepthook = sys.unraisablehook = lambda *_: None
+        try:
+            yield
+        finally:
+            sys.excepthook, sys.unraisablehook = hooks
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

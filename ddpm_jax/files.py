@@ -1,12 +1,19 @@
 """Files that are whole or not there, on this machine or in a bucket."""
 
+import contextlib
+import fcntl
 import io
+import logging
+import os
+import socket
 
 import numpy as np
 from etils import epath
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.processes import is_first
+
+log = logging.getLogger(__name__)
 
 
 def path_of(path: epath.PathLike) -> epath.Path:
@@ -36,6 +43,52 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def writing(folder: epath.PathLike):
+    """Turns what the system says of a full or read-only disk into a UserError that names `folder`'s file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: epath.PathLike):
+    """Makes `folder` and holds its `.lock`. Raises UserError if another process does, naming it.
+
+    The system lets go of it however the process ends, kill -9 included; the file stays. On paths with
+    :// there is no lock.
+    """
+    folder = epath.Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = None if "://" in str(folder) else os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    if descriptor is None:
+        yield
+        return
+    try:
+        _take(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, folder) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+        raise UserError(
+            f"{folder}: {holder} is training here; wait for it or stop it, or choose another --workdir"
+        ) from None
+    except OSError as error:  # Some network filesystems have no locks.
+        log.warning("%s: no lock here (%s): see that no other process trains in it", folder, error.strerror)
+        return
+    with writing(folder / ".lock"):
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def npz(arrays: dict[str, np.ndarray]) -> bytes:

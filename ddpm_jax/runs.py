@@ -3,12 +3,14 @@
 config.json    the config, as last started
 run.json       the data's fingerprint and, a start each, versions, devices, XLA flags, PRNG
 metrics.jsonl  one line a tick
+.lock          who trains here now
 checkpoints/   see checkpoint.py
 samples/, samples.png, tensorboard/
 likelihood/    see nll.py
 figures/       see figures/
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -29,7 +31,7 @@ from ddpm_jax.data import Source, load_source
 from ddpm_jax.data import split as divide
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import path_of, write_file
+from ddpm_jax.files import locked, path_of, write_file, writing
 from ddpm_jax.parallel import replicated
 from ddpm_jax.processes import wait_for_all
 
@@ -99,26 +101,30 @@ def read_config(path: epath.PathLike) -> Config:
     return from_dict(read_json(file))
 
 
-def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: str) -> epath.Path:
+@contextlib.contextmanager
+def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: str):
     """Makes the run directory or checks that it may be continued with `config` and these data.
 
-    Returns its path. Raises UserError naming every field that differs and would change what is
-    learned, or if `workdir` holds something else; then nothing has been written.
+    A context manager that gives its path; until it ends no other process can start the run.
+    Raises UserError naming every field that differs and would change what is learned, or if `workdir`
+    holds something else or cannot be written; then the run is as it was.
     """
     workdir = path_of(workdir)
-    config_file, run_file = workdir / "config.json", workdir / "run.json"
-    run = {"data_fingerprint": source.fingerprint, "images": len(source), "starts": []}
-    if config_file.exists():
-        run = _read_run(workdir)
-        _check_same(workdir, read_config(workdir), config, run, source)
-    elif workdir.exists() and (not workdir.is_dir() or any(_foreign(path) for path in workdir.iterdir())):
+    if workdir.exists() and (not workdir.is_dir() or _is_foreign(workdir)):
         raise UserError(f"workdir: {workdir} is not empty and not a run; choose another with --workdir")
-    run["starts"].append(_provenance(devices))
-    _warn_of_other_bits(run["starts"])
-    wait_for_all("start_run")  # All have looked before one writes.
-    write_file(run_file, json.dumps(run, indent=1).encode())
-    write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
-    return workdir
+    with locked(workdir):
+        config_file, run_file = workdir / "config.json", workdir / "run.json"
+        run = {"data_fingerprint": source.fingerprint, "images": len(source), "starts": []}
+        if config_file.exists():
+            run = _read_run(workdir)
+            _check_same(workdir, read_config(workdir), config, run, source)
+        run["starts"].append(_provenance(devices))
+        _warn_of_other_bits(run["starts"])
+        wait_for_all("start_run")  # All have looked before one writes.
+        with writing(workdir):
+            write_file(run_file, json.dumps(run, indent=1).encode())
+            write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
+        yield workdir
 
 
 def default_split(config: Config) -> Split:
@@ -162,10 +168,11 @@ def _read_run(workdir: epath.Path) -> dict:
     return run
 
 
-def _foreign(path: epath.Path) -> bool:
-    # run.json alone is what a start leaves that was killed before it wrote config.json. A folder made in a
-    # bucket's web console lists itself, under a name at which there is nothing.
-    return path.name != "run.json" and not path.name.startswith(".") and path.exists()
+def _is_foreign(folder: epath.Path) -> bool:
+    """Whether it holds something and is no run. run.json alone is what a start leaves that was killed early."""
+    # A folder made in a bucket's web console lists itself, under a name at which there is nothing.
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".") and path.exists()}
+    return "config.json" not in names and bool(names - {"run.json"})
 
 
 def _check_same(workdir, saved: Config, config: Config, run, source: Source) -> None:

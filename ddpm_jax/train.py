@@ -69,12 +69,15 @@ def fit(config: Config, workdir: epath.PathLike, images: np.ndarray | None = Non
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     check_batch(config.train, mesh.size)
 
-    workdir = start_run(workdir, config, source, describe_devices(mesh))
-    log.info("data: %d images, %d of them to train on, fingerprint %s", len(source), len(train), source.fingerprint)
-    log.info("run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)", workdir)
     ddpm = DDPM(config)
     # Signals are held back until the last checkpoint is on disk.
-    with StopSignals() as signals, contextlib.closing(Checkpoints(workdir, config.checkpoint.keep)) as checkpoints:
+    with (
+        start_run(workdir, config, source, describe_devices(mesh)) as workdir,
+        StopSignals() as signals,
+        contextlib.closing(Checkpoints(workdir, config.checkpoint.keep)) as checkpoints,
+    ):
+        log.info("data: %d images, %d of them to train on, fingerprint %s", len(source), len(train), source.fingerprint)
+        log.info("run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)", workdir)
         state = _first_state(ddpm, mesh, checkpoints)
         step, steps = int(state.step), config.train.steps
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -91,10 +94,8 @@ def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints) -> TrainState
     init = functools.partial(init_state, ddpm)
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, mesh)
-    if checkpoints.latest_step is None:
-        return jax.jit(init, out_shardings=shardings)()
-    abstract = abstract_like(shapes, shardings)
-    return TrainState(**checkpoints.restore(checkpoints.latest_step, abstract._asdict()))
+    parts = checkpoints.restore(abstract_like(shapes, shardings)._asdict())
+    return jax.jit(init, out_shardings=shardings)() if parts is None else TrainState(**parts)
 
 
 def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState:

@@ -21,7 +21,7 @@ models
 checked
 config
 processes
-files parallel images
+files parallel images checksum
 data
 checkpoint
 ddpm

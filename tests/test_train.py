@@ -158,7 +158,9 @@ def test_load_names_what_is_not_there(tiny, pictures, tmp_path):
     config = json.loads((tmp_path / "run/config.json").read_text())
     config["model"]["base_channels"] = 8
     (tmp_path / "run/config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"cannot be read: .*shape"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint can be used: 2: .* of shape \(4,\), and by the run's config .* \(8,\)"
+    ):
         load(tmp_path / "run")
 
 
