@@ -17,7 +17,8 @@ from orbax.checkpoint import v1 as ocp
 
 from ddpm_jax.checksum import checksum
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import path_of
+from ddpm_jax.files import path_of, writing
+from ddpm_jax.processes import is_first, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Checkpoints:
         """Opens `workdir`/checkpoints, made if missing, of which the `keep` newest stay."""
         self.folder = _folder(workdir)
         self._failed = False
-        with _quiet():
+        with _quiet(), writing(self.folder):
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
@@ -72,9 +73,11 @@ class Checkpoints:
         if self.latest_step is None:
             return None
         step, parts, damaged = _newest_whole(self.folder, _steps(self._checkpointer), abstract_parts)
+        wait_for_all("restored")  # All have read before one renames.
         for bad, reason in damaged.items():
             aside = _set_aside(self.folder / str(bad))
             log.warning("checkpoint %d is damaged (%s): it is %s now, going on from %d", bad, reason, aside, step)
+        wait_for_all("set aside")
         self._checkpointer.reload()
         return parts
 
@@ -228,7 +231,8 @@ def _set_aside(path) -> str:
     while aside.exists():
         number += 1
         aside = path.parent / f"{path.name}.damaged-{number}"
-    path.rename(aside)
+    if is_first():
+        path.rename(aside)
     return aside.name
 
 

@@ -24,10 +24,21 @@ def path_of(path: epath.PathLike) -> epath.Path:
         raise UserError(f"{path}: no such filesystem; choose a local path or one on gs:// or s3://") from None
 
 
+@contextlib.contextmanager
+def writing(path: epath.PathLike):
+    """Turns what the system says of a full or read-only disk into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); mend that or choose another place"
+        ) from error
+
+
 def write_file(path: epath.PathLike, content: bytes) -> None:
     """Writes `content` to `path` so that no half-written file is ever seen under that name.
 
-    Of several processes the first alone does so.
+    Of several processes the first alone does so. Raises UserError if the disk does not take it.
     """
     if not is_first():
         return
@@ -35,23 +46,31 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
     if "://" in str(path):  # An object of a store is there once all of it has arrived.
         path.write_bytes(content)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.tmp"
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
-@contextlib.contextmanager
-def writing(folder: epath.PathLike):
-    """Turns what the system says of a full or read-only disk into a UserError that names `folder`'s file."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from error
+def append_line(path: epath.PathLike, line: bytes) -> None:
+    """Adds `line` to the end of the file, all of it or nothing. Raises UserError if the disk does not take it."""
+    if "://" in str(path):  # Object stores cannot append.
+        path = epath.Path(path)
+        write_file(path, (path.read_bytes() if path.exists() else b"") + line)
+        return
+    with writing(path), open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 @contextlib.contextmanager
@@ -59,8 +78,11 @@ def locked(folder: epath.PathLike):
     """Makes `folder` and holds its `.lock`. Raises UserError if another process does, naming it.
 
     The system lets go of it however the process ends, kill -9 included; the file stays. On paths with
-    :// there is no lock.
+    :// there is no lock. Of the several processes of one programme the first alone holds it.
     """
+    if not is_first():
+        yield
+        return
     folder = epath.Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +108,7 @@ def _take(descriptor: int, folder) -> None:
     except OSError as error:  # Some network filesystems have no locks.
         log.warning("%s: no lock here (%s): see that no other process trains in it", folder, error.strerror)
         return
-    with writing(folder / ".lock"):
+    with writing(folder):
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 

@@ -1,5 +1,6 @@
 """What a run reports: metrics.jsonl, TensorBoard, pictures, and a progress bar."""
 
+import contextlib
 import io
 import json
 import logging
@@ -7,11 +8,13 @@ import time
 
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter, record_writer
+from tensorboardX import record_writer, summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ddpm_jax.files import write_file
+from ddpm_jax.files import append_line, write_file
 from ddpm_jax.images import grid, png, to_uint8
 from ddpm_jax.processes import is_first
 
@@ -43,8 +46,7 @@ class RunLog:
         self.workdir = workdir
         self.lines_file = workdir / "metrics.jsonl"
         self._keep_lines_until(step)
-        _write_tensorboard_through_epath(workdir)
-        self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self.tensorboard = _TensorBoard(workdir, step)
         self.progress = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
         self._redirect = logging_redirect_tqdm([logging.getLogger("ddpm_jax")])
         self._redirect.__enter__()
@@ -56,9 +58,9 @@ class RunLog:
 
     def tick(self, step: int, metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl, the same in TensorBoard and on the screen."""
-        self._append(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
+        append_line(self.lines_file, json.dumps({"step": step, **metrics}, allow_nan=False).encode() + b"\n")
         for name, value in metrics.items():
-            self.tensorboard.add_scalar(name, value, step)
+            self.tensorboard.add(step, summary.scalar(name, value))
         self.progress.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
         if self.progress.disable:
             figures = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
@@ -70,7 +72,7 @@ class RunLog:
         content = png(picture)
         for path in (self._picture_file(step), self.workdir / "samples.png"):
             write_file(path, content)
-        self.tensorboard.add_image("samples", picture, step, dataformats="HWC")
+        self.tensorboard.add(step, summary.image("samples", picture, dataformats="HWC"))
         log.info("samples of step %d: %s", step, self.workdir / "samples.png")
 
     def has_pictures(self, step: int) -> bool:
@@ -83,14 +85,6 @@ class RunLog:
         self._redirect.__exit__(None, None, None)
         self.tensorboard.close()
 
-    def _append(self, line: str) -> None:
-        if "://" in str(self.lines_file):  # Object stores cannot append.
-            before = self.lines_file.read_text() if self.lines_file.exists() else ""
-            self.lines_file.write_text(before + line)
-        else:
-            with self.lines_file.open("a") as file:
-                file.write(line)
-
     def _picture_file(self, step: int) -> epath.Path:
         return self.workdir / "samples" / f"{step:08d}.png"
 
@@ -101,13 +95,75 @@ class RunLog:
     def _keep_lines_until(self, step: int) -> None:
         if not self.lines_file.exists():
             return
-        kept = []
-        for line in self.lines_file.read_text().splitlines(keepends=True):
-            # A kill can leave half a line at the end.
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
+        kept, damaged = [], []
+        for line in self.lines_file.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break  # A kill can leave half a line at the end.
+            of_step = _step_of(line)
+            if of_step is None:
+                damaged.append(line)
+            elif of_step > step:
                 break
-            kept.append(line)
-        write_file(self.lines_file, "".join(kept).encode())
+            else:
+                kept.append(line)
+        if damaged:
+            aside = self.workdir / "metrics.damaged"
+            append_line(aside, b"".join(damaged))
+            log.warning("%s: %d lines are damaged and lie in %s now", self.lines_file, len(damaged), aside.name)
+        write_file(self.lines_file, b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl, None if that is not what it is."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+class _TensorBoard:
+    """Writes one of TensorBoard's event files. Nothing depends on it: what cannot be written is told once.
+
+    tensorboardX's own SummaryWriter writes in a thread that dies of a full disk, and waits for it forever.
+    """
+
+    def __init__(self, workdir: epath.Path, step: int):
+        """TensorBoard then hides what earlier files have after `step`."""
+        _write_through_epath(workdir)
+        self.folder, self.flushed = workdir / "tensorboard", 0.0
+        self.writer: EventsWriter | None = None
+        with self._told():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.writer = EventsWriter(str(self.folder / "events"))
+            self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, values) -> None:
+        """Adds a Summary."""
+        with self._told():
+            self._write(step=step, summary=values)
+
+    def close(self) -> None:
+        """Writes what has not been written yet."""
+        with self._told():
+            if self.writer:
+                self.writer.close()
+
+    def _write(self, **fields) -> None:
+        if not self.writer:
+            return
+        self.writer.write_event(Event(wall_time=time.time(), **fields))
+        if time.monotonic() > self.flushed + 60:
+            self.writer.flush()
+            self.flushed = time.monotonic()
+
+    @contextlib.contextmanager
+    def _told(self):
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            log.warning("%s: cannot be written (%s), and no more is", self.folder, error.strerror or error)
 
 
 class _EpathWriters:
@@ -133,7 +189,7 @@ class _WholeFile:
     close = flush
 
 
-def _write_tensorboard_through_epath(workdir: epath.Path) -> None:
+def _write_through_epath(workdir: epath.Path) -> None:
     scheme, separator, _ = str(workdir).partition("://")
     if separator:
         record_writer.register_writer_factory(scheme, _EpathWriters())

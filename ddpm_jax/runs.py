@@ -31,7 +31,7 @@ from ddpm_jax.data import Source, load_source
 from ddpm_jax.data import split as divide
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import locked, path_of, write_file, writing
+from ddpm_jax.files import locked, path_of, write_file
 from ddpm_jax.parallel import replicated
 from ddpm_jax.processes import wait_for_all
 
@@ -121,9 +121,8 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
         run["starts"].append(_provenance(devices))
         _warn_of_other_bits(run["starts"])
         wait_for_all("start_run")  # All have looked before one writes.
-        with writing(workdir):
-            write_file(run_file, json.dumps(run, indent=1).encode())
-            write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
+        write_file(run_file, json.dumps(run, indent=1).encode())
+        write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
         yield workdir
 
 

@@ -111,9 +111,10 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
             done += 1
 
             stopping = signals.stop_after(done)
-            saves = done == steps or stopping or done % config.checkpoint.every == 0
             evaluates = len(held_out) and config.train.eval_every and _due(done, config.train.eval_every, steps)
             draws = not stopping and _due(done, config.train.sample_every, steps)
+            # Drawing may take longer than the time between SIGTERM and SIGKILL, so what is learned is saved before.
+            saves = done == steps or stopping or draws or done % config.checkpoint.every == 0
             # A line never reaches across a checkpoint, so that an interrupted run writes the same ones.
             if saves or evaluates or draws or done % config.train.log_every == 0:
                 evaluated = {}
@@ -121,6 +122,7 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
                     ema_params = replicate(state.ema_params, mesh)
                     evaluated["holdout_loss"] = holdout_loss(ddpm, ema_params, update.batches.source, held_out)
                 run_log.tick(done, window.close(**evaluated))
+                checkpoints.check()
             if saves:
                 checkpoints.save(done, state._asdict())
             if draws:
