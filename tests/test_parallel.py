@@ -43,25 +43,28 @@ def changed(config, **groups):
     )
 
 
+WAYS = {
+    "pmap 1": {"parallel": {"mode": "pmap", "devices": 1}},
+    "jit 2": {"parallel": {"devices": 2}},
+    "pmap 4": {"parallel": {"mode": "pmap"}},
+    "jit 4, on_device": {"data": {"on_device": True}},
+    "pmap 2, on_device": {"parallel": {"mode": "pmap", "devices": 2}, "data": {"on_device": True}},
+    "fsdp 4": {"parallel": {"fsdp": 4}},
+    "fsdp 2, accumulate 2": {"parallel": {"fsdp": 2}, "train": {"accumulate": 2}},
+    "accumulate 4": {"parallel": {"devices": 1}, "train": {"accumulate": 4}},
+    "pmap 2, accumulate 2": {"parallel": {"mode": "pmap", "devices": 2}, "train": {"accumulate": 2}},
+    "remat": {"parallel": {"devices": 1}, "model": {"remat": (0,)}},
+}
+QUICK = {"pmap 2, on_device", "fsdp 2, accumulate 2", "remat"}
+
+
 @pytest.mark.parametrize(
-    ("name", "groups"),
-    {
-        "pmap 1": {"parallel": {"mode": "pmap", "devices": 1}},
-        "jit 2": {"parallel": {"devices": 2}},
-        "pmap 4": {"parallel": {"mode": "pmap"}},
-        "jit 4, on_device": {"data": {"on_device": True}},
-        "pmap 2, on_device": {"parallel": {"mode": "pmap", "devices": 2}, "data": {"on_device": True}},
-        "fsdp 4": {"parallel": {"fsdp": 4}},
-        "fsdp 2, accumulate 2": {"parallel": {"fsdp": 2}, "train": {"accumulate": 2}},
-        "accumulate 4": {"parallel": {"devices": 1}, "train": {"accumulate": 4}},
-        "pmap 2, accumulate 2": {"parallel": {"mode": "pmap", "devices": 2}, "train": {"accumulate": 2}},
-        "remat": {"parallel": {"devices": 1}, "model": {"remat": (0,)}},
-    }.items(),
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
 )
-def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, monkeypatch, name, groups):
+def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, monkeypatch, name):
     """With dropout and flips on: losses and gradient norms step by step, and the parameters after the last."""
     monkeypatch.setattr(parallel, "SMALL", 64)
-    metrics, state = steps_of(changed(tiny, **groups), pictures)
+    metrics, state = steps_of(changed(tiny, **WAYS[name]), pictures)
     np.testing.assert_allclose(metrics, plain[0], rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain[1].params), strict=True):
         # Adam divides by the gradient's size: where that is all but 0, rounding decides the sign.

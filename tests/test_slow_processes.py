@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddpm_jax import load
 from ddpm_jax.processes import BOUND
@@ -80,21 +83,16 @@ def lines(run):
 
 
 def assert_same_run(run, other):
-    """The same losses, gradient norms and held-out loss, and the same weights."""
+    """The same losses, gradient norms and held-out loss at the end, and the same weights."""
     for line, of_other in zip(lines(run), lines(other), strict=True):
-        for name in ("loss", "grad_norm", "holdout_loss"):
-            np.testing.assert_allclose(line.get(name, 0), of_other.get(name, 0), rtol=1e-5)
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(line[name], of_other[name], rtol=1e-5)
+    np.testing.assert_allclose(lines(run)[-1]["holdout_loss"], lines(other)[-1]["holdout_loss"], rtol=1e-5)
     for weights in ("ema", "raw"):
         (_, params), (_, of_other) = load(run, weights=weights), load(other, weights=weights)
-        for name in ("stem", "mid_attention", "up_0_1_block", "out_conv"):
-            for a, b in zip(np_leaves(params[name]), np_leaves(of_other[name]), strict=True):
-                assert np.mean(np.abs(a - b) > 1e-5) < 0.01
-
-
-def np_leaves(tree):
-    import jax
-
-    return map(np.asarray, jax.tree.leaves(tree))
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(of_other), strict=True):
+            # Adam divides by the gradient's size: where that is all but 0, rounding decides the sign.
+            assert np.mean(np.abs(np.asarray(a) - np.asarray(b)) > 1e-5) < 0.01
 
 
 @pytest.mark.parametrize(
@@ -113,6 +111,24 @@ def test_two_processes_with_two_devices_are_one_with_four(folder, name, options)
     assert (folder / f"runs/{name}/samples.png").exists()
 
 
+def test_eight_devices_are_four(folder):
+    [(code, said)] = wait(start(folder, 1, 8, *train("eight")))
+    assert code == 0, said
+    assert_same_run(folder / "runs/eight", folder / "runs/one")
+
+
+def test_two_processes_pass_over_a_damaged_checkpoint(folder):
+    """Both must come to the same verdict, and one alone may rename."""
+    shutil.copytree(folder / "runs/one", folder / "runs/damaged")
+    for part in (folder / "runs/damaged/checkpoints/4/params").rglob("d/*"):
+        os.truncate(part, part.stat().st_size // 2)
+    results = wait(start(folder, 2, 2, *train("damaged")))
+    assert [code for code, _ in results] == [0, 0], results
+    assert "checkpoint 4 is damaged" in results[0][1] and "step 2 of 4" in results[0][1]
+    assert {path.name for path in (folder / "runs/damaged/checkpoints").iterdir()} == {"2", "4", "4.damaged"}
+    assert_same_run(folder / "runs/damaged", folder / "runs/one")
+
+
 def test_samples_and_likelihood_of_two_processes_are_those_of_one(folder):
     for processes in (1, 2):
         sample = ["sample", "runs/one", "-n", 5, "--out", f"x{processes}/"]
@@ -122,8 +138,6 @@ def test_samples_and_likelihood_of_two_processes_are_those_of_one(folder):
             assert {code for code, _ in results} == {0}, results
     bits = [json.loads((folder / f"bits{processes}/likelihood.json").read_text()) for processes in (1, 2)]
     np.testing.assert_allclose(bits[0]["total"], bits[1]["total"], rtol=1e-5)
-    from PIL import Image
-
     for i in range(5):
         one, two = (np.asarray(Image.open(folder / f"x{n}/{i:06d}.png")).astype(int) for n in (1, 2))
         assert np.abs(one - two).max() <= 1
