@@ -73,6 +73,17 @@ def test_files_import_only_from_those_above(path):
             assert name in PLACES[top], f"{path} imports {imported}"
 
 
+def test_grain_and_tfds_are_imported_when_they_are_needed():
+    """They take a second each, which a run on an array shall not."""
+    late = {"tfds": "tensorflow_datasets", "stream": "grain"}
+    for path in FILES:
+        for library in {"tensorflow_datasets", "grain"} & {name.partition(".")[0] for name in imports(path)}:
+            assert module(path) == "data" and late.get(path.stem) == library, f"{path} imports {library}"
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in {f"ddpm_jax.data.{name}" for name in late}, f"{path} imports {node.module}"
+
+
 def test_every_name_of_the_package_is_there_and_documented():
     for name in ddpm_jax.__all__:
         assert getattr(ddpm_jax, name).__doc__, name

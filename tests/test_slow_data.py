@@ -143,9 +143,32 @@ def test_cifar10_as_its_config_names_it_is_prepared_from_its_archive(tmp_path):
         there, expected = in_order(read["images"], read["labels"]), in_order(originals[split], labels)
         np.testing.assert_array_equal(there[0], expected[0])
         np.testing.assert_array_equal(there[1], expected[1])
+    assert [path.name for path in (tmp_path / "good/downloads").iterdir()] == ["cifar10_3.0.2"]
     refusal = python(program("bad", "0" * 64, "train")).partition("REFUSED ")[2].strip()
     assert refusal.startswith("data: tfds:cifar10 cannot be prepared: ") and "\n" not in refusal
     assert not (tmp_path / "bad/cifar10/3.0.2").exists()
+
+
+@needs_tensorflow
+def test_celeba_hq_as_its_config_names_it_is_prepared_from_its_archive(tmp_path, rng):
+    data = (
+        "import dataclasses\nfrom ddpm_jax.config import load_config\n"
+        f"data = dataclasses.replace(load_config('celebahq256').data, dir={str(tmp_path / 'tfds')!r}, cache_mb=0, "
+    )
+    refused = data + f"manual_dir={str(tmp_path)!r})\ntry:\n    load_source(data)\nexcept ValueError as error:\n"
+    refusal = python(READ + refused + "    print('REFUSED', error, file=sys.stderr)\n").partition("REFUSED ")[2].strip()
+    assert "--data.manual-dir names a folder with its original files" in refusal and "\n" not in refusal
+
+    images = rng.integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+    with tarfile.open(tmp_path / "data256x256.tar", "w") as archive:
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / f"{i}.png")
+            archive.add(tmp_path / f"{i}.png", f"data256x256/{i}.png")
+    python(READ + data + f"manual_dir={str(tmp_path)!r})\nload_source(data)\n")
+    out = tmp_path / "read.npy"
+    read = f"source = load_source(data)\nnp.save({str(out)!r}, source.read(np.arange(3)))\nassert source.streamed"
+    python(WITHOUT_TENSORFLOW + READ + data + ")\n" + read)
+    assert sorted(map(bytes, np.load(out))) == sorted(map(bytes, images))
 
 
 CONFIG = """

@@ -20,7 +20,8 @@ class Stream:
 
     Asked for one step after the other, it reads on ahead of them; asked for another one, it starts anew there.
     It holds at most four batches a worker besides the one it hands out, without workers two in all. A worker
-    also holds what the source needs to find its images, and the order of the epoch.
+    also holds what the source needs to find its images, and the order of the epoch. Workers import the main
+    script: one that is not the command line calls this under `if __name__ == "__main__":`.
     """
 
     def __init__(self, batches: Batches, workers: int):

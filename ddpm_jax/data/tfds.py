@@ -90,8 +90,9 @@ def _prepare(builder, name: str, data: Data) -> None:
                 file_format="array_record",
             )
     except Exception as error:  # Of the set's own code.
-        downloading = not manual and not isinstance(error, ImportError)
-        remedy = "; name a folder with its original files: --data.manual-dir" if downloading else ""
+        by_hand = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
+        files = f", which you download: {by_hand:.120}" if by_hand else ""
+        remedy = f"; --data.manual-dir names a folder with its original files{files}" if by_hand or not manual else ""
         raise UserError(f"data: tfds:{name} cannot be prepared: {_one_line(error)}{remedy}") from error
 
 
