@@ -2,8 +2,6 @@
 
 import functools
 import io
-import multiprocessing
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -40,14 +38,6 @@ def check_channels(image_shape: tuple[int, int, int]) -> None:
     """Raises UserError for a number of channels that image files are not decoded to."""
     if image_shape[2] not in MODES:
         raise UserError(f"data.image_shape: an image file gives 1 (grey) or 3 (RGB) channels, not {image_shape[2]}")
-
-
-def in_threads(function, *arguments) -> list:
-    """list(map(function, *arguments)), in threads where this is not a worker process, one of several, itself."""
-    if multiprocessing.parent_process() is not None:
-        return list(map(function, *arguments))
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(function, *arguments))
 
 
 def image_files(names) -> list[str]:

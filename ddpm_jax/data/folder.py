@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
-from ddpm_jax.data.decode import check_channels, decode, image_files, in_threads
+from ddpm_jax.data.decode import check_channels, decode, image_files
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import DataLost, UserError
 
@@ -150,7 +150,7 @@ def _read(decode_at, names, digests, indices):
             raise _lost(name, "has changed since")
         return image
 
-    return np.stack(in_threads(read_one, indices))
+    return np.stack([read_one(index) for index in indices])
 
 
 def _lost(name: str, why: str) -> DataLost:

@@ -16,7 +16,7 @@ from etils import epath
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
-from ddpm_jax.data.decode import check_channels, decode, in_threads
+from ddpm_jax.data.decode import check_channels, decode
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import DataLost, UserError
 
@@ -132,7 +132,7 @@ class _Reader:
         """(images uint8 [B,H,W,C], labels int32 [B] or None). Raises DataLost."""
         try:
             records = _open(self.folder, self.split).__getitems__([int(i) for i in indices])
-            images = np.stack(in_threads(self._decode, records, indices))
+            images = np.stack([self._decode(*each) for each in zip(records, indices, strict=True)])
         except UserError:
             raise
         except Exception as error:
