@@ -241,7 +241,8 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).partition("[tensorstore_spec")[0].partition("See full TensorStore")[0]
-    return f"{type(error).__name__}: " * (not text.strip()) + " ".join(text.split())[:300]
+    words = " ".join(text.split()) or type(error).__name__
+    return words if len(words) < 300 else f"{words[:140]} ... {words[-140:]}"  # The system's own words come last.
 
 
 @contextlib.contextmanager
