@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crashtest import crashtest
 from jax.sharding import NamedSharding, PartitionSpec
 from test_train import assert_equal_trees, lines, on_one_device
 
@@ -54,7 +55,7 @@ def small_disk(tmp_path):
 
 def data_file(part: Path) -> Path:
     """The largest file with arrays of a part of a checkpoint."""
-    return max(part.rglob("d/*"), key=lambda path: path.stat().st_size)
+    return max((part / "d").iterdir(), key=lambda path: path.stat().st_size)
 
 
 def truncate(part):
@@ -294,3 +295,8 @@ def test_what_was_learned_is_saved_before_pictures_are_drawn(tiny, pictures, tmp
         pictures,
     )
     assert saved == [2, "drawn", 3, "drawn"]
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path):
+    crashtest(tmp_path, kills=20, saving=8, steps=210, seed=0)
