@@ -1,7 +1,7 @@
 """LSUN Bedroom, 256x256: Ho et al. 2020, Section 4 and Appendix B. 113.7 M parameters, no flips, 2.4 M steps, FID 6.36.
 
-tfds reads LSUN where it was made ready once, which takes tensorflow_io and a TensorFlow that goes with it (2.16 at
-the newest). A folder of the images does as well: --data.source folder:PATH.
+tfds reads LSUN where it was made ready once, which takes tensorflow_io beside TensorFlow. A folder of the
+images does as well: --data.source folder:PATH.
 
     ddpm-jax train lsun_bedroom --workdir runs/lsun_bedroom
 """
