@@ -76,7 +76,7 @@ def test_the_defaults_are_the_papers_cifar10():
         (lambda: Config(seed=-1), "seed: must be at least 0 and below 4294967296, got -1"),
         (
             lambda: from_dict({"optim": {"lr": 1}}),
-            "optim.lr: unknown field; known are learning_rate, warmup_steps, clip_norm, ema_decay",
+            "optim.lr: unknown field; known are learning_rate, warmup_steps, clip_norm, clip, ema_decay",
         ),
         (lambda: from_dict({"optim": 3}), "optim: a table of fields is needed, got 3"),
     ],

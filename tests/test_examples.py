@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 MINIMAL = Path(__file__).parent.parent / "examples/minimal.py"
 
 
+@pytest.mark.slow
 def test_the_minimal_example_learns_and_draws(tmp_path):
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(

@@ -88,10 +88,11 @@ def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
     ddpm = DDPM(config)
     metrics, _ = steps_of(config, pictures, n=1)
     rng = jax.random.fold_in(jax.random.key(0), 0)
-    params = init_state(ddpm).params
+    params = jax.jit(lambda: init_state(ddpm).params)()
     batches = Batches(from_array(pictures, (8, 8, 1)), np.arange(len(pictures)), 8, 0)
-    x_0 = batches.batch_at(0)["image"].astype(np.float32) / 127.5 - 1
+    x_0 = jnp.asarray(batches.batch_at(0)["image"].astype(np.float32) / 127.5 - 1)
 
+    @jax.jit
     def gradient(rows):
         return jax.grad(lambda params: ddpm.loss(params, rng, x_0[rows], rows=rows, train=True).mean())(params)
 

@@ -13,8 +13,9 @@ from etils import epath
 from etils.epath import backend, gpath
 from PIL import Image
 
-from ddpm_jax import checkpoint, fit, load, train
+from ddpm_jax import checkpoint, fit, load
 from ddpm_jax.cli import main
+from ddpm_jax.data import Batches
 from ddpm_jax.files import write_file
 
 
@@ -97,7 +98,7 @@ def test_a_run_in_a_bucket_trains_resumes_and_is_measured(tiny, pictures, bucket
         train=dataclasses.replace(tiny.train, eval_every=0),
         parallel=dataclasses.replace(tiny.parallel, devices=1),
     )
-    run, batch_at = "gs://bucket/runs/tiny", train.Batches.batch_at
+    run, batch_at = "gs://bucket/runs/tiny", Batches.batch_at
     bucket.objects["bucket/runs/tiny/"] = b""
 
     def stops_after_2(batches, step):
@@ -106,7 +107,7 @@ def test_a_run_in_a_bucket_trains_resumes_and_is_measured(tiny, pictures, bucket
         return batch_at(batches, step)
 
     with monkeypatch.context() as context:
-        context.setattr(train.Batches, "batch_at", stops_after_2)
+        context.setattr(Batches, "batch_at", stops_after_2)
         assert int(fit(config, run).step) == 2
     assert int(fit(config, run).step) == 4
     there = names(bucket, "bucket/runs/tiny")

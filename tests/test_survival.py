@@ -1,5 +1,6 @@
 """What a run survives: damaged checkpoints, a full or read-only disk, a second start, hostile files."""
 
+import contextlib
 import json
 import logging
 import os
@@ -237,28 +238,29 @@ def test_a_read_only_run_can_be_read_and_not_trained(small_disk, whole, quiet_co
     assert_equal_trees(load(run)[1], load(whole)[1])
 
 
-@pytest.fixture
-def file_limit():
-    """Sets how many bytes a file may have; writing more is an error."""
+@contextlib.contextmanager
+def file_limit(size):
+    """Within it a file may have so many bytes; writing more is an error, for pytest's own output too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_line_is_appended_whole_or_not_at_all(tmp_path, file_limit):
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
     append_line(tmp_path / "lines", b"first\n")
-    file_limit(10)
-    with pytest.raises(UserError, match=r"lines: cannot be written \(File too large\)"):
+    with file_limit(10), pytest.raises(UserError, match=r"lines: cannot be written \(File too large\)"):
         append_line(tmp_path / "lines", b"the second\n")
     assert (tmp_path / "lines").read_bytes() == b"first\n"
 
 
-def test_what_tensorboard_cannot_write_is_told_once_and_stops_nothing(tmp_path, file_limit, caplog):
+def test_what_tensorboard_cannot_write_is_told_once_and_stops_nothing(tmp_path, caplog):
     from tensorboardX import summary
 
     board = _TensorBoard(tmp_path, 0)
-    file_limit(100)
-    with caplog.at_level(logging.WARNING):
+    with file_limit(100), caplog.at_level(logging.WARNING):
         for step in range(100):
             board.add(step, summary.image("x", np.zeros((8, 8, 3), np.uint8), dataformats="HWC"))
         board.add(
