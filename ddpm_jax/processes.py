@@ -36,8 +36,10 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
         _check(coordinator, num_processes, process_id)
     elif not in_cluster(os.environ):
         return
-    # XLA's own CPU client knows no collectives between processes.
+    # XLA's own CPU client knows no collectives between processes, and two programs of gloo's at once wait for
+    # each other for ever where the processes come to them in another order.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         # The bound leaves the others some seconds to hear of it.
         jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=BOUND - 10)
