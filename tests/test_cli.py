@@ -18,7 +18,8 @@ from ddpm_jax.cli import main
 from ddpm_jax.config import to_dict
 
 COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
-SMALL = ["--model.base-channels", "4", "--model.norm-groups", "2", "--diffusion.num-timesteps", "4"]
+SMALL = ["--model.base-channels", "4", "--model.norm-groups", "2", "--model.channel-multipliers", "1"]
+SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
 
 
 @pytest.mark.parametrize(
