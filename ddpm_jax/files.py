@@ -43,11 +43,11 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
     if not is_first():
         return
     path = epath.Path(path)
-    if "://" in str(path):  # An object of a store is there once all of it has arrived.
-        path.write_bytes(content)
-        return
     temporary = path.parent / f".{path.name}.tmp"
     with writing(path):
+        if "://" in str(path):  # An object of a store is there once all of it has arrived.
+            path.write_bytes(content)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(content)

@@ -11,12 +11,12 @@ from etils import epath
 from tensorboardX import record_writer, summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ddpm_jax.files import append_line, write_file
 from ddpm_jax.images import grid, png, to_uint8
 from ddpm_jax.processes import is_first
+from ddpm_jax.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class RunLog:
         self.lines_file = workdir / "metrics.jsonl"
         self._keep_lines_until(step)
         self.tensorboard = _TensorBoard(workdir, step)
-        self.progress = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+        self.progress = progress_bar(total=steps, initial=step, unit="step", leave=True)
         self._redirect = logging_redirect_tqdm([logging.getLogger("ddpm_jax")])
         self._redirect.__enter__()
         self.started, self.start_step = time.monotonic(), step
@@ -90,7 +90,7 @@ class RunLog:
 
     def _time_left(self, step: int) -> str:
         seconds = (time.monotonic() - self.started) / (step - self.start_step) * (self.progress.total - step)
-        return f"{tqdm.format_interval(seconds)} left"
+        return f"{self.progress.format_interval(seconds)} left"
 
     def _keep_lines_until(self, step: int) -> None:
         if not self.lines_file.exists():

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from ddpm_jax.config import flatten, to_dict
 from ddpm_jax.ddpm import seed_key
@@ -23,7 +22,8 @@ from ddpm_jax.files import npz, path_of, read_npz, write_file
 from ddpm_jax.images import to_float
 from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.parallel import make_mesh
-from ddpm_jax.processes import agreed, is_first, wait_for_all
+from ddpm_jax.processes import agreed, wait_for_all
+from ddpm_jax.progress import progress_bar
 from ddpm_jax.runs import Split, Weights, default_split, digest, load_checkpoint, read_json, read_split
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ def measure(
         **{"data_fingerprint": source.fingerprint, "images": len(indices)},
         **{name: to_dict(ddpm.config)[name] for name in ("model", "diffusion")},
     }
+    del label["model"]["remat"]  # It changes nothing here.
     of = f"test-{source.fingerprint[:8]}" if split == "test" else split
     folder = path_of(run) / "likelihood" / f"{of}-{step:08d}-{weights}-seed{seed}"
     folder = path_of(out) if out else folder
@@ -95,8 +96,7 @@ def measure(
     size = batch_size or 64 * mesh.size
     while _have(_files(folder, draws, 0, len(indices))):
         draws += 1  # What was measured before counts.
-    quiet = None if is_first() else True
-    with tqdm(total=draws * len(indices), desc="likelihood", unit="image", disable=quiet, leave=False) as progress:
+    with progress_bar(total=draws * len(indices), desc="likelihood", unit="image") as progress:
         for draw in range(draws):
             bits_of = functools.partial(ddpm.bits_per_dim, params, jax.random.fold_in(rng, draw), batch_size=size)
             _make_parts(folder, draw, source, indices, size, bits_of, progress)

@@ -5,7 +5,6 @@ import logging
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from ddpm_jax.ddpm import Sampler, SamplerName, seed_key
 from ddpm_jax.errors import UserError
@@ -13,7 +12,8 @@ from ddpm_jax.files import npz, path_of, write_file
 from ddpm_jax.images import grid as picture_of
 from ddpm_jax.images import png, to_uint8
 from ddpm_jax.parallel import make_mesh
-from ddpm_jax.processes import agreed, is_first
+from ddpm_jax.processes import agreed
+from ddpm_jax.progress import progress_bar
 from ddpm_jax.runs import Weights, digest, load_checkpoint, read_json
 from ddpm_jax.samplers import Grid
 
@@ -55,8 +55,7 @@ def sample_to(
 
     def draw(indices):
         """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
-        quiet = None if is_first() else True
-        with tqdm(total=len(indices), desc="sampling", unit="image", disable=quiet, leave=False) as progress:
+        with progress_bar(total=len(indices), desc="sampling", unit="image") as progress:
             for some in _runs_of(indices, chunk):
                 x = ddpm.sample(params, rng, len(some), start=some[0], batch_size=chunk, **drawn_by)
                 yield some, to_uint8(x)

@@ -21,7 +21,7 @@ models
 checked
 config
 processes
-files parallel images checksum
+files parallel images checksum progress
 data
 checkpoint
 ddpm

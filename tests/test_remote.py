@@ -16,6 +16,7 @@ from PIL import Image
 from ddpm_jax import checkpoint, fit, load
 from ddpm_jax.cli import main
 from ddpm_jax.data import Batches
+from ddpm_jax.errors import UserError
 from ddpm_jax.files import write_file
 
 
@@ -146,7 +147,7 @@ def test_a_file_in_a_bucket_is_replaced_whole_or_stays(bucket, monkeypatch):
         raise OSError("no connection")
 
     monkeypatch.setattr(Upload, "close", fails)
-    with pytest.raises(OSError, match="no connection"):
+    with pytest.raises(UserError, match=r"gs://bucket/a/file: cannot be written .no connection."):
         write_file("gs://bucket/a/file", b"third")
     assert bucket.objects == {"bucket/a/file": b"second"}
 

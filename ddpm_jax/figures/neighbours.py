@@ -7,13 +7,13 @@ from typing import Annotated, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from ddpm_jax.checked import Range
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.images import to_uint8
+from ddpm_jax.progress import progress_bar
 from ddpm_jax.runs import read_split
 
 BLOCK = 1024
@@ -80,7 +80,7 @@ def nearest(queries: np.ndarray, source, indices: np.ndarray, count: int, own: n
     flat = _flatten(queries)
     exclude = np.full(len(queries), -1) if own is None else own
     best = (jnp.full((len(queries), count), jnp.inf), jnp.zeros((len(queries), count), jnp.int32))
-    for start in tqdm(range(0, len(indices), BLOCK), desc="searching", unit="block", disable=None, leave=False):
+    for start in progress_bar(range(0, len(indices), BLOCK), desc="searching", unit="block"):
         # The last block is filled up with images that do not count: one program for all.
         some = np.resize(indices[start : start + BLOCK], BLOCK)
         best = _search(best, flat, _flatten(source.read(some)), exclude, start, len(indices))
