@@ -16,7 +16,14 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=["ddpm_jax", "ddpm_jax.configs", "ddpm_jax.data", "ddpm_jax.figures", "ddpm_jax.models"],
+    packages=[
+        "ddpm_jax",
+        "ddpm_jax.configs",
+        "ddpm_jax.data",
+        "ddpm_jax.figures",
+        "ddpm_jax.interop",
+        "ddpm_jax.models",
+    ],
     # The shipped configs lie beside the package in a checkout and inside it in a wheel.
     package_dir={"ddpm_jax": "ddpm_jax", "ddpm_jax.configs": "configs"},
     package_data={"ddpm_jax": ["py.typed"], "ddpm_jax.data": ["digits.npz", "DIGITS.md"]},
@@ -29,6 +36,7 @@ setup(
         "pillow>=10.1",
         "matplotlib",
         "tyro>=1.0.17",
+        "safetensors",
         "etils[epath,epy]",
         "tensorboardX>=2.6",
         "tqdm",

@@ -16,9 +16,9 @@ with epy.lazy_api_imports(globals()):
     )
     from ddpm_jax.errors import UserError
     from ddpm_jax.images import to_uint8
-    from ddpm_jax.runs import load
     from ddpm_jax.schedule import Schedule, make_schedule, strided
     from ddpm_jax.train import fit
+    from ddpm_jax.weights import load
 
 __version__ = "0.1.0"
 __all__ = [

@@ -100,15 +100,15 @@ class SampleOptions:
     """Draw images from a trained model. Image i of a seed is the same whatever else is asked for."""
 
     run: tyro.conf.Positional[str]
-    """Folder of the run."""
+    """Folder of the run, or a model from elsewhere: .safetensors, a diffusers folder, its name on the hub."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """How many images."""
     seed: int = 0
     """The key they are drawn from."""
     out: str = "samples.png"
     """A grid (.png), uint8 arrays (.npz), or a folder/ of numbered PNGs, of which only the missing are made."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The averaged weights or those of the last update."""
+    weights: Literal["ema", "raw"] | None = None
+    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
     step: int | None = None
     """Checkpoint; None for the newest."""
     batch_size: int | None = None
@@ -129,15 +129,15 @@ class LikelihoodOptions:
     """The bound on the negative log-likelihood of all images of a split; goes on where it was stopped."""
 
     run: tyro.conf.Positional[str]
-    """Folder of the run."""
+    """Folder of the run, or a model from elsewhere: .safetensors, a diffusers folder, its name on the hub."""
     split: Literal["train", "holdout", "test"] | None = None
     """The two parts of the run's own images, or its data.test; None for test where there is one, else holdout."""
     draws: int = 1
     """At least how often, with other noise; the standard error is over these."""
     seed: int = 0
     """The key the noise is drawn from."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The averaged weights or those of the last update."""
+    weights: Literal["ema", "raw"] | None = None
+    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
     step: int | None = None
     """Checkpoint; None for the newest."""
     batch_size: int | None = None

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import operator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +190,11 @@ class Sampler:
     steps: int | None = None
     eta: float | None = None
     grid: Grid | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `DDPM.sample` that choose it."""
+        return {"sampler": self.name, "steps": self.steps, "eta": self.eta, "grid": self.grid}
 
     def check(self, config: Config) -> None:
         """Raises UserError for what does not fit together, and says which variance a shortened chain takes."""

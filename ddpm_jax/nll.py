@@ -24,7 +24,8 @@ from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.parallel import make_mesh
 from ddpm_jax.processes import agreed, wait_for_all
 from ddpm_jax.progress import progress_bar
-from ddpm_jax.runs import Split, Weights, default_split, digest, load_checkpoint, read_json, read_split
+from ddpm_jax.runs import Split, Weights, default_split, read_json, read_split
+from ddpm_jax.weights import home, load_weights, words_of
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def measure(
     split: Split | None = None,
     draws: int = 1,
     seed: int = 0,
-    weights: Weights = "ema",
+    weights: Weights | None = None,
     step: int | None = None,
     batch_size: int | None = None,
     data: str | None = None,
@@ -79,18 +80,17 @@ def measure(
         raise UserError(f"batch_size: must be at least 1, got {batch_size}")
     rng = seed_key(seed)
     mesh = make_mesh()
-    step, ddpm, params = load_checkpoint(run, weights=weights, step=step, mesh=mesh)
-    split = split or default_split(ddpm.config)
-    source, indices = read_split(run, ddpm.config, split, data)
+    model = load_weights(run, weights=weights, step=step, mesh=mesh)
+    split = split or default_split(model.ddpm.config)
+    source, indices = read_split(run, model.ddpm.config, split, data)
     label = {
-        **{"parameters": digest(params), "weights": weights, "step": step, "split": split, "seed": seed},
+        **{**model.label, "split": split, "seed": seed},
         **{"data_fingerprint": source.fingerprint, "images": len(indices)},
-        **{name: to_dict(ddpm.config)[name] for name in ("model", "diffusion")},
+        **{name: to_dict(model.ddpm.config)[name] for name in ("model", "diffusion")},
     }
     del label["model"]["remat"]  # It changes nothing here.
     of = f"test-{source.fingerprint[:8]}" if split == "test" else split
-    folder = path_of(run) / "likelihood" / f"{of}-{step:08d}-{weights}-seed{seed}"
-    folder = path_of(out) if out else folder
+    folder = path_of(out) if out else home(run) / "likelihood" / f"{of}-{model.step:08d}-{model.kind}-seed{seed}"
     _claim(folder, label)
 
     size = batch_size or 64 * mesh.size
@@ -98,7 +98,8 @@ def measure(
         draws += 1  # What was measured before counts.
     with progress_bar(total=draws * len(indices), desc="likelihood", unit="image") as progress:
         for draw in range(draws):
-            bits_of = functools.partial(ddpm.bits_per_dim, params, jax.random.fold_in(rng, draw), batch_size=size)
+            key = jax.random.fold_in(rng, draw)
+            bits_of = functools.partial(model.ddpm.bits_per_dim, model.params, key, batch_size=size)
             _make_parts(folder, draw, source, indices, size, bits_of, progress)
     wait_for_all("likelihood")
     parts = [[read_npz(file) for file in _files(folder, draw, 0, len(indices))] for draw in range(draws)]
@@ -113,7 +114,8 @@ def table(likelihood: Likelihood) -> str:
     """The summary as text, as in the paper: rate + distortion = bound."""
     summary, error = likelihood.summary, likelihood.summary["standard_error"]
     lines = [
-        "{split}, {images} images, {weights} weights of step {step}, ".format(**summary) + draws_of(summary),
+        f"{summary['split']}, {summary['images']} images, {words_of(summary['weights'], summary['step'])}, "
+        + draws_of(summary),
         f"{'':28}bits/dim{'  standard error over draws' if error else ''}",
     ]
     for name, words in {

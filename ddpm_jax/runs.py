@@ -68,29 +68,27 @@ FREE = {
 PACKAGES = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 
-def load(path: epath.PathLike, *, weights: Weights = "ema", step: int | None = None):
-    """(ddpm, params) of the run directory `path`: the averaged weights, or the `raw` ones, of `step`.
-
-    `step` None is the newest checkpoint. params lie on the default device. Raises UserError if this
-    is no run, has no such checkpoint, or `weights` is neither.
-    """
-    _, ddpm, params = load_checkpoint(path, weights=weights, step=step)
-    return ddpm, params
-
-
 def load_checkpoint(
     path: epath.PathLike, *, weights: Weights = "ema", step: int | None = None, mesh: Mesh | None = None
 ):
-    """(step, ddpm, params), else as `load`; params lie on each device of `mesh`, if one is given."""
+    """(step, ddpm, params) of the run directory `path`: the averaged weights, or the `raw` ones, of `step`.
+
+    `step` None is the newest checkpoint. params lie on each device of `mesh`, or on the default device.
+    Raises UserError if this is no run or has no such checkpoint.
+    """
     parts = {"ema": "ema_params", "raw": "params"}
-    if weights not in parts:
-        raise UserError(f"weights: {weights!r} is neither ema nor raw")
     ddpm = DDPM(read_config(path))
     shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
     sharding = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = checkpoint.abstract_like(shapes, jax.tree.map(lambda _: sharding, shapes))
     step, params = checkpoint.restore_part(path, parts[weights], abstract, step)
     return step, ddpm, params
+
+
+def is_run(path: epath.PathLike) -> bool:
+    """Whether `path` is a run directory, damaged or not. A folder of the diffusers library has a config.json, too."""
+    file = path_of(path) / "config.json"
+    return file.exists() and b'"_class_name"' not in file.read_bytes()
 
 
 def read_config(path: epath.PathLike) -> Config:
@@ -134,8 +132,9 @@ def default_split(config: Config) -> Split:
 def read_split(run: epath.PathLike, config: Config, split: Split, data: str | None = None) -> tuple[Source, np.ndarray]:
     """(source, indices) of the images of `split`: train and holdout as the run divides them, or data.test.
 
-    `data` (folder:PATH, npz:PATH or tfds:NAME) is where to read them instead of where the config says. Raises
-    UserError if the split is empty or unknown, or images of train and holdout are not the run's.
+    `data` (folder:PATH, npz:PATH or tfds:NAME) is where to read them instead of where the config says. If `run`
+    is no run, which divides them, train is all of `data`. Raises UserError if the split is empty or unknown, or
+    images of train and holdout are not the run's.
     """
     if split == "test":
         if (data or config.data.test) is None:
@@ -149,14 +148,23 @@ def read_split(run: epath.PathLike, config: Config, split: Split, data: str | No
     if split not in ("train", "holdout"):
         raise UserError(f"split: {split!r} is not one of train, holdout, test")
     if config.data.source == "array" and data is None:
-        raise UserError("data: this run's images came from Python; save them as npz and pass --data npz:PATH")
+        raise UserError(f"data: {run} has its images from elsewhere; pass --data npz:PATH (folder:PATH, tfds:NAME)")
     source = load_source(dataclasses.replace(config.data, source=data or config.data.source))
-    if source.fingerprint != _read_run(path_of(run))["data_fingerprint"]:
+    if not is_run(run):
+        if split == "holdout":
+            raise UserError(f"split: what {run} held out is not known; choose --split train or test")
+        return source, np.arange(len(source))
+    if source.fingerprint != data_fingerprint(run):
         raise UserError(f"data: {data or config.data.source} holds other images than {run} was trained on")
     indices = divide(source, config.data.holdout)[split == "holdout"]
     if not len(indices):
         raise UserError("split: this run held nothing out (data.holdout 0); choose --split train or test")
     return source, indices
+
+
+def data_fingerprint(run: epath.PathLike) -> str:
+    """Of the images that the run was trained on."""
+    return _read_run(path_of(run))["data_fingerprint"]
 
 
 def _read_run(workdir: epath.Path) -> dict:

@@ -14,8 +14,9 @@ from ddpm_jax.images import png, to_uint8
 from ddpm_jax.parallel import make_mesh
 from ddpm_jax.processes import agreed
 from ddpm_jax.progress import progress_bar
-from ddpm_jax.runs import Weights, digest, load_checkpoint, read_json
+from ddpm_jax.runs import Weights, read_json
 from ddpm_jax.samplers import Grid
+from ddpm_jax.weights import Loaded, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def sample_to(
     n: int,
     seed: int,
     out: epath.PathLike,
-    weights: Weights = "ema",
+    weights: Weights | None = None,
     step: int | None = None,
     batch_size: int | None = None,
     sampler: SamplerName = "ancestral",
@@ -48,32 +49,40 @@ def sample_to(
     if kind not in ("folder", ".png", ".npz"):
         raise UserError(f"out: {out} must end in .png (a grid), .npz, or / (a folder)")
     mesh = make_mesh()
-    step, ddpm, params = load_checkpoint(run, weights=weights, step=step, mesh=mesh)
-    drawn_by = {"sampler": sampler, "steps": steps, "eta": eta, "grid": grid}
-    Sampler(*drawn_by.values()).check(ddpm.config)
-    chunk = batch_size or 64 * mesh.size
-
-    def draw(indices):
-        """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
-        with progress_bar(total=len(indices), desc="sampling", unit="image") as progress:
-            for some in _runs_of(indices, chunk):
-                x = ddpm.sample(params, rng, len(some), start=some[0], batch_size=chunk, **drawn_by)
-                yield some, to_uint8(x)
-                progress.update(len(some))
-
+    model = load_weights(run, weights=weights, step=step, mesh=mesh)
+    chosen = Sampler(sampler, steps, eta, grid)
+    chosen.check(model.ddpm.config)
+    size = batch_size or 64 * mesh.size
     if kind == "folder":
-        provenance = {"parameters": digest(params), "weights": weights, "step": step, "seed": seed, **drawn_by}
-        _fill_folder(path, n, ddpm.image_shape, provenance, draw)
+        fill_folder(path, model, n, seed, chosen, size)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)  # What cannot be written is better known before.
-        images = np.concatenate([images for _, images in draw(range(n))])
+        images = np.concatenate([images for _, images in _draw(model, range(n), rng, chosen, size)])
         write_file(path, png(picture_of(images)) if kind == ".png" else npz({"images": images}))
-    log.info("%d images: %s (%s weights of step %d)", n, path, weights, step)
+    log.info("%d images: %s (%s)", n, path, model.words)
 
 
-def _fill_folder(folder, n, image_shape, provenance, draw) -> None:
-    if image_shape[-1] not in (1, 3):
-        raise UserError(f"out: a PNG holds 1 or 3 channels, not {image_shape[-1]}; write an .npz")
+def fill_folder(folder: epath.Path, model: Loaded, n: int, seed: int, sampler: Sampler, batch_size: int) -> None:
+    """Draws those of images 0, ..., n - 1 of key(seed) that are missing in `folder`, as 000000.png, 000001.png, ...
+
+    Beside them samples.json says what they are of. Raises UserError if the folder holds something else.
+    """
+    channels = model.ddpm.image_shape[-1]
+    if channels not in (1, 3):
+        raise UserError(f"out: a PNG holds 1 or 3 channels, not {channels}; write an .npz")
+    _claim(folder, {**model.label, "seed": seed, **sampler.options})
+    is_missing = agreed(np.array([not image_file(folder, i).exists() for i in range(n)]))
+    for indices, images in _draw(model, np.flatnonzero(is_missing).tolist(), seed_key(seed), sampler, batch_size):
+        for i, image in zip(indices, images, strict=True):
+            write_file(image_file(folder, i), png(image))
+
+
+def image_file(folder: epath.Path, i: int) -> epath.Path:
+    """Where image i lies in a folder of samples."""
+    return folder / f"{i:06d}.png"
+
+
+def _claim(folder, provenance) -> None:
     label = folder / "samples.json"
     if label.exists():
         there = read_json(label)
@@ -82,10 +91,15 @@ def _fill_folder(folder, n, image_shape, provenance, draw) -> None:
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"out: {folder} is not empty and not from this command; choose another folder")
     write_file(label, json.dumps(provenance).encode())
-    is_missing = agreed(np.array([not (folder / f"{i:06d}.png").exists() for i in range(n)]))
-    for indices, images in draw(np.flatnonzero(is_missing).tolist()):
-        for i, image in zip(indices, images, strict=True):
-            write_file(folder / f"{i:06d}.png", png(image))
+
+
+def _draw(model, indices, rng, sampler, batch_size):
+    """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
+    with progress_bar(total=len(indices), desc="sampling", unit="image") as progress:
+        for some in _runs_of(indices, batch_size):
+            x = model.ddpm.sample(model.params, rng, len(some), start=some[0], batch_size=batch_size, **sampler.options)
+            yield some, to_uint8(x)
+            progress.update(len(some))
 
 
 def _runs_of(indices, most: int):

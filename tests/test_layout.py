@@ -25,7 +25,9 @@ files parallel images checksum progress
 data
 checkpoint
 ddpm
+interop
 runs update
+weights
 logs signals
 train sample nll
 plan
@@ -36,7 +38,13 @@ cli
 # Who may import what: the mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
 PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"update"}}
-PLACES |= {"matplotlib": {"figures"}, "tensorflow_datasets": {"data"}, "tensorflow": {"data"}, "grain": {"data"}}
+PLACES |= {
+    "matplotlib": {"figures"},
+    "tensorflow_datasets": {"data"},
+    "tensorflow": {"data"},
+    "grain": {"data"},
+    "safetensors": {"interop"},
+}
 
 
 def module(path):

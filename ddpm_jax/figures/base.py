@@ -18,8 +18,8 @@ from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, path_of, write_file
 from ddpm_jax.parallel import make_mesh
-from ddpm_jax.runs import load_checkpoint, read_config
 from ddpm_jax.samplers import example_keys
+from ddpm_jax.weights import Loaded, home, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -57,30 +57,29 @@ class RunFigure(Figure):
     """A figure of a trained model."""
 
     run: str = dataclasses.field(kw_only=True)
-    """Folder of the run."""
+    """Folder of the run, or a model from elsewhere."""
     seed: int = 0
     """The key that all noise is drawn from."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The averaged weights or those of the last update."""
+    weights: Literal["ema", "raw"] | None = None
+    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
     step: int | None = None
     """Checkpoint; None for the newest."""
 
     def path(self) -> epath.Path:
         """The picture's path, in the run's figures/ by default. Raises UserError if there is no run, too."""
-        read_config(self.run)
         if self.out is None:
-            return dataclasses.replace(self, out=f"{self.run}/figures/{self.name}.png").path()
+            return dataclasses.replace(self, out=f"{home(self.run)}/figures/{self.name}.png").path()
         return super().path()
 
-    def load(self):
-        """(step, ddpm, params) of the run, after a look at where the picture goes."""
+    def load(self) -> Loaded:
+        """The model, after a look at where the picture goes."""
         seed_key(self.seed)
         self.path()
-        return load_checkpoint(self.run, weights=self.weights, step=self.step, mesh=make_mesh())
+        return load_weights(self.run, weights=self.weights, step=self.step, mesh=make_mesh())
 
-    def footnote(self, step: int) -> str:
-        """Which model it is of."""
-        return f"{self.run}, {self.weights} weights of step {step}, seed {self.seed}"
+    def footnote(self, weights: str) -> str:
+        """Which model it is of, `weights` being its weights in words."""
+        return f"{self.run}, {weights}, seed {self.seed}"
 
 
 def steps_at(num_timesteps: int, fractions) -> list[int]:

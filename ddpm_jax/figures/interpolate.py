@@ -45,7 +45,8 @@ class Interpolate(RunFigure):
         """
         if self.steps is not None and not self.slerp:
             raise UserError("steps: of the DDIM latents alone; add --slerp, or leave it out")
-        step, ddpm, params = self.load()
+        model = self.load()
+        ddpm, params = model.ddpm, model.params
         sources = np.stack([read_image(self.run, ddpm, name, self.data) for name in self.between])
         x_0, weights = to_float(sources), np.linspace(0, 1, self.weights_across, dtype=np.float32)
         T = ddpm.schedule.num_timesteps
@@ -68,7 +69,7 @@ class Interpolate(RunFigure):
             rows=rows,
             columns=["image 1", *(f"{weight:.2g}" for weight in weights), "image 2"],
             title=title,
-            notes=[f"Columns: the weight of image 2. {of_k}", self.footnote(step)],
+            notes=[f"Columns: the weight of image 2. {of_k}", self.footnote(model.words)],
         )
         return self.write(picture, {"k": np.array(ks), "weight": weights, "source": sources, "images": images})
 

@@ -43,7 +43,8 @@ class Neighbours(RunFigure):
 
     def draw(self):
         """Writes neighbours.png and .npz: uint8 samples [n,H,W,C] and neighbours [n,N,H,W,C], index and rmse [n,N]."""
-        step, ddpm, params = self.load()
+        model = self.load()
+        ddpm, params = model.ddpm, model.params
         source, indices = read_split(self.run, ddpm.config, "train", self.data)
         samples = to_uint8(ddpm.sample(params, seed_key(self.seed), self.n))
         queries, count = samples, min(self.neighbours, len(indices))
@@ -64,7 +65,7 @@ class Neighbours(RunFigure):
                 f"Among {len(indices)} training images, by the root mean squared difference of pixels, of 255. "
                 f"Between a training image and the one nearest to it: {typical:.1f} (median); a copy would be near 0."
                 + (" Mirrored images count too." if ddpm.config.data.flip else ""),
-                self.footnote(step),
+                self.footnote(model.words),
             ],
         )
         numbers = {"samples": samples, "neighbours": near, "index": indices[found.index], "rmse": found.rmse}

@@ -29,7 +29,8 @@ class Progressive(RunFigure):
 
     def draw(self):
         """Writes progressive.png, .webp (the animation) and .npz: k [F], uint8 x_0 and x, each [F,n,H,W,C]."""
-        step, ddpm, params = self.load()
+        model = self.load()
+        ddpm, params = model.ddpm, model.params
         T = ddpm.schedule.num_timesteps
         shown = steps_at(T, np.linspace(1, 0, 11))
         ks = sorted({*shown, *steps_at(T, np.linspace(1, 0, self.frames))}, reverse=True)
@@ -41,7 +42,7 @@ class Progressive(RunFigure):
             title="The image predicted from x_k along the reverse process (Fig. 6)",
             notes=[
                 f"k: how often x_k is diffused; k={T} is pure noise, k=0 the finished sample.",
-                self.footnote(step),
+                self.footnote(model.words),
             ],
         )
         animation = self.path().with_suffix(".webp")

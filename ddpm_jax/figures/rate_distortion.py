@@ -11,6 +11,8 @@ from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import curves
 from ddpm_jax.files import write_file
 from ddpm_jax.nll import draws_of, measure
+from ddpm_jax.runs import is_run
+from ddpm_jax.weights import words_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,8 @@ class RateDistortion(RunFigure):
         """Writes rate-distortion.png, .npz (rate, rmse [T] after 1, ..., T steps) and .json (Table 4); prints that."""
         self.path()
         shared = ("run", "split", "draws", "seed", "weights", "step", "batch_size", "data")
-        result = measure(**{name: getattr(self, name) for name in shared})
+        parts = None if is_run(self.run) else self.path().with_suffix("")
+        result = measure(**{name: getattr(self, name) for name in shared}, out=parts)
         T, summary = len(result.terms), result.summary
         table = table_4(result)
         k = np.arange(1, T + 1)
@@ -48,7 +51,7 @@ class RateDistortion(RunFigure):
                 "Rate: bits/dim sent so far, with the prior. Distortion: of the image that can be predicted by then.",
                 "{split}, {images} images, {of_draws}. All sent: a rate of {rate:.3f}; to the exact image "
                 "{distortion:.3f} more: {total:.3f} bits/dim.".format(**summary, of_draws=draws_of(summary)),
-                self.footnote(summary["step"]),
+                self.footnote(words_of(summary["weights"], summary["step"])),
             ],
         )
         print(f"{'reverse steps':>13} {'rate, bits/dim':>15} {'RMSE of 255':>12}")

@@ -28,7 +28,8 @@ class SharedLatent(RunFigure):
 
     def draw(self):
         """Writes shared-latent.png and .npz: k and spread [K], x_k [K,n,H,W,C] float32, uint8 samples [K,n,3,H,W,C]."""
-        step, ddpm, params = self.load()
+        model = self.load()
+        ddpm, params = model.ddpm, model.params
         T, rng = ddpm.schedule.num_timesteps, seed_key(self.seed)
         ks = steps_at(T, (1, 0.75, 0.5, 0.25, 0))
         latents, _ = chain(ddpm, params, keys_of(rng, self.n), ks)
@@ -45,7 +46,7 @@ class SharedLatent(RunFigure):
                 "In each cell: bottom right the x_k that is shared; the other three are samples drawn from it. "
                 f"k: how often it is diffused; k={T} is pure noise, k=0 the image. "
                 "Spread: standard deviation among the three, of 255.",
-                self.footnote(step),
+                self.footnote(model.words),
             ],
             size=120,
         )

@@ -1,0 +1,90 @@
+"""Trained weights from wherever they are: a run, a file of `export`, a diffusers folder, the Hugging Face hub."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from ddpm_jax import interop, runs
+from ddpm_jax.ddpm import DDPM
+from ddpm_jax.errors import UserError
+from ddpm_jax.files import path_of
+from ddpm_jax.parallel import replicate
+
+Kind = Literal["ema", "raw", "unknown"]
+
+
+class Loaded(NamedTuple):
+    """A model with its weights."""
+
+    ddpm: DDPM
+    params: Any
+    kind: Kind
+    """Whether they are the averaged weights; unknown where the file does not say."""
+    step: int | None
+    """Updates that made them, or None where that is not known."""
+    data_fingerprint: str | None
+    """Of the images they were trained on, or None where that is not known."""
+
+    @property
+    def words(self) -> str:
+        """As `words_of` says it."""
+        return words_of(self.kind, self.step)
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """What tells these weights from others, for files that say what they were made with."""
+        return {"parameters": runs.digest(self.params), "weights": self.kind, "step": self.step}
+
+
+def words_of(kind: Kind, step: int | None) -> str:
+    """For example "ema weights of step 5000"."""
+    words = "weights that may be averaged or not" if kind == "unknown" else f"{kind} weights"
+    return words if step is None else f"{words} of step {step}"
+
+
+def load(path: epath.PathLike, *, weights: runs.Weights | None = None, step: int | None = None):
+    """(ddpm, params) of `path`; params lie on the default device.
+
+    `path` is a run directory, of whose newest checkpoint (or that of `step`) the averaged weights are taken
+    (or the `raw` ones), or a .safetensors file of `ddpm-jax export`. Raises UserError if it is none of these, or
+    the weights are not those asked for.
+    """
+    loaded = load_weights(path, weights=weights, step=step)
+    return loaded.ddpm, loaded.params
+
+
+def load_weights(
+    path: epath.PathLike, *, weights: runs.Weights | None = None, step: int | None = None, mesh: Mesh | None = None
+) -> Loaded:
+    """As `load`, with what is known of the weights; params lie on each device of `mesh`, if one is given."""
+    if weights not in (None, "ema", "raw"):
+        raise UserError(f"weights: {weights!r} is neither ema nor raw")
+    if runs.is_run(path):
+        kind = weights or "ema"
+        step, ddpm, params = runs.load_checkpoint(path, weights=kind, step=step, mesh=mesh)
+        return Loaded(ddpm, params, kind, step, runs.data_fingerprint(path))
+    config, params, about = _read(path)
+    if step not in (None, about["step"]):
+        raise UserError(f"step: {path} holds one set of weights, of step {about['step'] or 'unknown'}; leave it out")
+    if weights not in (None, about["weights"]):
+        known = "does not say whether its weights are averaged" if about["weights"] == "unknown" else "holds others"
+        raise UserError(f"weights: {path} {known}; leave --weights {weights} out")
+    params = replicate(params, mesh) if mesh else jax.device_put(params, jax.local_devices()[0])
+    return Loaded(DDPM(config), params, about["weights"], about["step"], about["data_fingerprint"])
+
+
+def home(path: epath.PathLike) -> epath.Path:
+    """The run directory `path`, where what is made of a run goes. Raises UserError if it is no run."""
+    if not runs.is_run(path):
+        raise UserError(f"{path}: this is not a run directory, which has a place for this; say where with --out")
+    return path_of(path)
+
+
+def _read(path: epath.PathLike):
+    """(config, params, {weights, step, data_fingerprint}) of what is no run."""
+    local = path_of(path)
+    if local.suffix == ".safetensors" and local.exists():
+        return interop.read_single_file(local)
+    raise UserError(f"{path}: this is not a run directory or a .safetensors file")
