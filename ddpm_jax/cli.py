@@ -35,6 +35,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   plan CONFIG     what that run takes: memory, FLOPs, traffic, hours; makes nothing
   sample RUN      draw images from a trained model
   likelihood RUN  its bound on the bits per dimension of a whole split
+  export RUN      write it as .safetensors, for diffusers, or as StableHLO
   figure NAME RUN draw one of the paper's figures; NAME is one of
                   {figures}
                   (schedule needs no RUN)
@@ -64,6 +65,8 @@ class TrainOptions:
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: str
     """Folder of the run, made if it is missing."""
+    init_from: str | None = None
+    """Start from these weights: a run, .safetensors, a diffusers folder, its name on the hub."""
     processes: Together = Processes()
 
 
@@ -125,6 +128,30 @@ class SampleOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write a trained model as a file or a folder that other programs read."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run, or a model from elsewhere: .safetensors, a diffusers folder, its name on the hub."""
+    format: Literal["safetensors", "diffusers", "stablehlo"] = "safetensors"
+    """Weights in one file, a folder for diffusers' DDPMPipeline, or programs that sample with jax alone."""
+    out: str = "model.safetensors"
+    """The file NAME.safetensors, or the new folder of the other formats."""
+    weights: Literal["ema", "raw"] | None = None
+    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
+    step: int | None = None
+    """Checkpoint; None for the newest."""
+    sampler: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
+    """Of stablehlo alone, as the three below: how its program draws."""
+    steps: int | None = None
+    """Steps taken of the T; None for all."""
+    eta: float | None = None
+    """Noise of a ddim step, from 0 to 1; None for 0."""
+    grid: Literal["linspace", "leading", "trailing", "quad"] | None = None
+    """How the steps lie among the T; None for linspace (dpm-solver++: trailing)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class LikelihoodOptions:
     """The bound on the negative log-likelihood of all images of a split; goes on where it was stopped."""
 
@@ -179,7 +206,10 @@ def _leave(code: int) -> None:
 
 
 def _run(args: list[str]) -> int:
-    commands = {"train": _train, "plan": _plan, "sample": _sample, "likelihood": _likelihood, "figure": _figure}
+    commands = {
+        **{"train": _train, "plan": _plan, "sample": _sample, "likelihood": _likelihood},
+        **{"figure": _figure, "export": _export},
+    }
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     if command in ("-h", "--help"):
         print(_usage())
@@ -199,7 +229,7 @@ def _train(args: list[str]) -> None:
     _start(options.processes)
     from ddpm_jax.train import fit
 
-    fit(options.config, options.workdir)
+    fit(options.config, options.workdir, init_from=options.init_from)
 
 
 def _plan(args: list[str]) -> None:
@@ -233,6 +263,14 @@ def _sample(args: list[str]) -> None:
     from ddpm_jax.sample import sample_to
 
     sample_to(**_arguments(options))
+
+
+def _export(args: list[str]) -> None:
+    options = _parse(ExportOptions, args, "ddpm-jax export")
+    _start(Processes())
+    from ddpm_jax.export import export
+
+    export(**_arguments(options))
 
 
 def _likelihood(args: list[str]) -> None:

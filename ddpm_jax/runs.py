@@ -100,10 +100,11 @@ def read_config(path: epath.PathLike) -> Config:
 
 
 @contextlib.contextmanager
-def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: str):
+def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: str, init_from: dict | None = None):
     """Makes the run directory or checks that it may be continued with `config` and these data.
 
-    A context manager that gives its path; until it ends no other process can start the run.
+    A context manager that gives its path; until it ends no other process can start the run. `init_from` tells
+    which weights it is to start from, None for fresh ones or, if it is there, those it started from.
     Raises UserError naming every field that differs and would change what is learned, or if `workdir`
     holds something else or cannot be written; then the run is as it was.
     """
@@ -112,10 +113,10 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
         raise UserError(f"workdir: {workdir} is not empty and not a run; choose another with --workdir")
     with locked(workdir):
         config_file, run_file = workdir / "config.json", workdir / "run.json"
-        run = {"data_fingerprint": source.fingerprint, "images": len(source), "starts": []}
+        run = {"data_fingerprint": source.fingerprint, "images": len(source), "init_from": init_from, "starts": []}
         if config_file.exists():
             run = _read_run(workdir)
-            _check_same(workdir, read_config(workdir), config, run, source)
+            _check_same(workdir, read_config(workdir), config, run, source, init_from)
         run["starts"].append(_provenance(devices))
         _warn_of_other_bits(run["starts"])
         wait_for_all("start_run")  # All have looked before one writes.
@@ -182,7 +183,7 @@ def _is_foreign(folder: epath.Path) -> bool:
     return "config.json" not in names and bool(names - {"run.json"})
 
 
-def _check_same(workdir, saved: Config, config: Config, run, source: Source) -> None:
+def _check_same(workdir, saved: Config, config: Config, run, source: Source, init_from) -> None:
     before, now = flatten(to_dict(saved)), flatten(to_dict(config))
     differences = [
         f"{name} was {before[name]!r} and is {now[name]!r}"
@@ -191,6 +192,8 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source) -> 
     ]
     if run["data_fingerprint"] != source.fingerprint:
         differences.append(f"the data are not those it was started with ({run['images']} images, now {len(source)})")
+    if init_from not in (None, run.get("init_from")):
+        differences.append("it did not start from the weights of --init-from")
     if differences:
         raise UserError(
             f"{workdir} cannot be continued: {'; '.join(differences)}. Undo that or choose another --workdir"
@@ -209,12 +212,17 @@ def _warn_of_other_bits(starts: list[dict]) -> None:
 def _provenance(devices: str) -> dict:
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
         "devices": devices,
         "cores": os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "prng": str(jax.random.key_impl(seed_key(0))),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that a result depends on."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(name: str) -> str | None:

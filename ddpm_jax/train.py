@@ -32,6 +32,7 @@ from ddpm_jax.processes import agreed
 from ddpm_jax.runs import start_run
 from ddpm_jax.signals import StopSignals
 from ddpm_jax.update import TrainState, Update, check_batch, init_state, run_key
+from ddpm_jax.weights import weights_for
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,19 @@ def holdout_loss(ddpm: DDPM, params, source: Source, indices: np.ndarray) -> flo
     return total / len(indices)
 
 
-def fit(config: Config, workdir: epath.PathLike, images: np.ndarray | None = None) -> TrainState:
+def fit(
+    config: Config,
+    workdir: epath.PathLike,
+    images: np.ndarray | None = None,
+    *,
+    init_from: epath.PathLike | None = None,
+) -> TrainState:
     """Trains `config` in `workdir`, or goes on with what is there; returns the last state.
 
-    `images` uint8 [N,H,W,C] take the place of config.data.source. Ctrl-C and SIGTERM end it after the
-    step at hand, with everything saved. Raises UserError for what cannot be used, NonFiniteLoss if
-    training diverges.
+    `images` uint8 [N,H,W,C] take the place of config.data.source. A new run starts from the weights of
+    `init_from` (what `load` takes) instead of fresh ones, and their average from them too. Ctrl-C and
+    SIGTERM end it after the step at hand, with everything saved. Raises UserError for what cannot be
+    used, NonFiniteLoss if training diverges.
     """
     if images is None:
         source = load_source(config.data)
@@ -70,15 +78,16 @@ def fit(config: Config, workdir: epath.PathLike, images: np.ndarray | None = Non
     check_batch(config.train, mesh.size)
 
     ddpm = DDPM(config)
+    first = None if init_from is None else weights_for(ddpm, init_from)
     # Signals are held back until the last checkpoint is on disk.
     with (
-        start_run(workdir, config, source, describe_devices(mesh)) as workdir,
+        start_run(workdir, config, source, describe_devices(mesh), first and first.label) as workdir,
         StopSignals() as signals,
         contextlib.closing(Checkpoints(workdir, config.checkpoint.keep)) as checkpoints,
     ):
         log.info("data: %d images, %d of them to train on, fingerprint %s", len(source), len(train), source.fingerprint)
         log.info("run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)", workdir)
-        state = _first_state(ddpm, mesh, checkpoints)
+        state = _first_state(ddpm, mesh, checkpoints, first and first.params)
         step, steps = int(state.step), config.train.steps
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%d parameters on %s, step %d of %d", parameters, describe_devices(mesh), step, steps)
@@ -89,13 +98,16 @@ def fit(config: Config, workdir: epath.PathLike, images: np.ndarray | None = Non
             return _train(update, state, held_out, checkpoints, run_log, signals)
 
 
-def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints) -> TrainState:
-    """The newest checkpoint's state, or a fresh one: shapes first, then shardings, then arrays."""
+def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints, params) -> TrainState:
+    """The newest checkpoint's state, or one from `params`, None for fresh ones: shapes first, then arrays."""
     init = functools.partial(init_state, ddpm)
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, mesh)
     parts = checkpoints.restore(abstract_like(shapes, shardings)._asdict())
-    return jax.jit(init, out_shardings=shardings)() if parts is None else TrainState(**parts)
+    if parts is not None:
+        return TrainState(**parts)
+    params = None if params is None else replicate(params, mesh)
+    return jax.jit(init, out_shardings=shardings)(params)
 
 
 def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState:

@@ -41,9 +41,9 @@ def make_optimizer(optim: Optim) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adam(learning_rate))
 
 
-def init_state(ddpm: DDPM) -> TrainState:
-    """The state before the first update; the average starts as a copy of the parameters."""
-    params = ddpm.init(run_key(ddpm.config, INIT))
+def init_state(ddpm: DDPM, params=None) -> TrainState:
+    """The state before the first update, from `params` or fresh ones; the average starts as a copy of them."""
+    params = ddpm.init(run_key(ddpm.config, INIT)) if params is None else params
     opt_state = make_optimizer(ddpm.config.optim).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), opt_state)
 

@@ -1,18 +1,29 @@
 """Trained weights from wherever they are: a run, a file of `export`, a diffusers folder, the Hugging Face hub."""
 
+import logging
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from ddpm_jax import interop, runs
+from ddpm_jax.config import flatten, to_dict
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import path_of
 from ddpm_jax.parallel import replicate
 
+log = logging.getLogger(__name__)
+
 Kind = Literal["ema", "raw", "unknown"]
+
+# The fields that decide what network there is, and what its output stands for.
+FITS = (
+    *(f"model.{name}" for name in ("base_channels", "channel_multipliers", "num_res_blocks", "attention_resolutions")),
+    *("model.norm_groups", "data.image_shape", "diffusion.prediction", "diffusion.variance"),
+)
 
 
 class Loaded(NamedTuple):
@@ -73,6 +84,29 @@ def load_weights(
         raise UserError(f"weights: {path} {known}; leave --weights {weights} out")
     params = replicate(params, mesh) if mesh else jax.device_put(params, jax.local_devices()[0])
     return Loaded(DDPM(config), params, about["weights"], about["step"], about["data_fingerprint"])
+
+
+def weights_for(ddpm: DDPM, path: epath.PathLike) -> Loaded:
+    """The weights of `path`, as `load` finds them, to train `ddpm` from.
+
+    Raises UserError naming the fields by which its network is another or predicts something else.
+    """
+    loaded = load_weights(path)
+    there, here = _network(loaded.ddpm), _network(ddpm)
+    if there != here:
+        before, now = (flatten(to_dict(model.config)) for model in (loaded.ddpm, ddpm))
+        differences = [f"{name} {now[name]!r}, there {before[name]!r}" for name in FITS if before[name] != now[name]]
+        raise UserError(f"--init-from: {path} is of another network: {', '.join(differences)}")
+    if not np.array_equal(loaded.ddpm.schedule.betas, ddpm.schedule.betas):
+        log.warning("--init-from: %s was trained with other betas than this config's diffusion.schedule", path)
+    return loaded
+
+
+def _network(ddpm: DDPM):
+    """What two models have in common where the weights of one fit the other."""
+    shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
+    diffusion = ddpm.config.diffusion
+    return jax.tree.map(lambda leaf: leaf.shape, shapes), ddpm.config.model.norm_groups, diffusion.prediction
 
 
 def home(path: epath.PathLike) -> epath.Path:

@@ -29,7 +29,8 @@ interop
 runs update
 weights
 logs signals
-train sample nll
+train sample nll export
+evaluate
 plan
 figures
 cli

@@ -1,0 +1,135 @@
+"""Weights out into one file, back in, and into a new run."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import refused
+from safetensors.numpy import load_file, save_file
+from test_train import assert_equal_trees
+
+from ddpm_jax import DDPM, fit, load, train
+from ddpm_jax.cli import main
+from ddpm_jax.errors import UserError
+from ddpm_jax.interop import read_single_file
+from ddpm_jax.weights import load_weights, weights_for
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """The averaged weights of `run` in one file."""
+    out = tmp_path_factory.mktemp("exported") / "model.safetensors"
+    assert main(["export", str(run), "--format", "safetensors", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_file_holds_the_run_bit_for_bit(run, exported):
+    ddpm, params = load(exported)
+    of_run, params_of_run = load(run)
+    assert ddpm.config.model == of_run.config.model and ddpm.config.diffusion == of_run.config.diffusion
+    assert ddpm.image_shape == of_run.image_shape
+    assert_equal_trees(params, params_of_run)
+
+
+def test_a_file_says_where_it_comes_from(run, exported):
+    _, _, about = read_single_file(exported)
+    assert (about["weights"], about["step"]) == ("ema", 2) and about["versions"]["jax"]
+    assert about["data_fingerprint"] == json.loads((run / "run.json").read_text())["data_fingerprint"]
+    assert load_weights(exported).words == "ema weights of step 2"
+    assert str(run.parent).encode() not in exported.read_bytes()
+    tensors = load_file(exported)  # Any reader of the format finds the network's names.
+    np.testing.assert_array_equal(tensors["mid_0_block.conv_0.kernel"], load(run)[1]["mid_0_block"]["conv_0"]["kernel"])
+
+
+def test_a_file_samples_what_the_run_samples(run, exported, tmp_path, capsys):
+    for number, source in enumerate((run, exported)):
+        assert main(["sample", str(source), "-n", "4", "--out", f"{tmp_path}/{number}/"]) == 0
+        assert "ema weights of step 2" in capsys.readouterr().err
+    # By samples.json, too, they are the same: a folder begun with the run can be filled up with the file.
+    for name in ("000003.png", "samples.json"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+def test_raw_weights_stay_raw(run, tmp_path):
+    out = tmp_path / "raw.safetensors"
+    assert main(["export", str(run), "--format", "safetensors", "--out", str(out), "--weights", "raw"]) == 0
+    assert load_weights(out).kind == "raw"
+    assert_equal_trees(load(out, weights="raw")[1], load(run, weights="raw")[1])
+
+
+def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
+    tensors, content = load_file(exported), exported.read_bytes()
+    missing = {name: tensor for name, tensor in tensors.items() if name != "stem.bias"}
+    metadata = {"config": json.dumps(json.loads(_metadata(content)["config"])), "provenance": "{}"}
+    save_file(missing, tmp_path / "missing.safetensors", metadata)
+    save_file(tensors | {"more": np.zeros(2)}, tmp_path / "more.safetensors", metadata)
+    save_file(tensors | {"stem.bias": np.zeros(4)}, tmp_path / "dtype.safetensors", metadata)
+    save_file(tensors, tmp_path / "bare.safetensors")
+    (tmp_path / "short.safetensors").write_bytes(content[:-10])
+    (tmp_path / "text.safetensors").write_bytes(b"hello")
+    for name, says in {
+        "missing": "tensor stem.bias is not there, and by the config in it float32 of shape (4,)",
+        "more": "tensor more is float64 of shape (2,), and by the config in it not there",
+        "dtype": "tensor stem.bias is float64 of shape (4,)",
+        "bare": "does not say what model it is of",
+        "short": "cannot be read as safetensors",
+        "text": "cannot be read as safetensors",
+    }.items():
+        assert says in refused(capsys, "sample", tmp_path / f"{name}.safetensors", "--out", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+    for arguments, says in [
+        (("sample", exported, "--weights", "raw"), "holds others; leave --weights raw out"),
+        (("sample", exported, "--step", 4), "holds one set of weights, of step 2"),
+        (("likelihood", exported, "--split", "train"), "say where with --out"),
+        (("likelihood", exported, "--split", "train", "--out", tmp_path / "x"), "has its images from elsewhere"),
+        (("figure", "progressive", exported), "say where with --out"),
+        (("export", run, "--format", "safetensors", "--out", tmp_path / "model.bin"), "must end in .safetensors"),
+        (("export", run, "--format", "safetensors", "--out", exported), "is there already"),
+        (
+            ("export", run, "--format", "safetensors", "--out", tmp_path / "x.safetensors", "--steps", 2),
+            "weights alone",
+        ),
+        (("export", tmp_path, "--format", "safetensors", "--out", tmp_path / "x.safetensors"), "not a run directory"),
+    ]:
+        assert says in refused(capsys, *arguments)
+
+
+def _metadata(content):
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+
+
+def test_a_run_starts_from_the_weights_of_another(run, exported, pictures, tmp_path, monkeypatch):
+    """Its first state is theirs, the average too; and a run knows what it began from."""
+    monkeypatch.setattr(train, "_train", lambda update, state, *_: state)
+    config = load(run)[0].config
+    for source in (exported, run):
+        state = fit(config, tmp_path / "tuned", init_from=source)
+        for params in (state.params, state.ema_params):
+            assert_equal_trees(params, load(run)[1])
+        assert state.step == 0
+    fit(config, tmp_path / "tuned")
+    fit(config, tmp_path / "fresh")
+    with pytest.raises(UserError, match="it did not start from the weights of --init-from"):
+        fit(config, tmp_path / "fresh", init_from=exported)
+
+
+def test_weights_of_another_network_are_refused_by_field(tiny, run, pictures, tmp_path, capsys):
+    wide = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, base_channels=8))
+    with pytest.raises(UserError, match=r"of another network: model.base_channels 8, there 4"):
+        fit(wide, tmp_path / "wide", pictures, init_from=run)
+    assert not (tmp_path / "wide").exists()
+    v = dataclasses.replace(tiny, diffusion=dataclasses.replace(tiny.diffusion, prediction="v"))
+    with pytest.raises(UserError, match=r"diffusion.prediction 'v', there 'eps'"):
+        fit(v, tmp_path / "v", pictures, init_from=run)
+    assert "/nowhere: this is not a run directory" in refused(
+        capsys, "train", "digits", "--workdir", tmp_path / "x", "--init-from", "/nowhere"
+    )
+
+
+def test_other_betas_are_said(tiny, run, caplog):
+    weights_for(load(run)[0], run)
+    assert not caplog.text
+    diffusion = dataclasses.replace(tiny.diffusion, schedule="const", beta_start=None)
+    weights_for(DDPM(dataclasses.replace(tiny, diffusion=diffusion)), run)
+    assert "other betas" in caplog.text
