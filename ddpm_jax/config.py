@@ -71,6 +71,8 @@ class Diffusion(Checked):
     """What the network's output stands for."""
     variance: Literal["fixed_large", "fixed_small", "learned", "learned_range"] = "fixed_large"
     """Variance of a reverse step: beta_t, the posterior's, the network's own logarithm, or its mix of the first two."""
+    clip: bool = True
+    """Clip the predicted x_0 to [-1, 1] in sampling and when the bound is measured."""
     loss: Literal["simple", "vlb", "hybrid"] = "simple"
     """Mean squared error, the bound in bits/dim, or the first for the mean and 0.001 of the second for the variance."""
     min_snr_gamma: Annotated[float, Range(above=0)] | None = None

@@ -275,8 +275,9 @@ def _sample(ddpm: DDPM, sampler: Sampler, params, rng, indices):
         "dpm-solver++": samplers.dpm_solver,
     }[sampler.name]
     schedule, denoise_fn, options = _chain(ddpm, sampler, params)
+    options["clip"] = ddpm.config.diffusion.clip
     x_0 = draw(schedule, denoise_fn, example_keys(rng, indices), ddpm.image_shape, **options)
-    # The mean is not clipped where the network predicts it.
+    # The mean is not clipped where the network predicts it, and nothing without diffusion.clip.
     return jnp.clip(x_0, -1, 1)
 
 
@@ -309,15 +310,13 @@ def _chain(ddpm: DDPM, sampler: Sampler, params):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _reverse(ddpm: DDPM, params, keys, x, start, stop):
-    diffusion = ddpm.config.diffusion
+    options = _of_one_step(ddpm.config.diffusion)
 
     def step(i, carry):
         x_t, t = carry[0], start - 1 - i
         t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
         output = ddpm.denoise(params, x_t, t_batch)
-        p = p_mean_variance(
-            ddpm.schedule, output, x_t, t_batch, prediction=diffusion.prediction, variance=diffusion.variance
-        )
+        p = p_mean_variance(ddpm.schedule, output, x_t, t_batch, **options)
         return samplers.ancestral_step(p, t, gaussian_noise(keys, t, ddpm.image_shape)), p.x_0
 
     # Bounds that are not part of the program: one to compile, whatever the steps.
@@ -326,10 +325,14 @@ def _reverse(ddpm: DDPM, params, keys, x, start, stop):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _bits_per_dim(ddpm: DDPM, params, rng, x_0, start):
-    diffusion = ddpm.config.diffusion
     denoise_fn = functools.partial(ddpm.denoise, params)
-    options = dict(prediction=diffusion.prediction, variance=diffusion.variance)
+    options = _of_one_step(ddpm.config.diffusion)
     return likelihood.bits_per_dim(ddpm.schedule, denoise_fn, rng, x_0, start=start, **options)
+
+
+def _of_one_step(diffusion: Diffusion) -> dict:
+    """The options of `p_mean_variance` on the whole chain."""
+    return dict(prediction=diffusion.prediction, variance=diffusion.variance, clip=diffusion.clip)
 
 
 def _share_rows(call, params, *batched):

@@ -59,8 +59,9 @@ def load(path: epath.PathLike, *, weights: runs.Weights | None = None, step: int
     """(ddpm, params) of `path`; params lie on the default device.
 
     `path` is a run directory, of whose newest checkpoint (or that of `step`) the averaged weights are taken
-    (or the `raw` ones), or a .safetensors file of `ddpm-jax export`. Raises UserError if it is none of these, or
-    the weights are not those asked for.
+    (or the `raw` ones); a .safetensors file of `ddpm-jax export`; a folder of the diffusers library; or the name
+    of one on huggingface.co, such as google/ddpm-cifar10-32. Raises UserError if it is none of these, the network
+    cannot be what it describes, or the weights are not those asked for.
     """
     loaded = load_weights(path, weights=weights, step=step)
     return loaded.ddpm, loaded.params
@@ -121,4 +122,8 @@ def _read(path: epath.PathLike):
     local = path_of(path)
     if local.suffix == ".safetensors" and local.exists():
         return interop.read_single_file(local)
-    raise UserError(f"{path}: this is not a run directory or a .safetensors file")
+    if not local.exists() and interop.is_hub_name(str(path)):
+        local = interop.download(str(path))
+    if interop.is_diffusers(local):
+        return *interop.read_diffusers(local), {"weights": "unknown", "step": None, "data_fingerprint": None}
+    raise UserError(f"{path}: this is not a run directory, a .safetensors file, or a folder of the diffusers library")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests, but for those that take minutes. Arguments go to pytest.
+# Runs the tests, but for those that take minutes or need torch. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 install_package test
-.venv/bin/python -m pytest -m "not slow" "$@"
+.venv/bin/python -m pytest -m "not slow and not interop" "$@"

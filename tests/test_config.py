@@ -18,6 +18,12 @@ def test_every_shipped_config_survives_json(name):
     assert hash(config) == hash(load_config(str(shipped_configs()[name])))
 
 
+def test_runs_from_before_a_field_take_its_default(tiny):
+    values = to_dict(tiny)
+    del values["diffusion"]["clip"]
+    assert from_dict(values) == tiny and tiny.diffusion.clip
+
+
 def test_the_defaults_are_the_papers_cifar10():
     config = load_config("cifar10")
     assert config.optim == Optim(learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0, ema_decay=0.9999)

@@ -238,3 +238,21 @@ def test_learned_variances_train_and_sample(tiny, pictures, loss, variance, pred
     assert last.shape[-1] == 2 and (np.abs(last).max(axis=(0, 1, 2)) > 0).all()
     assert ddpm.sample(params, jax.random.key(1), 2).shape == (2, 8, 8, 1)
     assert ddpm.sample(params, jax.random.key(1), 2, steps=4).shape == (2, 8, 8, 1)
+
+
+def test_without_clip_the_predicted_image_stays_as_it_is(tiny, monkeypatch):
+    """A network that says x_0 = 3 x_t: sampling and the bound take it at its word, or as no more than 1."""
+    monkeypatch.setattr(DDPM, "denoise", lambda ddpm, params, x_t, t: 3 * x_t)
+    monkeypatch.setattr(losses, "vlb_terms", lambda *_, **__: jnp.zeros(2))  # Its CDFs take seconds to compile.
+    keys = samplers.example_keys(jax.random.key(1), np.arange(2, dtype=np.uint32))
+    x = samplers.gaussian_noise(keys, samplers.START, (8, 8, 1))
+    params, images = {"none": np.zeros(1)}, {}
+    for clip in (True, False):
+        diffusion = dataclasses.replace(tiny.diffusion, prediction="x_0", clip=clip)
+        ddpm = DDPM(dataclasses.replace(tiny, diffusion=diffusion, seed=124))  # A program of its own.
+        x_0, predicted = ddpm.reverse(params, keys, x, 10)
+        images[clip] = ddpm.sample(params, jax.random.key(1), 2)
+        mse = ddpm.bits_per_dim(params, jax.random.key(1), jnp.zeros((2, 8, 8, 1))).mse
+        np.testing.assert_allclose(images[clip], np.clip(x_0, -1, 1), atol=1e-5)
+        assert clip == (np.abs(predicted).max() <= 1) == (mse.max() <= 1)
+    assert np.abs(images[True] - images[False]).max() > 0.1

@@ -81,7 +81,10 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
     for arguments, says in [
         (("sample", exported, "--weights", "raw"), "holds others; leave --weights raw out"),
         (("sample", exported, "--step", 4), "holds one set of weights, of step 2"),
-        (("likelihood", exported, "--split", "train"), "say where with --out"),
+        (
+            ("likelihood", exported, "--split", "test", "--data", f"npz:{run.parent}/pictures.npz"),
+            "say where with --out",
+        ),
         (("likelihood", exported, "--split", "train", "--out", tmp_path / "x"), "has its images from elsewhere"),
         (("figure", "progressive", exported), "say where with --out"),
         (("export", run, "--format", "safetensors", "--out", tmp_path / "model.bin"), "must end in .safetensors"),

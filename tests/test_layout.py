@@ -39,13 +39,8 @@ cli
 # Who may import what: the mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
 PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"update"}}
-PLACES |= {
-    "matplotlib": {"figures"},
-    "tensorflow_datasets": {"data"},
-    "tensorflow": {"data"},
-    "grain": {"data"},
-    "safetensors": {"interop"},
-}
+PLACES |= {"matplotlib": {"figures"}, "tensorflow_datasets": {"data"}, "tensorflow": {"data"}, "grain": {"data"}}
+PLACES |= {"safetensors": {"interop"}, "huggingface_hub": {"interop"}}
 
 
 def module(path):

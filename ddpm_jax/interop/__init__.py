@@ -1,5 +1,15 @@
-"""Weights in the formats of other programs."""
+"""Weights in the formats of other programs: .safetensors files, diffusers folders, names on huggingface.co."""
 
+from ddpm_jax.interop.diffusers import is_diffusers, read_diffusers, write_diffusers
+from ddpm_jax.interop.hub import download, is_hub_name
 from ddpm_jax.interop.single_file import read_single_file, write_single_file
 
-__all__ = ["read_single_file", "write_single_file"]
+__all__ = [
+    "download",
+    "is_diffusers",
+    "is_hub_name",
+    "read_diffusers",
+    "read_single_file",
+    "write_diffusers",
+    "write_single_file",
+]

@@ -1,0 +1,143 @@
+"""The names and axes of a diffusers U-Net's tensors, and the tree of parameters they stand for.
+
+Theirs are called `down_blocks.0.resnets.1.conv1.weight` and lie as torch has them: [O,I,H,W] and [O,I],
+where this package has `down_0_1_block`, `conv_0`, `kernel` and [H,W,I,O] and [I,O].
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from etils import epath
+
+from ddpm_jax.errors import UserError
+
+MODULES = {
+    "stem": "conv_in",
+    "time_0": "time_embedding.linear_1",
+    "time_1": "time_embedding.linear_2",
+    "mid_0_block": "mid_block.resnets.0",
+    "mid_attention": "mid_block.attentions.0",
+    "mid_1_block": "mid_block.resnets.1",
+    "out_norm": "conv_norm_out",
+    "out_conv": "conv_out",
+}
+"""Ours and theirs, but for the levels of the way down and up."""
+
+LAYERS = {
+    "norm_0": "norm1",
+    "conv_0": "conv1",
+    "time": "time_emb_proj",
+    "norm_1": "norm2",
+    "conv_1": "conv2",
+    "shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "out": "to_out.0",
+}
+"""Ours and theirs, within a residual block or an attention."""
+
+OLD_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""What attention's layers were called in the library's first versions."""
+
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+
+
+def read_tensors(file: epath.Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, as float32. Raises UserError if it is none, or they are not floats."""
+    try:
+        stored = safetensors.deserialize(file.read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read as safetensors ({error}); fetch it again") from error
+    tensors = {}
+    for name, tensor in stored:
+        if tensor["dtype"] not in DTYPES:
+            raise UserError(f"{file}: {name} is {tensor['dtype']}, and must be one of {', '.join(DTYPES)}")
+        array = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+        tensors[name] = array.astype(np.float32)
+    return tensors
+
+
+def to_params(tensors: dict[str, np.ndarray], shapes, source):
+    """The tree like `shapes`, of arrays or the like, that `tensors` hold under the library's names.
+
+    Raises UserError naming the tensors that are missing, left over or of another shape; `source` is
+    where they come from.
+    """
+    tensors = {_new_name(name): tensor for name, tensor in tensors.items()}
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    names = [_name(_keys(path), _levels(shapes)) for path, _ in leaves]
+    _refuse(source, "is missing", "are missing", [name for name in names if name not in tensors])
+    left_over = list(tensors.keys() - set(names))
+    _refuse(source, "is not of the network its JSON describes", "are not of the network its JSON describes", left_over)
+    return jax.tree.unflatten(
+        tree, [_to_ours(tensors[name], leaf.shape, name, source) for name, (_, leaf) in zip(names, leaves, strict=True)]
+    )
+
+
+def from_params(params) -> dict[str, np.ndarray]:
+    """The tensors of a tree of parameters under the library's names, float32."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {_name(_keys(path), _levels(params)): _to_theirs(np.asarray(leaf), _keys(path)) for path, leaf in leaves}
+
+
+def _keys(path) -> tuple[str, ...]:
+    return tuple(key.key for key in path)
+
+
+def _levels(tree) -> int:
+    return 1 + max(int(module.split("_")[1]) for module in tree if module.startswith("down_"))
+
+
+def _name(keys: tuple[str, ...], levels: int) -> str:
+    """down_blocks.0.resnets.1.conv1.weight of (down_0_1_block, conv_0, kernel)."""
+    module, *layer, leaf = keys
+    names = [_module_name(module, levels), *(LAYERS[name] for name in layer), "bias" if leaf == "bias" else "weight"]
+    return ".".join(names)
+
+
+def _module_name(module: str, levels: int) -> str:
+    if module in MODULES:
+        return MODULES[module]
+    way, level, rest = module.split("_", 2)
+    # Theirs count the levels of the way up from the coarsest.
+    number = int(level) if way == "down" else levels - 1 - int(level)
+    if rest in ("downsample", "upsample"):
+        return f"{way}_blocks.{number}.{rest}rs.0.conv"
+    index, kind = rest.split("_")
+    return f"{way}_blocks.{number}.{ {'block': 'resnets', 'attention': 'attentions'}[kind] }.{index}"
+
+
+def _new_name(name: str) -> str:
+    old = "|".join(OLD_LAYERS)
+    return re.sub(rf"(attentions\.\d+)\.({old})\.", lambda match: f"{match[1]}.{OLD_LAYERS[match[2]]}.", name)
+
+
+def _to_ours(tensor: np.ndarray, shape: tuple[int, ...], name: str, source) -> np.ndarray:
+    """[H,W,I,O] or [I,O], the latter of [O,I] or of a 1x1 convolution [O,I,1,1]; vectors as they are."""
+    found = tensor.shape
+    if len(shape) == 2 and tensor.shape[2:] == (1, 1):
+        tensor = tensor[:, :, 0, 0]
+    if tensor.ndim == len(shape):
+        tensor = tensor.transpose({1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}[len(shape)])
+    if tensor.shape != shape:
+        expected = {1: shape, 2: shape[::-1], 4: shape[:1:-1] + shape[:2]}[len(shape)]
+        raise UserError(f"{source}: {name} has the shape {list(found)}, and by its JSON {list(expected)}")
+    return np.ascontiguousarray(tensor)
+
+
+def _to_theirs(array: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
+    array = array.transpose({1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[array.ndim])
+    if keys[-2:] == ("shortcut", "kernel"):
+        array = array[:, :, None, None]
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _refuse(source, one: str, several: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UserError(f"{source}: {', '.join(sorted(names)[:3])}{more} {one if len(names) == 1 else several}")
