@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "ddpm_jax").rglob("*.py"))
 ORDER = """
 errors schedule
 diffusion
-losses samplers
+losses samplers metrics
 likelihood
 models
 checked
