@@ -35,6 +35,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets imports it and does not declare it
         "grain>=0.2.18",
+        "safetensors>=0.4",
     ],
     extras_require={
         "cuda12": ["jax[cuda12]"],
