@@ -13,7 +13,7 @@ import pytest
 from fidelity import fidelity
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import inception, load_inception, preprocess
+from ddpm_jax.models import inception_features, load_inception, preprocess
 from ddpm_jax.models.inception import Inception, inception_shapes
 
 SCRIPT = Path(__file__).parent.parent / "scripts/convert_inception.py"
@@ -194,7 +194,7 @@ def test_every_layer_is_torch_fidelitys(pth, tmp_path, rng):
         close(out, theirs[name].transpose(0, 2, 3, 1), name)
     close(ours[0], features.numpy(), "features")
     close(ours[1], logits.numpy(), "logits")
-    again = inception(params, images)
+    again = inception_features(params, images)
     close(again[0], features.numpy(), "features of the whole")
     close(again[1], logits.numpy(), "logits of the whole")
 

@@ -26,7 +26,7 @@ data
 checkpoint
 ddpm
 runs update
-logs signals
+logs signals proxy
 train sample nll
 plan
 figures
@@ -35,7 +35,13 @@ cli
 
 # Who may import what: the mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
-PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"update"}}
+PLACES = {
+    "flax": {"models"},
+    "orbax": {"checkpoint"},
+    "tyro": {"cli"},
+    "tensorboardX": {"logs"},
+    "optax": {"update", "proxy"},
+}
 PLACES |= {"matplotlib": {"figures"}, "tensorflow_datasets": {"data"}, "tensorflow": {"data"}, "grain": {"data"}}
 PLACES |= {"safetensors": {"interop", "models"}}
 

@@ -5,6 +5,7 @@ the last block pools by the maximum, and there are 1008 classes. The layers have
 that graph. All is float32, multiplied in full precision on every device.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -211,11 +212,12 @@ def _resize_places(length: int):
 
 
 @jax.jit
-def inception(params, images):
+def inception_features(params, images):
     """(features [B,2048], logits [B,1008]), float32, of uint8 images [B,H,W,1 or 3]; `params` of `load_inception`."""
     return Inception().apply({"params": params}, preprocess(images))
 
 
+@functools.cache
 def inception_shapes():
     """The tree of the parameters' shapes."""
     return jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]

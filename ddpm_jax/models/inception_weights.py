@@ -21,11 +21,11 @@ CONVERT = "python scripts/convert_inception.py FILE OUT.safetensors"
 
 
 def load_inception(path):
-    """The parameters for `inception`, from a .safetensors or .npz file with a PyTorch state dict's names and axes.
+    """The parameters for `inception_features`, from a .safetensors or .npz file.
 
-    Those names are `Mixed_5b.branch1x1.conv.weight` and so on. What the network does not use, the last bias and the
-    batch norms' counters, is ignored. Raises UserError naming the tensor that is missing, left over or of another
-    shape, and for files of other kinds.
+    It has a PyTorch state dict's names and axes, `Mixed_5b.branch1x1.conv.weight` and so on. What the network does not
+    use, the last bias and the batch norms' counters, is ignored. Raises UserError naming the tensor that is missing,
+    left over or of another shape, and for files of other kinds.
     """
     path = Path(path).expanduser()
     if path.suffix not in (".safetensors", ".npz"):
