@@ -34,12 +34,12 @@ def train_classifier(source: Source, indices: np.ndarray, *, seed: int = 0, step
     Adam with a cosine decay from 0.002, batches of 128, no augmentation; `steps` are ten epochs unless given, but at
     least 400 and at most 4000. Raises UserError if there are no labels, only one class, or too few or too small images.
     """
-    labels = _labels(source, indices)
+    labels, classes = _labels(source, indices)
     # Beside the orders of the epochs, which Batches draws from [seed, epoch].
     bits = np.random.Philox(key=[seed, 2**32 - 1]).random_raw(len(indices))
     held_out, train = np.split(np.asarray(indices)[np.argsort(bits, kind="stable")], [len(indices) // 10])
     steps = steps or int(np.clip(10 * len(train) // BATCH_SIZE, 400, 4000))
-    network = Classifier(labels.max() + 1)
+    network = Classifier(classes)
     params = init_classifier(network, jax.random.key(seed), source.read(indices[:1]).shape[1:])
     opt_state = _optimizer(steps).init(params)
     batches = Batches(source, train, BATCH_SIZE, seed)
@@ -49,8 +49,8 @@ def train_classifier(source: Source, indices: np.ndarray, *, seed: int = 0, step
     return Proxy(params, _accuracy(params, source, held_out, labels))
 
 
-def _labels(source: Source, indices) -> np.ndarray:
-    """For each image of the source its class, int32 [N] from 0 on. Raises UserError."""
+def _labels(source: Source, indices) -> tuple[np.ndarray, int]:
+    """(int32 [N]: the class of each image of the source that is in `indices`, from 0 on; how many there are)."""
     remedy = "name FID's InceptionV3 with --inception PATH"
     if source.labels is None:
         raise UserError(f"data: these images have no labels to train the proxy on; {remedy}")
@@ -62,7 +62,7 @@ def _labels(source: Source, indices) -> np.ndarray:
     height, width, _ = source.read(indices[:1]).shape[1:]
     if min(height, width) < 8:
         raise UserError(f"data: the proxy needs images from 8x8 pixels on, and these are {height}x{width}; {remedy}")
-    return np.searchsorted(classes, source.labels).astype(np.int32)
+    return np.searchsorted(classes, source.labels).astype(np.int32), len(classes)
 
 
 def _accuracy(params, source, indices, labels) -> float:
