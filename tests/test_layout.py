@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "ddpm_jax").rglob("*.py"))
 ORDER = """
 errors schedule
 diffusion
-losses samplers
+losses samplers metrics
 likelihood
 models
 checked
@@ -29,6 +29,8 @@ interop
 runs update
 weights
 logs signals
+proxy
+features
 train sample nll export
 evaluate
 plan
@@ -38,9 +40,15 @@ cli
 
 # Who may import what: the mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
-PLACES = {"flax": {"models"}, "orbax": {"checkpoint"}, "tyro": {"cli"}, "tensorboardX": {"logs"}, "optax": {"update"}}
+PLACES = {
+    "flax": {"models"},
+    "orbax": {"checkpoint"},
+    "tyro": {"cli"},
+    "tensorboardX": {"logs"},
+    "optax": {"update", "proxy"},
+}
 PLACES |= {"matplotlib": {"figures"}, "tensorflow_datasets": {"data"}, "tensorflow": {"data"}, "grain": {"data"}}
-PLACES |= {"safetensors": {"interop"}, "huggingface_hub": {"interop"}}
+PLACES |= {"safetensors": {"interop", "models"}, "huggingface_hub": {"interop"}}
 
 
 def module(path):

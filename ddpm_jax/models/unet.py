@@ -4,10 +4,9 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from ddpm_jax.models.layers import Attention, GroupNorm, ResBlock, conv3x3, dense, timestep_embedding
+from ddpm_jax.models.layers import Attention, GroupNorm, ResBlock, conv3x3, dense, draw_kernels, timestep_embedding
 
 
 class UNet(nn.Module):
@@ -89,20 +88,6 @@ class UNet(nn.Module):
 
 
 def init_params(network: UNet, rng, image_shape: tuple[int, int, int]):
-    """Fresh float32 parameters of `network` for images [H,W,C].
-
-    All kernels are slices of one random vector: drawn one by one, as flax does it, they are dozens
-    of random programs, which took a CPU 17 s to compile for the smallest of networks.
-    """
+    """Fresh float32 parameters of `network` for images [H,W,C]."""
     x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros(1, jnp.int32)
-    limits = network.init(rng, x_t, t)["params"]
-    leaves, tree = jax.tree_util.tree_flatten_with_path(limits)
-    is_kernel = [path[-1].key == "kernel" for path, _ in leaves]
-    sizes = [leaf.size if kernel else 0 for kernel, (_, leaf) in zip(is_kernel, leaves, strict=True)]
-    draws = jax.random.uniform(rng, (sum(sizes),), minval=-1, maxval=1)
-    draws = jnp.split(draws, np.cumsum(sizes)[:-1])
-    params = [
-        leaf * draw.reshape(leaf.shape) if kernel else leaf
-        for kernel, draw, (_, leaf) in zip(is_kernel, draws, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, params)
+    return draw_kernels(network.init(rng, x_t, t)["params"], rng)

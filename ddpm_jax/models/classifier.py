@@ -1,0 +1,51 @@
+"""A small classifier, whose features stand in for InceptionV3's where its weights are not at hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ddpm_jax.models.layers import GroupNorm, conv3x3, dense, draw_kernels
+
+FEATURES, SMALLEST = 64, 8
+
+
+class Classifier(nn.Module):
+    """Maps uint8 images [B,H,W,C] to (features [B,64], logits [B,classes]), float32.
+
+    3x3 convolutions, each with group norm and swish: one to 32 channels, then some of stride 2 to 64 until the smaller
+    side is below 8, then one more; the features are their mean over all positions.
+    `init_classifier` makes parameters; `Classifier.init` gives only the widths of their distributions.
+    """
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, images):
+        """(features, logits) of uint8 images [B,H,W,C]. Raises ValueError for other ones, or a side below 8."""
+        if images.ndim != 4 or min(images.shape[1:3]) < SMALLEST or images.dtype != jnp.uint8:
+            raise ValueError(f"images: uint8 [B, H, W, C] from 8x8 on are needed, got {images.dtype} {images.shape}")
+        with jax.default_matmul_precision("highest"):  # Convolutions too: all devices shall agree.
+            x = self._unit(images.astype(jnp.float32) / 127.5 - 1, FEATURES // 2, 1, "first")
+            while min(x.shape[1:3]) >= 8:
+                x = self._unit(x, FEATURES, 2, f"to_{(min(x.shape[1:3]) + 1) // 2}")
+            features = self._unit(x, FEATURES, 1, "last").mean(axis=(1, 2))
+            return features, dense(self.classes, "logits")(features)
+
+    def _unit(self, x, channels, stride, name):
+        x = conv3x3(channels, name, stride=stride)(x)
+        return nn.swish(GroupNorm(8, name=f"{name}_norm")(x))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def init_classifier(network: Classifier, rng, image_shape: tuple[int, int, int]):
+    """Fresh float32 parameters for images [H,W,C]."""
+    return draw_kernels(network.init(rng, np.zeros((1, *image_shape), np.uint8))["params"], rng)
+
+
+@jax.jit
+def classifier_features(params, images):
+    """(features [B,64], logits [B,K]), float32, of uint8 images [B,H,W,C] by the Classifier that has `params`."""
+    return Classifier(params["logits"]["bias"].shape[0]).apply({"params": params}, images)

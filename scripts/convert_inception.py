@@ -1,0 +1,69 @@
+"""Makes the file that `ddpm-jax evaluate --inception` takes from a PyTorch file of FID's InceptionV3. Needs torch.
+
+IN is pytorch-fid's pt_inception-2015-12-05-6726825d.pth, torch-fidelity's weights-inception-2015-12-05-6726825d.pth,
+or another state dict with their names; nothing in it is executed. Prints the new file's sha256.
+"""
+
+import argparse
+import hashlib
+import sys
+import zipfile
+from pathlib import Path
+
+import safetensors.numpy
+
+from ddpm_jax.errors import UserError
+from ddpm_jax.files import write_file
+from ddpm_jax.models.inception_weights import from_state_dict
+
+
+def read_state_dict(path: Path):
+    """The tensors of a state dict by name, as NumPy arrays. Raises UserError for anything else."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError("torch is not installed; pip install torch, here or on another machine") from None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            scripted = any(name.endswith("constants.pkl") for name in archive.namelist())
+        if scripted:
+            raise UserError(
+                f"{path}: is a TorchScript program (StyleGAN's file is one), whose tensors have other names; "
+                "take pytorch-fid's pt_inception-2015-12-05-6726825d.pth, which holds the same network"
+            )
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:
+        words = str(error).strip().partition("\n")[0]
+        raise UserError(f"{path}: torch cannot read it as weights alone ({words}); take a state dict") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise UserError(f"{path}: holds no state dict, a dict of tensors by name; take one saved as such")
+    return {
+        name: tensor.detach().float().contiguous().numpy()
+        for name, tensor in tensors.items()
+        if not name.endswith(".num_batches_tracked")
+    }
+
+
+def main(source: Path, target: Path) -> None:
+    """Converts, checks every tensor's name and shape, writes."""
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: what is written is safetensors; name it OUT.safetensors")
+    tensors = read_state_dict(source)
+    from_state_dict(tensors, str(source))
+    content = safetensors.numpy.save({name: tensors[name] for name in sorted(tensors)})
+    write_file(target, content)
+    print(f"{target}: {len(tensors)} tensors, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="IN", type=Path)
+    parser.add_argument("target", metavar="OUT.safetensors", type=Path)
+    try:
+        main(**vars(parser.parse_args()))
+    except UserError as error:
+        print(f"convert_inception: {error}", file=sys.stderr)
+        sys.exit(2)
