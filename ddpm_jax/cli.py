@@ -35,6 +35,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   plan CONFIG     what that run takes: memory, FLOPs, traffic, hours; makes nothing
   sample RUN      draw images from a trained model
   likelihood RUN  its bound on the bits per dimension of a whole split
+  evaluate RUN    IS, FID, KID, precision and recall of its samples, its likelihood
   export RUN      write it as .safetensors, for diffusers, or as StableHLO
   figure NAME RUN draw one of the paper's figures; NAME is one of
                   {figures}
@@ -152,6 +153,43 @@ class ExportOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Compare samples with real images: the paper's row, and more; goes on where it was stopped."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run, or a model from elsewhere: .safetensors, a diffusers folder, its name on the hub."""
+    data: str | None = None
+    """folder:PATH, npz:PATH or tfds:NAME of the real images; None for the run's own, trained on and held out."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
+    """How many samples; the paper's number is the default."""
+    seed: int = 0
+    """The key they are drawn from."""
+    inception: str | None = None
+    """File of FID's InceptionV3 (.safetensors or .npz); None for a classifier of the real images, called proxy."""
+    weights: Literal["ema", "raw"] | None = None
+    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
+    step: int | None = None
+    """Checkpoint; None for the newest."""
+    batch_size: int | None = None
+    """Images at a time; None for 64 a device."""
+    sampler: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
+    """The paper's Algorithm 2, or one that needs few steps."""
+    steps: int | None = None
+    """Steps taken of the T; None for all."""
+    eta: float | None = None
+    """Noise of a ddim step, from 0 to 1; None for 0."""
+    grid: Literal["linspace", "leading", "trailing", "quad"] | None = None
+    """How the steps lie among the T; None for linspace (dpm-solver++: trailing)."""
+    samples: str | None = None
+    """A folder/ of `ddpm-jax sample` to take the samples from, and to fill up; None for one in the results."""
+    likelihood: bool = True
+    """Measure the bound on the images that were not trained on, too."""
+    out: str | None = None
+    """Folder of the results; None for one in the run's evaluation/."""
+    processes: Together = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
 class LikelihoodOptions:
     """The bound on the negative log-likelihood of all images of a split; goes on where it was stopped."""
 
@@ -207,7 +245,7 @@ def _leave(code: int) -> None:
 
 def _run(args: list[str]) -> int:
     commands = {
-        **{"train": _train, "plan": _plan, "sample": _sample, "likelihood": _likelihood},
+        **{"train": _train, "plan": _plan, "sample": _sample, "likelihood": _likelihood, "evaluate": _evaluate},
         **{"figure": _figure, "export": _export},
     }
     command, rest = (args[0], args[1:]) if args else ("--help", [])
@@ -280,6 +318,18 @@ def _likelihood(args: list[str]) -> None:
     from ddpm_jax.processes import is_first
 
     words = table(measure(**_arguments(options)))
+    if is_first():
+        print(words)
+
+
+def _evaluate(args: list[str]) -> None:
+    options = _parse(EvaluateOptions, args, "ddpm-jax evaluate")
+    _start(options.processes)
+    from ddpm_jax.evaluate import evaluate, table
+    from ddpm_jax.processes import is_first
+
+    arguments = _arguments(options)
+    words = table(evaluate(inception_file=arguments.pop("inception"), **arguments))
     if is_first():
         print(words)
 

@@ -197,6 +197,8 @@ def _result(parts: list[list[dict]], label: dict) -> Likelihood:
     means = {name: float(each[name].mean()) for name in ("total", "rate", "prior", "distortion")}
     mse = over_t("mse")
     summary = {**label, "draws": draws, **means, "rmse": float(127.5 * np.sqrt(mse[0])), "standard_error": error}
+    of_images = np.mean([np.concatenate([part["total"] for part in of_draw]) for of_draw in parts], axis=0)
+    summary["standard_error_over_images"] = float(np.std(of_images) / np.sqrt(images))
     return Likelihood(summary, over_t("terms"), means["prior"], mse)
 
 

@@ -25,7 +25,7 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["tarin"], "no command 'tarin'; there are train, plan, sample, likelihood, figure, export"),
+        (["tarin"], "no command 'tarin'; there are train, plan, sample, likelihood, evaluate, figure, export"),
         (["train"], "name the config first"),
         (["train", "digts"], "no file 'digts', and the shipped ones are"),
         (["train", "digits", "--optim.learning-rat", "1"], "--optim.learning-rate"),

@@ -20,7 +20,7 @@ likelihood
 models
 checked
 config
-processes
+processes paper
 files parallel images checksum progress
 data
 checkpoint

@@ -55,7 +55,14 @@ def load_folder(path: str, data: Data) -> Source:
     read = functools.partial(_read, decode_at, usable, list(digests.values()))
     if cached:
         read = pixels[: len(usable)].__getitem__
-    return Source(usable, read, _labels(usable), _fingerprint(digests, data.image_shape), streamed=not cached)
+    return Source(
+        usable,
+        read,
+        _labels(usable),
+        _fingerprint(digests, data.image_shape),
+        streamed=not cached,
+        beside=Path(path).expanduser().absolute().parent,
+    )
 
 
 def _open(path: str):

@@ -25,6 +25,8 @@ class Source:
     """A hash of all images and labels (of a tfds set: see load_tfds), the same wherever the data lie."""
     streamed: bool = False
     """Whether images are decoded when they are read, instead of lying in memory."""
+    beside: Path | None = None
+    """The folder that the files lie in, where what is computed of them may be kept; None where there are none."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,7 +49,8 @@ def load_source(data: Data, test: bool = False) -> Source:
     if kind == "npz":
         return _load_npz(Path(path).expanduser(), data.image_shape)
     if kind == "digits":
-        return _load_npz(Path(__file__).parent / "digits.npz", data.image_shape)
+        source = _load_npz(Path(__file__).parent / "digits.npz", data.image_shape)
+        return dataclasses.replace(source, beside=None)  # The package's own folder is no place for users' files.
     raise UserError("data.source: an array comes from Python alone; call ddpm_jax.fit(config, workdir, images)")
 
 
@@ -83,7 +86,8 @@ def _load_npz(path, image_shape) -> Source:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if "images" not in arrays.files:
                 raise UserError(f"data: {path} has no array `images`, only {', '.join(arrays.files) or 'nothing'}")
-            return from_array(arrays["images"], image_shape, arrays["labels"] if "labels" in arrays.files else None)
+            source = from_array(arrays["images"], image_shape, arrays["labels"] if "labels" in arrays.files else None)
+            return dataclasses.replace(source, beside=path.parent)
     except UserError:
         raise
     except OSError as error:

@@ -42,9 +42,9 @@ def load_tfds(name: str, data: Data, test: bool = False) -> Source:
     fingerprint = _fingerprint(builder, split, count, read)
     names = [str(i) for i in range(count)]
     if count * math.prod(data.image_shape) > data.cache_mb * 2**20:
-        return Source(names, read, None, fingerprint, streamed=True)
+        return Source(names, read, None, fingerprint, streamed=True, beside=builder.data_path)
     images, labels = _decoded(builder.data_path, read, count, fingerprint)
-    return Source(names, images.__getitem__, labels, fingerprint)
+    return Source(names, images.__getitem__, labels, fingerprint, beside=builder.data_path)
 
 
 def _builder(name: str, data: Data):

@@ -2,10 +2,11 @@
 
 from ddpm_jax.interop.diffusers import is_diffusers, read_diffusers, write_diffusers
 from ddpm_jax.interop.hub import download, is_hub_name
-from ddpm_jax.interop.single_file import read_single_file, write_single_file
+from ddpm_jax.interop.single_file import flat_params, read_single_file, write_single_file
 
 __all__ = [
     "download",
+    "flat_params",
     "is_diffusers",
     "is_hub_name",
     "read_diffusers",

@@ -1,0 +1,232 @@
+"""How good a model's samples are: the row of the paper's Table 1, and KID, precision and recall.
+
+RUN/evaluation/STEP-WEIGHTS-SAMPLER-seedN/
+  samples/         as `ddpm-jax sample --out` makes them, and may have made them
+  features-.../    one file for every few images
+  KIND-N-DATA.json the result, with all that it depends on
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from ddpm_jax import metrics
+from ddpm_jax.config import Config
+from ddpm_jax.data import Source, load_source
+from ddpm_jax.data.decode import decode
+from ddpm_jax.ddpm import Sampler, SamplerName, seed_key
+from ddpm_jax.errors import UserError
+from ddpm_jax.features import Extractor, Features, Reference, features_of, inception, proxy, reference_of
+from ddpm_jax.files import path_of, write_file
+from ddpm_jax.nll import measure
+from ddpm_jax.paper import results_of
+from ddpm_jax.parallel import make_mesh
+from ddpm_jax.processes import wait_for_all
+from ddpm_jax.runs import Split, Weights, default_split, is_run, read_split, versions
+from ddpm_jax.sample import fill_folder, image_file
+from ddpm_jax.samplers import Grid
+from ddpm_jax.weights import Loaded, home, load_weights, words_of
+
+log = logging.getLogger(__name__)
+
+COMPARED = 10_000
+"""Images of each set that precision and recall are taken of, at most: their time grows with the square."""
+
+
+LEAST = 20
+"""Samples that errors can be told of."""
+
+
+class Images(NamedTuple):
+    """A set of real images."""
+
+    split: Split
+    source: Source
+    indices: np.ndarray
+
+
+def evaluate(
+    run: epath.PathLike,
+    data: str | None = None,
+    n: int = 50_000,
+    seed: int = 0,
+    weights: Weights | None = None,
+    step: int | None = None,
+    batch_size: int | None = None,
+    sampler: SamplerName = "ancestral",
+    steps: int | None = None,
+    eta: float | None = None,
+    grid: Grid | None = None,
+    inception_file: epath.PathLike | None = None,
+    samples: epath.PathLike | None = None,
+    likelihood: bool = True,
+    out: epath.PathLike | None = None,
+) -> dict[str, Any]:
+    """Compares images 0, ..., n - 1 of key(seed) with real ones; goes on with what is there. Returns what it writes.
+
+    The real images are `data` (folder:PATH, npz:PATH or tfds:NAME, of which the test split counts too), or else those
+    the run was trained on and those it was not. Features are FID's InceptionV3's with the weights of `inception_file`,
+    or else those of a small classifier trained on the images' labels, whose numbers are called proxy. `samples` is a
+    folder that `ddpm-jax sample` filled or that is filled now. `likelihood` measures the bound on the images that
+    were not trained on, as `ddpm-jax likelihood` does. Raises UserError for what cannot be used, and for weights
+    that are known not to be averaged unless `weights` is raw.
+    """
+    if n < LEAST:
+        raise UserError(f"n: must be at least {LEAST}, got {n}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size: must be at least 1, got {batch_size}")
+    seed_key(seed)
+    mesh = make_mesh()
+    model = load_weights(run, weights=weights, step=step, mesh=mesh)
+    if model.kind == "raw" and weights != "raw":
+        raise UserError(
+            f"weights: those of {run} are not averaged, which the paper's are; say --weights raw to use them"
+        )
+    chosen = Sampler(sampler, steps, eta, grid)
+    chosen.check(model.ddpm.config)
+    folder = path_of(out) if out else home(run) / "evaluation" / _name(model, chosen, seed)
+    size = -(-(batch_size or 64 * mesh.size) // mesh.size) * mesh.size
+
+    sets = _real_images(run, model.ddpm.config, data)
+    train = sets[0]
+    extractor = inception(inception_file, mesh) if inception_file else proxy(train.source, train.indices, mesh)
+    references = {each.split: reference_of(extractor, each.source, each.indices, size) for each in sets}
+    place = path_of(samples) if samples else folder / "samples"
+    fill_folder(place, model, n, seed, chosen, size)
+    drawn = _features_of_samples(extractor, model, place, n, folder, size)
+    values = _compare(drawn, references)
+    if extractor.kind == "proxy":
+        values = {f"proxy_{name}": {**each, "title": f"proxy {each['title']}"} for name, each in values.items()}
+    if likelihood:
+        values |= _likelihood(run, data, sets, folder, seed, weights, step, batch_size)
+
+    result = {
+        **{"run": str(run), **model.label, "seed": seed, **chosen.options, "samples": n},
+        **{"features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about}},
+        "references": [
+            {"split": split, "data_fingerprint": source.fingerprint, "images": len(indices)}
+            for split, source, indices in sets
+        ],
+        "rounding": "to the nearest of the 256 levels",
+        "versions": versions(),
+        "values": values,
+        "paper": results_of(model.ddpm.config, data or model.ddpm.config.data.source),
+    }
+    file = folder / f"{extractor.kind}-{n}-{train.source.fingerprint[:8]}.json"
+    write_file(file, json.dumps(result, indent=1).encode())
+    log.info("%s", file)
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as text, beside the paper's own where it has such a row."""
+    features = result["features"]
+    is_proxy = features["kind"] == "proxy"
+    paper = {} if is_proxy else result["paper"]
+    steps = "" if result["steps"] is None else f" of {result['steps']} steps"
+    against = ", ".join(f"{each['images']} images of {each['split']}" for each in result["references"])
+    lines = [
+        f"{result['run']}: {words_of(result['weights'], result['step'])}, {result['sampler']}{steps}",
+        f"{result['samples']} samples of seed {result['seed']} against {against}",
+        f"features: {features['kind']}, sha256 {features['sha256'][:16]}",
+        f"{'':28}{'here':>10}{'error':>10}{'  the paper' if paper else ''}",
+    ]
+    for name, value in result["values"].items():
+        lines.append(f"{value['title']:28}{value['value']:10.4f}{value['error']:10.4f}  {paper.get(name, '')}".rstrip())
+    if is_proxy:
+        lines += [
+            f"proxy: by a classifier of these images that names {features['accuracy']:.1%} of held-out ones right. It",
+            "compares models of the same images with each other, and with no published number: --inception PATH does",
+        ]
+    return "\n".join(lines)
+
+
+def _name(model: Loaded, sampler: Sampler, seed: int) -> str:
+    """Of the folder for what is made with these."""
+    drawn_by = [str(option) for option in sampler.options.values() if option is not None]
+    return "-".join([f"{model.step:08d}", model.kind, *drawn_by, f"seed{seed}"])
+
+
+def _real_images(run, config: Config, data: str | None) -> list[Images]:
+    """The sets to compare with, that of the images trained on first."""
+    if data is None:
+        splits = ["train"]
+        if config.data.test or (is_run(run) and config.data.holdout):
+            splits.append(default_split(config))
+        return [Images(split, *read_split(run, config, split)) for split in splits]
+    source = load_source(dataclasses.replace(config.data, source=data))
+    sets = [Images("train", source, np.arange(len(source)))]
+    if data.startswith("tfds:"):
+        try:
+            source = load_source(dataclasses.replace(config.data, test=data), test=True)
+            sets.append(Images("test", source, np.arange(len(source))))
+        except UserError as error:
+            log.warning("%s: the samples are compared with its train split alone", error)
+    return sets
+
+
+def _features_of_samples(extractor: Extractor, model: Loaded, place, n: int, folder, batch_size: int) -> Features:
+    """Kept under what the samples and the features are made with, whatever folder the samples lie in."""
+    wait_for_all("samples")
+    label = (place / "samples.json").read_text() + extractor.sha256
+    kept = folder / f"features-{hashlib.blake2b(label.encode(), digest_size=8).hexdigest()}"
+    return features_of(extractor, functools.partial(_read_samples, place, model.ddpm.image_shape), n, kept, batch_size)
+
+
+def _read_samples(place, image_shape, indices) -> np.ndarray:
+    files = [image_file(place, i) for i in indices]
+    return np.stack([decode(file.read_bytes(), image_shape, file.name) for file in files])
+
+
+def _compare(drawn: Features, references: dict[Split, Reference]) -> dict[str, dict]:
+    """The values by their names."""
+    n, dim = drawn.features.shape
+    for what, count in {"samples": n} | {
+        f"images of {split}": len(of.features) for split, of in references.items()
+    }.items():
+        if count <= dim:
+            log.warning("%d %s for %d features: their covariance is singular, and FID far too large", count, what, dim)
+    score = metrics.inception_score(drawn.logits, min(10, n))
+    values = {"is": _value("IS", score.mean, score.std, "standard deviation over 10 parts of the samples")}
+    own = metrics.statistics(drawn.features)
+    for split, reference in references.items():
+        fid = metrics.frechet_distance(own, reference.statistics)
+        error = metrics.fid_error(drawn.features, reference.statistics)
+        values[f"fid_{split}"] = _value(f"FID ({split})", fid, error, "jackknife over 10 groups of the samples")
+    real = references["train"].features
+    kid = metrics.kernel_distance(drawn.features, real)
+    values["kid_train"] = _value("KID (train)", kid.mean, kid.error, "standard error over subsets and images")
+    # An order of the real images that has nothing to do with their classes.
+    order = np.argsort(np.random.Philox(key=[0, len(real)]).random_raw(len(real)), kind="stable")
+    some = min(COMPARED, n, len(real))
+    both = metrics.precision_recall(real[np.sort(order[:some])], drawn.features[:some])
+    for name in ("precision", "recall"):
+        error = getattr(both, f"{name}_error")
+        values[f"{name}_train"] = _value(f"{name} (train)", getattr(both, name), error, f"binomial, {some} of each set")
+    return values
+
+
+def _likelihood(run, data, sets: list[Images], folder, seed, weights, step, batch_size) -> dict[str, dict]:
+    """The bound on the images that were not trained on, where there are any."""
+    if len(sets) < 2:
+        log.info("likelihood: left out, for these data have no images that were not trained on")
+        return {}
+    split, _, indices = sets[1]
+    summary = measure(
+        **{"run": run, "split": split, "seed": seed, "weights": weights, "step": step, "batch_size": batch_size},
+        data=data,
+        out=None if is_run(run) else folder / "likelihood",
+    ).summary
+    error = summary["standard_error_over_images"]
+    words = f"standard error over the {len(indices)} images"
+    return {"nll": _value(f"NLL ({split}), bits/dim <=", summary["total"], error, words)}
+
+
+def _value(title: str, value: float, error: float, error_is: str) -> dict[str, Any]:
+    return {"title": title, "value": value, "error": error, "error_is": error_is}
