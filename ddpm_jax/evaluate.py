@@ -187,9 +187,8 @@ def _read_samples(place, image_shape, indices) -> np.ndarray:
 def _compare(drawn: Features, references: dict[Split, Reference]) -> dict[str, dict]:
     """The values by their names."""
     n, dim = drawn.features.shape
-    for what, count in {"samples": n} | {
-        f"images of {split}": len(of.features) for split, of in references.items()
-    }.items():
+    counts = {"samples": n, **{f"images of {split}": len(each.features) for split, each in references.items()}}
+    for what, count in counts.items():
         if count <= dim:
             log.warning("%d %s for %d features: their covariance is singular, and FID far too large", count, what, dim)
     score = metrics.inception_score(drawn.logits, min(10, n))

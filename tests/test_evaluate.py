@@ -1,0 +1,157 @@
+"""Evaluation from end to end, on a model that draws noise."""
+
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import scipy.linalg
+from conftest import refused
+from PIL import Image
+
+from ddpm_jax import evaluate as module
+from ddpm_jax import features, paper
+from ddpm_jax.cli import main
+from ddpm_jax.config import Data, load_config
+from ddpm_jax.data import load_source
+from ddpm_jax.evaluate import evaluate, table
+from ddpm_jax.features import Extractor
+from ddpm_jax.parallel import make_mesh
+from ddpm_jax.proxy import train_classifier
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """150 labelled digits in an npz: npz:PATH."""
+    source = load_source(Data(source="digits", image_shape=(8, 8, 1)))
+    file = tmp_path_factory.mktemp("digits") / "digits.npz"
+    np.savez(file, images=source.read(np.arange(150)), labels=source.labels[:150])
+    return f"npz:{file}"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Few steps for the proxy, and files of few images."""
+    monkeypatch.setattr(features, "train_classifier", functools.partial(train_classifier, steps=5))
+    monkeypatch.setattr(features, "PART", 16)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """Of the run, for results of its own."""
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def test_a_row_is_printed_written_and_made_of_all_images(copy, digits, capsys):
+    """37 samples fill neither a batch nor a file; FID against scipy, from the pictures on disk."""
+    command = ["evaluate", str(copy), "--data", digits, "-n", "37", "--no-likelihood"]
+    assert main(command) == 0
+    out = capsys.readouterr()
+    assert (
+        "37 samples of seed 0 against 150 images of train" in out.out and "ema weights of step 2, ancestral" in out.out
+    )
+    assert "proxy FID (train)" in out.out and "the paper" not in out.out and "37 samples for 64 features" in out.err
+    result = json.loads(only(copy, "evaluation/*/proxy-37-*.json").read_text())
+    assert list(result["values"]) == [
+        f"proxy_{name}" for name in ("is", "fid_train", "kid_train", "precision_train", "recall_train")
+    ]
+    assert (result["weights"], result["step"], result["sampler"], result["seed"]) == ("ema", 2, "ancestral", 0)
+    assert result["features"]["kind"] == "proxy" and len(result["features"]["sha256"]) == 64
+
+    source = load_source(Data(source=digits, image_shape=(8, 8, 1)))
+    extractor = features.proxy(source, np.arange(150), make_mesh(1))
+    assert extractor.sha256 == result["features"]["sha256"]
+    files = sorted(only(copy, "evaluation/*/samples").glob("*.png"))
+    drawn = np.stack([np.asarray(Image.open(file))[..., None] for file in files])
+    assert len(drawn) == 37
+    a, b = (np.float64(extractor.apply(extractor.params, images)[0]) for images in (drawn, source.read(np.arange(150))))
+    root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    fid = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    np.testing.assert_allclose(result["values"]["proxy_fid_train"]["value"], fid, rtol=1e-3)
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_numbers(copy, digits):
+    once = evaluate(copy, digits, 37, likelihood=False)
+    folder = only(copy, "evaluation/*")
+    files = sorted(folder.rglob("*.*"))
+    stamps = {file: file.stat().st_mtime_ns for file in files}
+    for file in [folder / "samples/000020.png", only(folder, "features-*/00000016-0016.npz"), *folder.glob("*.json")]:
+        file.unlink()
+    assert evaluate(copy, digits, 37, likelihood=False) == once
+    made = [file.name for file in sorted(folder.rglob("*.*")) if file.stat().st_mtime_ns != stamps[file]]
+    assert [name for name in made if name.endswith((".png", ".npz"))] == ["00000016-0016.npz", "000020.png"]
+
+
+def test_sample_and_evaluate_share_images(copy, digits, tmp_path):
+    assert main(["sample", str(copy), "-n", "30", "--out", f"{tmp_path}/drawn/"]) == 0
+    before = (tmp_path / "drawn/000029.png").stat().st_mtime_ns
+    shared = evaluate(copy, digits, 37, likelihood=False, samples=tmp_path / "drawn")
+    assert (tmp_path / "drawn/000029.png").stat().st_mtime_ns == before and (tmp_path / "drawn/000036.png").exists()
+    assert shared == evaluate(copy, digits, 37, likelihood=False)
+
+
+def test_a_runs_own_images_are_the_reference_and_its_holdout_the_bound(copy, monkeypatch):
+    monkeypatch.setattr(module, "proxy", _mean_colour)
+    result = evaluate(copy, n=24)
+    assert [each["split"] for each in result["references"]] == ["train", "holdout"]
+    assert list(result["values"])[-1] == "nll" and "proxy_fid_holdout" in result["values"]
+    likelihood = json.loads(only(copy, "likelihood/*/likelihood.json").read_text())
+    value = result["values"]["nll"]
+    assert value["value"] == likelihood["total"] and value["error"] == likelihood["standard_error_over_images"] > 0
+
+
+def _mean_colour(*_):
+    """An extractor of two features."""
+
+    def apply(_, images):
+        x = np.asarray(images, np.float32).reshape(len(images), -1) / 255
+        two = np.stack([x.mean(1), x.std(1)], axis=1)
+        return two, two
+
+    return Extractor("proxy", apply, {}, make_mesh(1), "0" * 64, {"accuracy": 0.5})
+
+
+def test_only_inceptions_numbers_stand_beside_the_papers(copy, digits, monkeypatch):
+    monkeypatch.setattr(module, "inception", lambda *_: _mean_colour()._replace(kind="inception", about={}))
+    monkeypatch.setattr(module, "results_of", lambda *_: paper.results_of(load_config("cifar10"), "tfds:cifar10"))
+    result = evaluate(copy, digits, 24, likelihood=False, inception_file="x.npz")
+    words = table(result)
+    assert "the paper" in words and "3.17" in words and "9.46 +- 0.11" in words and "proxy" not in words
+    assert paper.results_of(load_config("cifar10_mean_vlb_learned"), "folder:cifar-10.zip")["fid_train"] == "23.69"
+    assert paper.results_of(load_config("lsun_cat"), load_config("lsun_cat").data.source) == {"fid_train": "19.75"}
+    assert paper.results_of(load_config("digits"), "digits") == {}
+
+
+def test_raw_weights_are_evaluated_only_where_that_is_said(copy, digits, tmp_path, capsys):
+    file = tmp_path / "raw.safetensors"
+    assert main(["export", str(copy), "--weights", "raw", "--out", str(file)]) == 0
+    assert "say --weights raw" in refused(capsys, "evaluate", file, "--data", digits, "--out", tmp_path / "e")
+    result = evaluate(file, digits, 24, weights="raw", likelihood=False, out=tmp_path / "e")
+    assert result["weights"] == "raw" and "raw weights of step 2" in table(result)
+
+
+def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
+    for arguments, says in [
+        (("-n", 19), "n: must be at least 20, got 19"),
+        (("--batch-size", 0), "batch_size: must be at least 1"),
+        (("-n", 24), "have no labels to train the proxy on; name FID's InceptionV3 with --inception PATH"),
+        (("--inception", tmp_path / "no.safetensors"), "no.safetensors: cannot be read"),
+        (("--inception", tmp_path / "x.pth"), "convert_inception.py"),
+        (("--data", "npz:/nowhere.npz"), "cannot read /nowhere.npz"),
+        (("--steps", 11), "steps: must be from 1 to 10"),
+        (("--seed", -1), "seed: must be at least 0"),
+    ]:
+        assert says in refused(capsys, "evaluate", run, *arguments)
+    assert "this is not a run directory" in refused(capsys, "evaluate", tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "picture.png").write_bytes(b"")
+    assert "is not empty and not from this command" in refused(
+        capsys, "evaluate", run, "--data", digits, "-n", 24, "--samples", other
+    )
