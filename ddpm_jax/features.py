@@ -87,7 +87,7 @@ def features_of(extractor: Extractor, read: Callable, count: int, folder: epath.
         for start, file in zip(starts, files, strict=True):
             indices = np.arange(start, min(start + PART, count))
             if not agreed(file.exists()):
-                write_file(file, npz(_extract(extractor, read(indices), batch_size)._asdict()))
+                write_file(file, npz(extract(extractor, read(indices), batch_size)._asdict()))
             progress.update(len(indices))
     wait_for_all("features")
     parts = [read_npz(file) for file in files]
@@ -114,7 +114,8 @@ def reference_of(extractor: Extractor, source: Source, indices: np.ndarray, batc
     return Reference(features.features, Statistics(kept["mean"], kept["covariance"], int(kept["count"])))
 
 
-def _extract(extractor: Extractor, images: np.ndarray, batch_size: int) -> Features:
+def extract(extractor: Extractor, images: np.ndarray, batch_size: int) -> Features:
+    """Of uint8 images [N,H,W,C], `batch_size` at a time, a multiple of the devices."""
     parts = []
     for start in range(0, len(images), batch_size):
         some = np.arange(start, start + batch_size)

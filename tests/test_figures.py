@@ -1,5 +1,6 @@
 """The figures: their numbers against definitions, their files as a user gets them."""
 
+import functools
 import json
 
 import jax
@@ -103,23 +104,39 @@ def test_neighbours_are_those_of_a_full_search(rng, monkeypatch):
     queries[2] = images[47]
     indices = np.flatnonzero(np.arange(50) % 5)
     source = from_array(images, (4, 4, 3))
-    found = neighbours.nearest(queries, source, indices, 7)
+    space = neighbours.Space(functools.partial(neighbours.nearest, source=source, indices=indices), "")
+    found = space.nearest(queries, 7)
     distances = cdist(queries.reshape(6, -1), images[indices].reshape(len(indices), -1)) / np.sqrt(48)
     np.testing.assert_array_equal(found.index, np.argsort(distances, axis=1)[:, :7])
-    np.testing.assert_allclose(found.rmse, np.sort(distances, axis=1)[:, :7], rtol=1e-12)
-    assert indices[found.index[2, 0]] == 47 and found.rmse[2, 0] == 0
+    np.testing.assert_allclose(found.distance, np.sort(distances, axis=1)[:, :7], rtol=1e-12)
+    assert indices[found.index[2, 0]] == 47 and found.distance[2, 0] == 0
     between = cdist(images[indices].reshape(len(indices), -1), images[indices].reshape(len(indices), -1)) / np.sqrt(48)
     np.fill_diagonal(between, np.inf)
-    np.testing.assert_allclose(neighbours.distance_between(source, indices, flip=False), np.median(between.min(1)))
+    np.testing.assert_allclose(
+        neighbours.distance_between(space, source, indices, flip=False), np.median(between.min(1))
+    )
     mirrored = images[indices][:, :, ::-1].reshape(len(indices), -1)
     between = np.minimum(between, cdist(mirrored, images[indices].reshape(len(indices), -1)) / np.sqrt(48))
     np.fill_diagonal(between, np.inf)
-    np.testing.assert_allclose(neighbours.distance_between(source, indices, flip=True), np.median(between.min(1)))
+    np.testing.assert_allclose(
+        neighbours.distance_between(space, source, indices, flip=True), np.median(between.min(1))
+    )
+
+
+def test_neighbours_in_feature_space_are_those_of_a_full_search(rng):
+    real, queries = (np.float32(rng.standard_normal((n, 5))) for n in (30, 4))
+    queries[1] = real[12]
+    found = neighbours.nearest_features(queries, real, 6)
+    np.testing.assert_array_equal(found.index, np.argsort(cdist(queries, real), axis=1)[:, :6])
+    np.testing.assert_allclose(found.distance, np.sort(cdist(queries, real), axis=1)[:, :6], rtol=1e-5, atol=1e-6)
+    others = neighbours.nearest_features(real[:3], real, 1, own=np.arange(3))
+    between = cdist(real, real) + np.diag(np.full(30, np.inf))
+    np.testing.assert_array_equal(others.index[:, 0], between[:3].argmin(axis=1))
 
 
 def test_no_neighbour_is_counted_twice():
     best = neighbours._best(neighbours.Nearest(np.array([[3, 5, 5, 8]]), np.array([[4.0, 2.0, 1.0, 3.0]])), 3)
-    assert best.index.tolist() == [[5, 8, 3]] and best.rmse.tolist() == [[1.0, 3.0, 4.0]]
+    assert best.index.tolist() == [[5, 8, 3]] and best.distance.tolist() == [[1.0, 3.0, 4.0]]
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -205,7 +222,7 @@ def test_mirrored_copies_are_found(run, pictures, monkeypatch):
     figure = neighbours.Neighbours(run=str(run), n=1, neighbours=2)
     drawn = figure.draw()
     numbers = np.load(drawn.with_suffix(".npz"))
-    assert numbers["rmse"][0, 0] == 0 and numbers["index"][0, 0] == train[4]
+    assert numbers["distance"][0, 0] == 0 and numbers["index"][0, 0] == train[4]
     np.testing.assert_array_equal(numbers["samples"], to_uint8(mirrored))
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Annotated, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,17 @@ import numpy as np
 
 from ddpm_jax.checked import Range
 from ddpm_jax.ddpm import seed_key
+from ddpm_jax.errors import UserError
+from ddpm_jax.features import extract, inception, proxy, reference_of
 from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.images import to_uint8
+from ddpm_jax.parallel import make_mesh
 from ddpm_jax.progress import progress_bar
 from ddpm_jax.runs import read_split
 
 BLOCK = 1024
+FEATURE_BATCH = 64  # a device
 
 
 class Nearest(NamedTuple):
@@ -24,13 +29,22 @@ class Nearest(NamedTuple):
 
     index: np.ndarray
     """[Q,N] its place in the indices that were searched."""
-    rmse: np.ndarray
-    """[Q,N] root mean squared difference, of 255."""
+    distance: np.ndarray
+    """[Q,N] root mean squared difference of pixels, of 255, or the distance of features."""
+
+
+class Space(NamedTuple):
+    """Where images are searched."""
+
+    nearest: Callable[..., Nearest]
+    """(uint8 queries [Q,H,W,C], count, own=None), as `nearest`, whose other arguments it knows."""
+    words: str
+    """What its distances are."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours(RunFigure):
-    """Samples and their nearest training images, by the root mean squared difference of pixels."""
+    """Samples and their nearest training images, by their pixels or by features."""
 
     n: Annotated[int, Range(min=1)] = 8
     """Samples, a row each."""
@@ -38,41 +52,64 @@ class Neighbours(RunFigure):
     """Training images beside each."""
     data: str | None = None
     """folder:PATH, npz:PATH or tfds:NAME of the training images; None for where the config says."""
+    features: bool = False
+    """Search by the features that `evaluate` compares instead of pixels."""
+    inception: str | None = None
+    """With --features: file of FID's InceptionV3; None for a classifier trained on the images' labels."""
 
-    name: ClassVar[str] = "neighbours"
+    @property
+    def name(self) -> str:
+        """Of the files."""
+        return "neighbours-features" if self.features else "neighbours"
 
     def draw(self):
-        """Writes neighbours.png and .npz: uint8 samples [n,H,W,C] and neighbours [n,N,H,W,C], index and rmse [n,N]."""
+        """Writes the picture and .npz: uint8 samples [n,H,W,C], neighbours [n,N,H,W,C], index and distance [n,N]."""
+        if self.inception and not self.features:
+            raise UserError("inception: pixels are compared without it; add --features, or leave it out")
         model = self.load()
-        ddpm, params = model.ddpm, model.params
-        source, indices = read_split(self.run, ddpm.config, "train", self.data)
-        samples = to_uint8(ddpm.sample(params, seed_key(self.seed), self.n))
+        flip = model.ddpm.config.data.flip
+        source, indices = read_split(self.run, model.ddpm.config, "train", self.data)
+        space = self._space(source, indices)
+        samples = to_uint8(model.ddpm.sample(model.params, seed_key(self.seed), self.n))
         queries, count = samples, min(self.neighbours, len(indices))
-        if ddpm.config.data.flip:  # A mirrored copy is a copy.
+        if flip:  # A mirrored copy is a copy.
             queries = np.concatenate([samples, samples[:, :, ::-1]])
-        found = nearest(queries, source, indices, count)
-        if ddpm.config.data.flip:
+        found = space.nearest(queries, count)
+        if flip:
             found = _best(Nearest(*(np.concatenate(np.split(field, 2), axis=1) for field in found)), count)
         near = np.stack([source.read(indices[row]) for row in found.index])
-        typical = distance_between(source, indices, ddpm.config.data.flip)
-        rows = [f"nearest at {rmse:.1f}" for rmse in found.rmse[:, 0]]
+        typical = distance_between(space, source, indices, flip)
         picture = image_table(
             np.concatenate([samples[:, None], near], axis=1),
-            rows=rows,
+            rows=[f"nearest at {distance:.1f}" for distance in found.distance[:, 0]],
             columns=["sample", *(f"#{i + 1}" for i in range(count))],
             title="Samples and the training images nearest to them (Fig. 12)",
             notes=[
-                f"Among {len(indices)} training images, by the root mean squared difference of pixels, of 255. "
+                f"Among {len(indices)} training images, by {space.words}. "
                 f"Between a training image and the one nearest to it: {typical:.1f} (median); a copy would be near 0."
-                + (" Mirrored images count too." if ddpm.config.data.flip else ""),
+                + (" Mirrored images count too." if flip else ""),
                 self.footnote(model.words),
             ],
         )
-        numbers = {"samples": samples, "neighbours": near, "index": indices[found.index], "rmse": found.rmse}
+        numbers = {"samples": samples, "neighbours": near, "index": indices[found.index], "distance": found.distance}
         return self.write(picture, {**numbers, "typical": np.array(typical)})
 
+    def _space(self, source, indices) -> Space:
+        if not self.features:
+            search = functools.partial(nearest, source=source, indices=indices)
+            return Space(search, "the root mean squared difference of pixels, of 255")
+        mesh = make_mesh()
+        extractor = inception(self.inception, mesh) if self.inception else proxy(source, indices, mesh)
+        real = reference_of(extractor, source, indices, FEATURE_BATCH * mesh.size).features
 
-def nearest(queries: np.ndarray, source, indices: np.ndarray, count: int, own: np.ndarray | None = None) -> Nearest:
+        def search(queries, count, own=None):
+            return nearest_features(extract(extractor, queries, FEATURE_BATCH * mesh.size).features, real, count, own)
+
+        by = "FID's InceptionV3" if self.inception else "a classifier of these images"
+        return Space(search, f"the distance of their features, by {by}")
+
+
+def nearest(queries: np.ndarray, count: int, own: np.ndarray | None = None, *, source, indices: np.ndarray) -> Nearest:
     """The `count` of the source's images `indices` [M] nearest to each of uint8 `queries` [Q,H,W,C].
 
     Searched block by block on the device. `own` [Q] is a place in `indices` that does not count, for
@@ -91,7 +128,19 @@ def nearest(queries: np.ndarray, source, indices: np.ndarray, count: int, own: n
     return _best(Nearest(place, np.stack(rmse)), count)
 
 
-def distance_between(source, indices: np.ndarray, flip: bool, most: int = 256) -> float:
+def nearest_features(queries: np.ndarray, real: np.ndarray, count: int, own: np.ndarray | None = None) -> Nearest:
+    """The `count` rows of `real` [M,D] nearest to each of `queries` [Q,D]; `own` as in `nearest`."""
+    found = []
+    for query, exclude in zip(queries, np.full(len(queries), -1) if own is None else own, strict=True):
+        distance = np.linalg.norm(real - query, axis=1)
+        if exclude >= 0:
+            distance[exclude] = np.inf
+        place = np.argsort(distance, kind="stable")[:count]
+        found.append((place, distance[place]))
+    return Nearest(*map(np.stack, zip(*found, strict=True)))
+
+
+def distance_between(space: Space, source, indices: np.ndarray, flip: bool, most: int = 256) -> float:
     """The median, over at most `most` images, of the distance to the nearest other one, mirrored or not if `flip`.
 
     NaN for a single image.
@@ -101,7 +150,7 @@ def distance_between(source, indices: np.ndarray, flip: bool, most: int = 256) -
     some = np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)
     images = source.read(indices[some])
     ways = [images, images[:, :, ::-1]] if flip else [images]
-    return float(np.median(np.min([nearest(way, source, indices, 1, own=some).rmse for way in ways], axis=0)))
+    return float(np.median(np.min([space.nearest(way, 1, own=some).distance for way in ways], axis=0)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -120,11 +169,11 @@ def _search(best, queries, block, own, start, total):
 def _best(found: Nearest, count: int) -> Nearest:
     """The `count` nearest of each row, sorted, no image twice."""
     rows = []
-    for index, rmse in zip(*found, strict=True):
-        order = np.argsort(rmse, kind="stable")
+    for index, distance in zip(*found, strict=True):
+        order = np.argsort(distance, kind="stable")
         _, first = np.unique(index[order], return_index=True)
         kept = order[np.sort(first)][:count]
-        rows.append((index[kept], rmse[kept]))
+        rows.append((index[kept], distance[kept]))
     return Nearest(*map(np.stack, zip(*rows, strict=True)))
 
 
