@@ -168,7 +168,7 @@ def test_a_ddim_trajectory_is_the_librarys(library, tmp_path, eta):
 
     x_0, xs = ours(params, x_T)
     print(f"DDIM, eta {eta}: {errors(xs, expected).max():.2g}, the image {error(x_0, expected[-1]):.2g}")
-    assert errors(xs, expected).max() < 1e-4
+    assert errors(xs, expected).max() < 2e-5
     images = ddpm.sample(params, jax.random.key(0), 3, sampler="ddim", steps=50, eta=eta, grid="leading")
     np.testing.assert_allclose(images, np.clip(expected[-1], -1, 1), atol=1e-4)
 
@@ -194,4 +194,101 @@ def test_an_ancestral_trajectory_is_the_librarys(library, tmp_path, variance):
 
     _, xs = ours(params, x_T)
     print(f"ancestral, {variance}: {errors(xs, expected).max():.2g}, the image {errors(xs, expected)[-1]:.2g}")
-    assert errors(xs, expected).max() < 1e-4
+    assert errors(xs, expected).max() < 2e-5
+
+
+def test_what_the_librarys_own_tables_cost(library, tmp_path):
+    """Its float32 betas and their product: 1e-3 of the largest number along the way, the whole chain of T = 1000."""
+    scheduler = library.diffusers.DDPMScheduler()
+    unet, ddpm, params, keys, x_T = make_chain(
+        library, tmp_path, scheduler, block_out_channels=[8], attention=[], norm_num_groups=4
+    )
+    expected = walk(library, unet, scheduler, x_T, 1000, noises(keys, ddpm))[-1]
+    images = ddpm.sample(params, jax.random.key(0), 3)
+    print(f"its own tables: {error(images, np.clip(expected, -1, 1)):.2g}")
+    assert error(images, np.clip(expected, -1, 1)) < 1e-3
+
+
+def test_its_pipeline_draws_the_same_picture_from_what_is_written(library, tmp_path, monkeypatch):
+    config = Config(
+        model=Model(8, (1, 2), 1, (4,), 0.1, 4),
+        diffusion=Diffusion(num_timesteps=20, beta_start=0.005, beta_end=0.5, prediction="v", schedule="quad"),
+        data=Data(source="array", image_shape=(8, 8, 3)),
+    )
+    ddpm = DDPM(config)
+    shapes, rng = jax.eval_shape(ddpm.init, jax.random.key(0)), np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    write_diffusers(tmp_path, config, params)
+    pipeline = library.diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+
+    keys = samplers.example_keys(jax.random.key(7), np.arange(2, dtype=np.uint32))
+    draws = [samplers.START, *range(19, 0, -1)]
+    noise = iter([to_torch(library, samplers.gaussian_noise(keys, np.uint32(t), ddpm.image_shape)) for t in draws])
+    for module in ("schedulers.scheduling_ddpm", "pipelines.ddpm.pipeline_ddpm"):
+        monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *_, **__: next(noise))
+    expected = pipeline(batch_size=2, num_inference_steps=20, output_type="np").images
+    assert next(noise, None) is None
+    images = ddpm.sample(params, jax.random.key(7), 2)
+    print(f"the pipeline: {np.abs((images + 1) / 2 - expected).max():.2g}")
+    np.testing.assert_allclose((images + 1) / 2, expected, atol=1e-4)
+    levels = np.int32(to_uint8(images)) - np.rint(expected * 255).astype(np.int32)
+    assert np.abs(levels).max() <= 1 and expected.std() > 0.1
+
+    # And what the library then saves is again what we had, to the bit: whole or in shards.
+    for size in ("5GB", "20KB"):
+        pipeline.unet.save_pretrained(tmp_path / size / "unet", max_shard_size=size)
+        pipeline.scheduler.save_pretrained(tmp_path / size / "scheduler")
+        again, found = read_diffusers(tmp_path / size)
+        assert again == config
+        jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert len(list((tmp_path / "20KB/unet").glob("*-of-*.safetensors"))) > 2
+
+
+def test_its_old_attention_names_are_read(library, tmp_path):
+    unet = make_unet(library, [0], sample_size=8, block_out_channels=[8], norm_num_groups=4)
+    unet.save_pretrained(tmp_path / "new")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = unet.state_dict()
+    for name in [name for name in tensors if ".attentions." in name]:
+        for new_layer, old_layer in old.items():
+            if new_layer in name:
+                tensors[name.replace(new_layer, old_layer)] = tensors.pop(name)
+    unet.save_config(tmp_path / "old")
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "old/diffusion_pytorch_model.safetensors")
+    theirs = library.diffusers.UNet2DModel.from_pretrained(tmp_path / "old")  # The library knows them too.
+    for name, tensor in theirs.state_dict().items():
+        assert library.torch.equal(tensor, unet.state_dict()[name])
+    jax.tree.map(
+        np.testing.assert_array_equal, read_diffusers(tmp_path / "old")[1], read_diffusers(tmp_path / "new")[1]
+    )
+
+
+@pytest.mark.parametrize("name", ["UNet2DModel", *SCHEDULERS])
+def test_the_defaults_of_absent_fields_are_the_librarys(library, name):
+    signature = inspect.signature(getattr(library.diffusers, name).__init__)
+    defaults = {field: value.default for field, value in signature.parameters.items() if field != "self"}
+    assert json.loads(json.dumps(defaults)) == (UNET if name == "UNet2DModel" else SCHEDULERS[name])
+
+
+@pytest.mark.parametrize(
+    "name", ["PNDMScheduler", "LMSDiscreteScheduler", "ScoreSdeVeScheduler", "UniPCMultistepScheduler"]
+)
+def test_its_other_schedulers_are_refused(library, tmp_path, name):
+    unet = make_unet(library, [], sample_size=8, block_out_channels=[8], norm_num_groups=4)
+    unet.save_pretrained(tmp_path)
+    getattr(library.diffusers, name)().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f'scheduler_config.json: _class_name is "{name}"; it must be DDPMScheduler or'):
+        read_diffusers(tmp_path)
+
+
+def test_why_two_of_its_variances_are_refused(library):
+    scheduler = library.diffusers.DDPMScheduler(variance_type="fixed_large_log")
+    scheduler.set_timesteps(1000)
+    assert (scheduler._get_variance(500) ** 0.5).isnan()
+    scheduler = library.diffusers.DDPMScheduler(variance_type="learned")
+    scheduler.set_timesteps(1000)
+    output = library.torch.full((1, 3, 2, 2), 0.25)
+    assert scheduler._get_variance(500, output) is output  # The variance, and not its logarithm.
