@@ -114,18 +114,14 @@ def walk(library, unet, scheduler, x_T, steps, noise_at, options=lambda noise: {
     """x [S,B,H,W,C] after each of the library's `steps`, with the noise `noise_at(t)` [B,H,W,C] injected."""
     scheduler.set_timesteps(steps)
     x, xs = to_torch(library, x_T), []
-    with library.torch.no_grad():
+    with library.torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         for t in scheduler.timesteps:
             noise = to_torch(library, noise_at(int(t)))
-            inject(library, noise)
+            # DDPMScheduler takes no noise as an argument: this is what it draws.
+            patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, noise=noise, **__: noise)
             x = scheduler.step(unet(x, t).sample, t, x, **options(noise)).prev_sample
             xs.append(of_torch(x))
     return np.stack(xs)
-
-
-def inject(library, noise):
-    """What DDPMScheduler draws next: it takes no noise as an argument."""
-    library.diffusers.schedulers.scheduling_ddpm.randn_tensor = lambda *_, **__: noise
 
 
 def use_our_table(library, scheduler, ddpm):
@@ -198,7 +194,7 @@ def test_an_ancestral_trajectory_is_the_librarys(library, tmp_path, variance):
 
 
 def test_what_the_librarys_own_tables_cost(library, tmp_path):
-    """Its float32 betas and their product: 1e-3 of the largest number along the way, the whole chain of T = 1000."""
+    """Its float32 betas and their product, over a whole chain of T = 1000: some 4e-5 of the image's range."""
     scheduler = library.diffusers.DDPMScheduler()
     unet, ddpm, params, keys, x_T = make_chain(
         library, tmp_path, scheduler, block_out_channels=[8], attention=[], norm_num_groups=4
@@ -206,7 +202,7 @@ def test_what_the_librarys_own_tables_cost(library, tmp_path):
     expected = walk(library, unet, scheduler, x_T, 1000, noises(keys, ddpm))[-1]
     images = ddpm.sample(params, jax.random.key(0), 3)
     print(f"its own tables: {error(images, np.clip(expected, -1, 1)):.2g}")
-    assert error(images, np.clip(expected, -1, 1)) < 1e-3
+    assert error(images, np.clip(expected, -1, 1)) < 2e-4
 
 
 def test_its_pipeline_draws_the_same_picture_from_what_is_written(library, tmp_path, monkeypatch):
