@@ -37,7 +37,7 @@ NETWORKS = {
     "one level": {"sample_size": 8, "block_out_channels": [24], "attention": [], "in_channels": 1, "out_channels": 1},
     "three blocks": {"sample_size": 16, "block_out_channels": [8, 24, 8], "attention": [], "layers_per_block": 3},
 }
-GROUPS = {"256x256": 16, "attention everywhere": 8, "one level": 4, "three blocks": 4}
+GROUPS = {"attention everywhere": 8, "one level": 4, "three blocks": 4}
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +92,14 @@ def test_outputs_are_the_librarys(library, tmp_path, name):
     ddpm = DDPM(config)
     t = np.array([999] if name == "256x256" else [0, 1, 500, 999], np.int32)
     x = np.random.default_rng(0).standard_normal((len(t), *ddpm.image_shape), np.float32)
+    found = jax.jit(ddpm.denoise)(params, x, t)
     with library.torch.no_grad():
         expected = of_torch(unet(to_torch(library, x), library.torch.from_numpy(t)).sample)
-    found = jax.jit(ddpm.denoise)(params, x, t)
-    print(f"{name}: {error(found, expected):.2g}")
-    assert error(found, expected) < 1e-5
+        exact = of_torch(unet.double()(to_torch(library, x).double(), library.torch.from_numpy(t)).sample)
+    print(f"{name}: {error(found, expected):.2g}, from float64 {error(found, exact):.2g} (theirs", end=" ")
+    print(f"{error(expected, exact):.2g})")
+    # At 256x256 the sums over pixels within its float32 norms are most of the difference.
+    assert error(found, exact) < 5e-6 and error(found, expected) < max(1e-5, 2 * error(expected, exact))
 
 
 def make_chain(library, tmp_path, scheduler, **fields):

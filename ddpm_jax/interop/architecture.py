@@ -5,8 +5,8 @@ network or process cannot be is refused by the field's name, an unknown field to
 names that begin with _ are notes of the library's own.
 
 How a shorter chain's steps lie (`timestep_spacing`, `steps_offset`) is not part of the model here: they
-may have any value, and `DDPM.sample` takes `steps` and `grid`, whose leading, trailing and linspace are
-those of the library. A chain of all T steps is the same for all of them.
+may have any value, and `DDPM.sample` takes `steps` and `grid`, whose leading and trailing are those of
+the library where `steps` divides T. A chain of all T steps is the same for all of them.
 """
 
 import json
