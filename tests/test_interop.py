@@ -336,6 +336,7 @@ def test_an_unknown_field_that_is_null_is_nothing(tmp_path, tensors):
             'beta_schedule is "sigmoid"; it must be one of linear, scaled_linear, sq',
         ),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas is [0.1, 0.2]; it must be null"),
+        ({"trained_betas": [0.25] * 99}, "trained_betas is [0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0."),
         ({"prediction_type": "flow"}, 'prediction_type is "flow"; it must be one of epsilon, sample, v_prediction'),
         ({"variance_type": "learned"}, "the library takes the output for the variance there"),
         ({"variance_type": "fixed_large_log"}, "the library takes the root of log beta there, which is no number"),

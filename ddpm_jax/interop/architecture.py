@@ -5,8 +5,8 @@ network or process cannot be is refused by the field's name, an unknown field to
 names that begin with _ are notes of the library's own.
 
 How a shorter chain's steps lie (`timestep_spacing`, `steps_offset`) is not part of the model here: they
-may have any value, and `DDPM.sample` takes `steps` and `grid`, whose leading, trailing and linspace are
-those of the library. A chain of all T steps is the same for all of them.
+may have any value, and `DDPM.sample` takes `steps` and `grid`, whose leading and trailing are those of
+the library where `steps` divides T. A chain of all T steps is the same for all of them.
 """
 
 import json
@@ -109,7 +109,7 @@ class Fields:
         self.file, self.values, self.defaults = file, values, defaults
         for name, value in values.items():
             if name not in defaults and not name.startswith("_") and value is not None:
-                raise UserError(f"{file}: {name} is {json.dumps(value)}, and nothing is known of such a field")
+                raise UserError(f"{file}: {name} is {_shown(value)}, and nothing is known of such a field")
 
     def __getitem__(self, name: str):
         return self.values.get(name, self.defaults[name])
@@ -117,7 +117,7 @@ class Fields:
     def refuse(self, name: str, must_be: str):
         """Raises UserError that says what the field is, and what it must be."""
         absent = "" if name in self.values else " (it is absent, and that the library's default)"
-        raise UserError(f"{self.file}: {name} is {json.dumps(self[name])}{absent}; it must be {must_be}")
+        raise UserError(f"{self.file}: {name} is {_shown(self[name])}{absent}; it must be {must_be}")
 
     def require(self, name: str, value) -> None:
         """Refuses anything but `value`."""
@@ -171,7 +171,9 @@ def write_config(config: Config) -> tuple[dict, dict]:
             "whose first level is as wide as their stem; export as safetensors"
         )
     height, width, channels = config.data.image_shape
-    attends = [min(height, width) >> level in model.attention_resolutions for level in range(_levels(model))]
+    attends = [
+        min(height, width) >> level in model.attention_resolutions for level in range(len(model.channel_multipliers))
+    ]
     unet = PAPER | {
         "_class_name": "UNet2DModel",
         "sample_size": height if height == width else [height, width],
@@ -313,8 +315,10 @@ def _mirrored(attends: list[bool]) -> list[str]:
     return ["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)]
 
 
-def _levels(model: Model) -> int:
-    return len(model.channel_multipliers)
+def _shown(value) -> str:
+    """As it stands in the JSON; of 1000 betas the first."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _is_count(value) -> bool:

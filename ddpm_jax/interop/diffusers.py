@@ -53,7 +53,7 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
     if (folder / "unet").exists():
         unet, scheduler_file = folder / "unet", folder / "scheduler" / "scheduler_config.json"
     scheduler = None
-    if components or scheduler_file.exists():
+    if index.exists() or scheduler_file.exists():
         scheduler = _read_fields(scheduler_file, SCHEDULERS)
     else:
         log.warning("%s: no scheduler beside this U-Net; the paper's is taken: linear betas, fixed_large", folder)
@@ -81,10 +81,10 @@ def write_diffusers(path: epath.PathLike, config: Config, params) -> None:
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", unet["_class_name"]],
     }
+    write_file(folder / "model_index.json", _json(index))  # First: what is left of a killed one may be written over.
     write_file(folder / "unet" / WEIGHTS, save(from_params(params), {"format": "pt"}))
     write_file(folder / "unet" / "config.json", _json(unet))
     write_file(folder / "scheduler" / "scheduler_config.json", _json(scheduler))
-    write_file(folder / "model_index.json", _json(index))
 
 
 def _json(values: dict) -> bytes:

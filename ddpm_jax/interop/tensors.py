@@ -58,7 +58,7 @@ def read_tensors(file: epath.Path) -> dict[str, np.ndarray]:
         if tensor["dtype"] not in DTYPES:
             raise UserError(f"{file}: {name} is {tensor['dtype']}, and must be one of {', '.join(DTYPES)}")
         array = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-        tensors[name] = array.astype(np.float32)
+        tensors[name] = array.astype(np.float32, copy=False)
     return tensors
 
 
