@@ -43,12 +43,14 @@ class KernelDistance(NamedTuple):
 
 
 class PrecisionRecall(NamedTuple):
-    """Improved precision and recall with their binomial standard errors."""
+    """Improved precision and recall."""
 
     precision: float
     recall: float
     precision_error: float
+    """Binomial standard error: a lower bound."""
     recall_error: float
+    """Binomial standard error: a lower bound."""
 
 
 class _Moments(NamedTuple):
@@ -147,7 +149,7 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> 
 
     Precision is the part of the samples in at least one of the balls around the reference's rows, each reaching to the
     k-th nearest other row; recall the part of the reference in the samples' balls. The errors are binomial: those of
-    so many independent images, the balls taken as they are.
+    so many independent images, the balls taken as they are. What other balls would change comes on top.
     |x - y|^2 is made of |x|^2 + |y|^2 - 2 x.y in float64. Rows that are nearer to each other than a millionth of their
     length count as the same, as rounding may make of one image in two batches. Both depend on N and M: compare only
     equal ones. Raises ValueError if a set has no more than k rows, for other shapes, or a number that is not finite.
