@@ -1,18 +1,15 @@
 """How far one set of images is from another, from arrays of their features [N,D] alone.
 
-All is computed in float64: in NumPy, but for precision and recall, whose N x N distances are made in blocks on
-JAX's default device. Features may be of any real type.
+All is computed in float64 by NumPy, in blocks that bound the memory. Features may be of any real type.
 """
 
 import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-# Rows that are worked on at a time; it bounds the memory and hardly changes the time.
+# Rows that are worked on at a time.
 BLOCK = 2048
 
 
@@ -46,12 +43,14 @@ class KernelDistance(NamedTuple):
 
 
 class PrecisionRecall(NamedTuple):
-    """Improved precision and recall with their binomial standard errors."""
+    """Improved precision and recall."""
 
     precision: float
     recall: float
     precision_error: float
+    """Binomial standard error: a lower bound."""
     recall_error: float
+    """Binomial standard error: a lower bound."""
 
 
 class _Moments(NamedTuple):
@@ -150,7 +149,7 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> 
 
     Precision is the part of the samples in at least one of the balls around the reference's rows, each reaching to the
     k-th nearest other row; recall the part of the reference in the samples' balls. The errors are binomial: those of
-    so many independent images, the balls taken as they are.
+    so many independent images, the balls taken as they are. What other balls would change comes on top.
     |x - y|^2 is made of |x|^2 + |y|^2 - 2 x.y in float64. Rows that are nearer to each other than a millionth of their
     length count as the same, as rounding may make of one image in two batches. Both depend on N and M: compare only
     equal ones. Raises ValueError if a set has no more than k rows, for other shapes, or a number that is not finite.
@@ -162,9 +161,7 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> 
             f"k: must be from 1 to less than the images of each set, got {k} for {len(reference)} "
             f"and {len(samples)} images"
         )
-    with jax.enable_x64(True):
-        precision = _covered(samples, reference, _squared_radii(reference, k)).mean()
-        recall = _covered(reference, samples, _squared_radii(samples, k)).mean()
+    precision, recall = (covered.mean() for covered in _covered(samples, reference, k))
     errors = [np.sqrt(p * (1 - p) / n) for p, n in ((precision, len(samples)), (recall, len(reference)))]
     return PrecisionRecall(float(precision), float(recall), *map(float, errors))
 
@@ -189,8 +186,7 @@ def _blocks(features):
 
 def _slices(features):
     _check(features)
-    for start in range(0, len(features), BLOCK):
-        yield features[start : start + BLOCK]
+    yield from (features[part] for part in _parts(features))
 
 
 def _moments(block) -> _Moments:
@@ -268,53 +264,38 @@ def _mmd(x, y) -> float:
 def _squared_radii(features, k: int) -> np.ndarray:
     """The squared distance [N] of each row of features [N,D] to the k-th nearest other one."""
     radii = []
-    for start, rows in _filled_blocks(features):
-        best = jnp.full((len(rows), k), jnp.inf)
-        for column_start, columns in _filled_blocks(features):
-            best = _nearer(best, rows, columns, start, column_start, len(features))
-        radii.append(np.asarray(best[:, -1]))
-    return np.concatenate(radii)[: len(features)]
+    for rows in _parts(features):
+        nearest = np.empty((rows.stop - rows.start, 0))
+        for columns in _parts(features):
+            squared = _squared_distances(features[rows], features[columns])
+            if rows == columns:
+                np.fill_diagonal(squared, np.inf)
+            nearest = np.concatenate([nearest, squared], axis=1)
+            nearest = np.partition(nearest, k - 1, axis=1)[:, :k] if nearest.shape[1] > k else nearest
+        radii.append(nearest.max(axis=1))
+    return np.concatenate(radii)
 
 
-def _covered(queries, centres, squared_radii) -> np.ndarray:
-    """Which queries [Q,D] lie in at least one ball: bool [Q]."""
-    covered = []
-    for _, rows in _filled_blocks(queries):
-        found = jnp.zeros(len(rows), bool)
-        for start, columns in _filled_blocks(centres):
-            radii = np.full(len(columns), -1.0)  # What fills a block up has no ball.
-            radii[: len(centres) - start] = squared_radii[start : start + len(columns)]
-            found = _found(found, rows, columns, radii)
-        covered.append(np.asarray(found))
-    return np.concatenate(covered)[: len(queries)]
+def _covered(x, y, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(which rows of x lie in a ball around one of y's, which of y in one of x's): bool [N] and [M]."""
+    x_radii, y_radii = _squared_radii(x, k), _squared_radii(y, k)
+    x_covered, y_covered = np.zeros(len(x), bool), np.zeros(len(y), bool)
+    for rows in _parts(x):
+        for columns in _parts(y):
+            squared = _squared_distances(x[rows], y[columns])
+            x_covered[rows] |= (squared <= y_radii[None, columns]).any(axis=1)
+            y_covered[columns] |= (squared <= x_radii[rows, None]).any(axis=0)
+    return x_covered, y_covered
 
 
-def _filled_blocks(features):
-    """(start, block) of features [N,D], the last filled up with rows that do not count: one program for all."""
-    size = min(BLOCK, len(features))
-    for start in range(0, len(features), size):
-        yield start, np.resize(features[start : start + size], (size, features.shape[1]))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _nearer(best, rows, columns, row_start, column_start, total):
-    """The smallest squared distances [n,k], sorted, of `best` and those of `rows` to `columns`, not to themselves."""
-    place = column_start + jnp.arange(len(columns))
-    own = row_start + jnp.arange(len(rows))
-    counts = (place < total)[None] & (place[None] != own[:, None])
-    distances = jnp.where(counts, _squared_distances(rows, columns), jnp.inf)
-    negative, _ = jax.lax.top_k(-jnp.concatenate([best, distances], axis=1), best.shape[1])
-    return -negative
-
-
-@jax.jit
-def _found(found, queries, centres, squared_radii):
-    return found | (_squared_distances(queries, centres) <= squared_radii[None]).any(axis=1)
+def _parts(features) -> list[slice]:
+    n = len(features)
+    return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
 def _squared_distances(x, y):
     """float64 [n,m] of x [n,D] and y [m,D]."""
-    x, y = x.astype(jnp.float64), y.astype(jnp.float64)
-    lengths = jnp.square(x).sum(axis=1)[:, None] + jnp.square(y).sum(axis=1)[None]
-    squared = lengths - 2 * x @ y.T
-    return jnp.where(squared <= 1e-12 * lengths, 0.0, squared)
+    x, y = np.float64(x), np.float64(y)
+    lengths = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)[None]
+    squared = lengths - 2 * (x @ y.T)
+    return np.where(squared <= 1e-12 * lengths, 0.0, squared)

@@ -62,7 +62,7 @@ def test_frechet_distance_is_that_of_scipys_matrix_root(rng):
 
 def test_fewer_images_than_features_are_no_trouble(rng):
     """tr (C_a C_b)^(1/2) is then the sum of the singular values of X_a X_b^T, the centred features."""
-    x, y = rng.normal(size=(20, 300)), rng.normal(size=(35, 300)) * 3 + 1
+    x, y = rng.normal(size=(20, 100)), rng.normal(size=(35, 100)) * 3 + 1
     a, b = metrics.statistics(x), metrics.statistics(y)
     product = (x - x.mean(0)) @ (y - y.mean(0)).T / np.sqrt(19 * 34)
     trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.linalg.svd(product, compute_uv=False).sum()
