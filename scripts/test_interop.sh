@@ -6,5 +6,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 install_package test,interop,hub
 # Its Inception network needs none of what it declares, torchvision above all.
-.venv/bin/python -m pip install --quiet --no-deps torch-fidelity==0.3.0
+.venv/bin/python -m pip install --quiet --no-deps torch-fidelity==0.4.0
 .venv/bin/python -m pytest -m interop "$@"
