@@ -1,6 +1,5 @@
 """Real training through the command line, minutes each; scripts/test_slow.sh runs them with what they print."""
 
-import json
 import os
 import random
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import lines
 
 from ddpm_jax import make_schedule
 from ddpm_jax.config import Data
@@ -64,8 +64,7 @@ def test_on_colour_images_the_network_beats_every_linear_denoiser(tmp_path):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     run(*train, STEPS // 2, cwd=tmp_path, **flags)
     run(*train, STEPS, cwd=tmp_path, **flags)
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "holdout_loss" in line][-1] == STEPS
+    assert [line["step"] for line in lines(tmp_path / "run") if "holdout_loss" in line][-1] == STEPS
     network = float(run(sys.executable, ROOT / "tests/holdout_loss.py", "run", cwd=tmp_path))
     linear = best_linear_denoiser(tmp_path / "train")
     print(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import lines
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -39,6 +40,12 @@ import sys
 from prepared import NoTensorFlow
 sys.meta_path.insert(0, NoTensorFlow())
 """
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory, monkeypatch):
+    """tensorflow_datasets leaves folders in the temporary one: they go with the test's."""
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(tmp_path_factory.mktemp("temporary")))
 
 
 def python(program):
@@ -210,8 +217,7 @@ def finish(program):
 
 
 def losses(place, workdir="run"):
-    lines = [json.loads(line) for line in (place / workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines}
+    return {line["step"]: line["loss"] for line in lines(place / workdir)}
 
 
 def workers_of(program, place):

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import lines
 from PIL import Image
 
 from ddpm_jax import load
@@ -76,10 +77,6 @@ def wait(running, seconds=300):
         for process in running:
             process.kill()
     return [(process.returncode, words) for process, words in zip(running, said, strict=True)]
-
-
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same_run(run, other):
