@@ -25,6 +25,7 @@ files parallel images checksum
 data
 checkpoint
 ddpm
+interop
 runs update
 logs signals
 train sample nll
