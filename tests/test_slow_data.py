@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import importlib.util
 import io
-import json
 import os
 import signal
 import subprocess

@@ -26,7 +26,7 @@ from jax.tree_util import keystr
 from ddpm_jax.config import to_dict
 from ddpm_jax.ddpm import DDPM, Sampler, SamplerName, sample_batch
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import path_of, npz, write_file
+from ddpm_jax.files import npz, path_of, write_file
 from ddpm_jax.samplers import Grid
 
 PLATFORMS = ("cpu", "cuda", "tpu")
