@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import lines
+from conftest import QUICK, lines
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -204,7 +204,7 @@ def train(place, *options, workdir="run"):
     command = [*COMMAND, "train", "streamed.py", "--workdir", workdir, *options]
     # What is compiled once serves all of its starts.
     cache = {"JAX_COMPILATION_CACHE_DIR": f"{place}/xla", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", **cache}
+    environment = {**os.environ, "XLA_FLAGS": QUICK, **cache}
     return subprocess.Popen(
         command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

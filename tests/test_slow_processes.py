@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import lines
+from conftest import QUICK, lines
 from PIL import Image
 
 from ddpm_jax import load
@@ -56,7 +56,7 @@ def start(folder, processes, devices, *args):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(folder / f"xla-{processes}")}
 
     def command(i):
