@@ -52,7 +52,7 @@ def write_stablehlo(
     chosen.check(ddpm.config)
     if folder.exists() and not (folder / "about.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"out: {folder} is not empty and not an exported model; choose another folder")
-    weights = {name: np.asarray(leaf) for name, leaf in _flat(params).items()}
+    weights = {name: np.asarray(leaf) for name, leaf in flat_names(params).items()}
     files = {
         "sampler.stablehlo": bytes(sampler_program(ddpm, params, chosen).serialize()),
         "denoiser.stablehlo": bytes(denoiser_program(ddpm, params).serialize()),
@@ -98,7 +98,7 @@ def denoiser_program(ddpm: DDPM, params) -> export.Exported:
 
 
 def _export(function, params, *args) -> export.Exported:
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _flat(params).items()}
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat_names(params).items()}
     return export.export(jax.jit(function), platforms=PLATFORMS)(shapes, *args)
 
 
@@ -107,11 +107,11 @@ def _batch(shape, dtype, scope=None):
     return jax.ShapeDtypeStruct((B, *shape), dtype)
 
 
-def _flat(params) -> dict:
-    """{"a/b": leaf} of a tree of dicts."""
+def flat_names(params) -> dict:
+    """{"a/b": leaf}: a tree of dicts as what params.npz holds."""
     return {keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
 def _unflatten(flat: dict, params):
-    """The tree like `params` of what `_flat` made."""
-    return jax.tree.unflatten(jax.tree.structure(params), [flat[name] for name in _flat(params)])
+    """The tree like `params` of what `flat_names` made."""
+    return jax.tree.unflatten(jax.tree.structure(params), [flat[name] for name in flat_names(params)])
