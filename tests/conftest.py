@@ -92,6 +92,11 @@ def with_source(config, pictures, folder, **groups):
     return on_one_device(config, data={"source": f"npz:{folder}/pictures.npz"}, **groups)
 
 
+def compiled_once(folder):
+    """Environment variables of programs that start again and again: what one has compiled lies in `folder`."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
 def refused(capsys, *args):
     """Runs a command that must fail; returns the one line it says."""
     from ddpm_jax.cli import main

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK, lines
+from conftest import QUICK, compiled_once, lines
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -202,9 +202,7 @@ def place(tmp_path, rng):
 def train(place, *options, workdir="run"):
     """A started program, in a process group of its own."""
     command = [*COMMAND, "train", "streamed.py", "--workdir", workdir, *options]
-    # What is compiled once serves all of its starts.
-    cache = {"JAX_COMPILATION_CACHE_DIR": f"{place}/xla", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = {**os.environ, "XLA_FLAGS": QUICK, **cache}
+    environment = {**os.environ, "XLA_FLAGS": QUICK, **compiled_once(place / "xla")}
     return subprocess.Popen(
         command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK, lines
+from conftest import QUICK, compiled_once, lines
 from PIL import Image
 
 from ddpm_jax import load
@@ -57,7 +57,7 @@ def start(folder, processes, devices, *args):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(folder / f"xla-{processes}")}
+    environment = {**os.environ, "XLA_FLAGS": flags, **compiled_once(folder / f"xla-{processes}")}
 
     def command(i):
         several = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", processes, "--process-id", i]
