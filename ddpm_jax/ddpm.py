@@ -127,7 +127,7 @@ class DDPM:
         result = np.empty((n, *self.image_shape), np.float32)
         for done, count, size in _batches(n, batch_size, mesh):
             indices = (start + done + np.arange(size, dtype=np.uint64)).astype(np.uint32)
-            images = _sample(self, chosen, params, rng, place(indices, mesh))
+            images = sample_batch(self, chosen, params, rng, place(indices, mesh))
             result[done : done + count] = fetch(images)[:count]
         return result
 
@@ -268,7 +268,8 @@ def _init(ddpm: DDPM, rng):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample(ddpm: DDPM, sampler: Sampler, params, rng, indices):
+def sample_batch(ddpm: DDPM, sampler: Sampler, params, rng, indices):
+    """Images [B,H,W,C] of the key `rng`, one for each of `indices` uint32 [B]: a batch of `DDPM.sample`."""
     draw = {
         "ancestral": samplers.ancestral,
         "ddim": functools.partial(samplers.ddim, eta=sampler.eta or 0.0),

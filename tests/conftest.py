@@ -1,12 +1,17 @@
 """Four fake CPU devices, strict shapes, and the tiny things that many tests share."""
 
 import dataclasses
+import importlib.metadata
+import json
 import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling takes most of the time here: no optimisation in what tests compile themselves.
-FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+QUICK = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"  # Halves it; jax 0.11 does not know the flag.
+FLAGS = f"--xla_force_host_platform_device_count=4 {QUICK}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 
 import jax
@@ -58,15 +63,38 @@ def run(tiny, pictures, tmp_path_factory):
     from ddpm_jax import fit
 
     folder = tmp_path_factory.mktemp("runs")
-    np.savez(folder / "pictures.npz", images=pictures)
-    config = dataclasses.replace(
-        tiny,
-        data=dataclasses.replace(tiny.data, source=f"npz:{folder}/pictures.npz"),
-        train=dataclasses.replace(tiny.train, steps=2),
-        parallel=dataclasses.replace(tiny.parallel, devices=1),
-    )
-    fit(config, folder / "tiny")
+    fit(with_source(tiny, pictures, folder, train={"steps": 2}), folder / "tiny")
     return folder / "tiny"
+
+
+def with_(config, **groups):
+    """The config with fields replaced: with_(config, train={"steps": 2})."""
+    changed = {
+        name: dataclasses.replace(getattr(config, name), **fields) if isinstance(fields, dict) else fields
+        for name, fields in groups.items()
+    }
+    return dataclasses.replace(config, **changed)
+
+
+def on_one_device(config, **groups):
+    """The same for a run on one of the four devices."""
+    return with_(config, parallel={"devices": 1}, **groups)
+
+
+def lines(workdir):
+    """What the run has written to metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def with_source(config, pictures, folder, **groups):
+    """The config on one device, `pictures` read from an npz that is written into `folder`."""
+    np.savez(folder / "pictures.npz", images=pictures)
+    return on_one_device(config, data={"source": f"npz:{folder}/pictures.npz"}, **groups)
+
+
+def compiled_once(folder):
+    """Environment variables of programs that start again and again: what one has compiled lies in `folder`."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def refused(capsys, *args):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import QUICK, compiled_once, refused
 from PIL import Image
 
 from ddpm_jax import load, to_uint8
@@ -131,7 +131,7 @@ def test_a_damaged_run_is_named(tiny, tmp_path, capsys):
 
 def test_a_run_killed_softly_goes_on_with_the_same_command(tmp_path):
     """A process of its own: trains, gets SIGTERM, exits cleanly, resumes to the end, on its own devices."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": QUICK, **compiled_once(tmp_path / "xla")}
     command = [*COMMAND, "train", "digits", "--workdir", "run", *SMALL, "--train.log-every", "1", "--train.steps"]
     process = subprocess.Popen([*command, "100000"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

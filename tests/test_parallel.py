@@ -1,11 +1,10 @@
 """Modes, meshes and numbers of devices: the same losses, the same samples."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import on_one_device, with_
 from jax.sharding import PartitionSpec
 
 from ddpm_jax import DDPM, UserError, parallel
@@ -34,13 +33,7 @@ def steps_of(config, pictures, n=3):
 @pytest.fixture(scope="module")
 def plain(tiny, pictures):
     """On one device."""
-    return steps_of(changed(tiny, parallel={"devices": 1}), pictures)
-
-
-def changed(config, **groups):
-    return dataclasses.replace(
-        config, **{name: dataclasses.replace(getattr(config, name), **fields) for name, fields in groups.items()}
-    )
+    return steps_of(on_one_device(tiny), pictures)
 
 
 WAYS = {
@@ -64,7 +57,7 @@ QUICK = {"pmap 2, on_device", "fsdp 2, accumulate 2", "remat"}
 def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, monkeypatch, name):
     """With dropout and flips on: losses and gradient norms step by step, and the parameters after the last."""
     monkeypatch.setattr(parallel, "SMALL", 64)
-    metrics, state = steps_of(changed(tiny, **WAYS[name]), pictures)
+    metrics, state = steps_of(with_(tiny, **WAYS[name]), pictures)
     np.testing.assert_allclose(metrics, plain[0], rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain[1].params), strict=True):
         # Adam divides by the gradient's size: where that is all but 0, rounding decides the sign.
@@ -75,14 +68,14 @@ def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, m
 
 
 def test_bfloat16_steps_stay_close(tiny, pictures, plain):
-    metrics, _ = steps_of(changed(tiny, parallel={"devices": 1}, model={"dtype": "bfloat16"}), pictures)
+    metrics, _ = steps_of(on_one_device(tiny, model={"dtype": "bfloat16"}), pictures)
     np.testing.assert_allclose(metrics, plain[0], rtol=0.05)
     assert not np.array_equal(metrics, plain[0])
 
 
 def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
     """Against the gradients of the two halves of the batch, clipped and averaged by hand."""
-    config = changed(
+    config = with_(
         tiny, parallel={"mode": "pmap", "devices": 2}, optim={"clip": "device", "clip_norm": 0.05}, data={"flip": False}
     )
     ddpm = DDPM(config)

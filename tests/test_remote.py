@@ -1,6 +1,5 @@
 """A run on gs://: epath's own backend for it, over a bucket that lies in memory here."""
 
-import dataclasses
 import io
 import json
 import signal
@@ -8,7 +7,7 @@ import signal
 import fsspec
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import refused, with_source
 from etils import epath
 from etils.epath import backend, gpath
 from PIL import Image
@@ -92,13 +91,7 @@ def names(bucket, folder):
 def test_a_run_in_a_bucket_trains_resumes_and_is_measured(tiny, pictures, bucket, monkeypatch, tmp_path):
     # Orbax and TensorStore write to gs:// through a driver in C++, past epath: their part lies on the disk here.
     monkeypatch.setattr(checkpoint, "_folder", lambda workdir: epath.Path(tmp_path / "checkpoints"))
-    np.savez(tmp_path / "pictures.npz", images=pictures)
-    config = dataclasses.replace(
-        tiny,
-        data=dataclasses.replace(tiny.data, source=f"npz:{tmp_path}/pictures.npz"),
-        train=dataclasses.replace(tiny.train, eval_every=0),
-        parallel=dataclasses.replace(tiny.parallel, devices=1),
-    )
+    config = with_source(tiny, pictures, tmp_path, train={"eval_every": 0})
     run, batch_at = "gs://bucket/runs/tiny", Batches.batch_at
     bucket.objects["bucket/runs/tiny/"] = b""
 

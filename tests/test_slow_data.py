@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import importlib.util
 import io
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import QUICK, compiled_once, lines
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -39,6 +39,12 @@ import sys
 from prepared import NoTensorFlow
 sys.meta_path.insert(0, NoTensorFlow())
 """
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory, monkeypatch):
+    """tensorflow_datasets leaves folders in the temporary one: they go with the test's."""
+    monkeypatch.setitem(ENVIRONMENT, "TMPDIR", str(tmp_path_factory.mktemp("temporary")))
 
 
 def python(program):
@@ -196,9 +202,7 @@ def place(tmp_path, rng):
 def train(place, *options, workdir="run"):
     """A started program, in a process group of its own."""
     command = [*COMMAND, "train", "streamed.py", "--workdir", workdir, *options]
-    # What is compiled once serves all of its starts.
-    cache = {"JAX_COMPILATION_CACHE_DIR": f"{place}/xla", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", **cache}
+    environment = {**os.environ, "XLA_FLAGS": QUICK, **compiled_once(place / "xla")}
     return subprocess.Popen(
         command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -210,8 +214,7 @@ def finish(program):
 
 
 def losses(place, workdir="run"):
-    lines = [json.loads(line) for line in (place / workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines}
+    return {line["step"]: line["loss"] for line in lines(place / workdir)}
 
 
 def workers_of(program, place):

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import QUICK, compiled_once, lines
 from PIL import Image
 
 from ddpm_jax import load
@@ -55,8 +56,8 @@ def start(folder, processes, devices, *args):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(folder / f"xla-{processes}")}
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
+    environment = {**os.environ, "XLA_FLAGS": flags, **compiled_once(folder / f"xla-{processes}")}
 
     def command(i):
         several = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", processes, "--process-id", i]
@@ -76,10 +77,6 @@ def wait(running, seconds=300):
         for process in running:
             process.kill()
     return [(process.returncode, words) for process, words in zip(running, said, strict=True)]
-
-
-def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same_run(run, other):

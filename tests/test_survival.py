@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import lines, on_one_device
 from crashtest import crashtest
 from jax.sharding import NamedSharding, PartitionSpec
-from test_train import assert_equal_trees, lines, on_one_device
+from test_train import assert_equal_trees
 
 from ddpm_jax import UserError, checkpoint, fit, load, train
 from ddpm_jax.checksum import checksum

@@ -1,6 +1,5 @@
 """Training: the update by hand, resuming bit for bit, devices, signals, refusals."""
 
-import dataclasses
 import json
 import signal
 import threading
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import lines, on_one_device, with_
 
 from ddpm_jax import DDPM, UserError, checkpoint, fit, load, train, update
 from ddpm_jax.config import Optim
@@ -19,23 +19,6 @@ from ddpm_jax.ddpm import random_flip
 from ddpm_jax.errors import DataLost, NonFiniteLoss
 from ddpm_jax.parallel import make_mesh, place, replicated
 from ddpm_jax.samplers import example_keys
-
-
-def with_(config, **groups):
-    """The config with fields replaced: with_(config, train={"steps": 2})."""
-    changed = {
-        name: dataclasses.replace(getattr(config, name), **fields) if isinstance(fields, dict) else fields
-        for name, fields in groups.items()
-    }
-    return dataclasses.replace(config, **changed)
-
-
-def on_one_device(config, **groups):
-    return with_(config, parallel={"devices": 1}, **groups)
-
-
-def lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_equal_trees(a, b):

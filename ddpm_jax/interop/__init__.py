@@ -1,8 +1,9 @@
-"""Weights in the formats of other programs: .safetensors files, diffusers folders, names on huggingface.co."""
+"""Models in the formats of other programs: .safetensors files, diffusers folders, StableHLO, names on huggingface.co."""
 
 from ddpm_jax.interop.diffusers import is_diffusers, read_diffusers, write_diffusers
 from ddpm_jax.interop.hub import download, is_hub_name
 from ddpm_jax.interop.single_file import flat_params, read_single_file, write_single_file
+from ddpm_jax.interop.stablehlo import write_stablehlo
 
 __all__ = [
     "download",
@@ -13,4 +14,5 @@ __all__ = [
     "read_single_file",
     "write_diffusers",
     "write_single_file",
+    "write_stablehlo",
 ]

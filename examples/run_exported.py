@@ -1,0 +1,46 @@
+"""Draws images with an exported model: ddpm-jax export RUN --format stablehlo --out FOLDER. Needs jax and numpy alone.
+
+    python examples/run_exported.py FOLDER -n 16 --seed 0 --out samples.npz
+
+They are the images of `ddpm-jax sample RUN -n 16 --seed 0 --out samples.npz`: uint8 [n,H,W,C], named `images`.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("folder", type=Path, help="what was exported")
+parser.add_argument("-n", type=int, default=16, help="number of images")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
+parser.add_argument("--out", type=Path, default="samples.npz")
+options = parser.parse_args()
+
+try:
+    about = json.loads((options.folder / "about.json").read_text())
+    for name, expected in about["sha256"].items():
+        if hashlib.sha256((options.folder / name).read_bytes()).hexdigest() != expected:
+            sys.exit(f"{options.folder / name}: damaged, its sha256 is another; export it again")
+except (OSError, ValueError, KeyError) as error:
+    sys.exit(f"{options.folder}: not an exported model ({error!r})")
+
+sample = jax.jit(export.deserialize(bytearray((options.folder / "sampler.stablehlo").read_bytes())).call)
+params = dict(np.load(options.folder / "params.npz"))
+key = jax.random.key_data(jax.random.key(options.seed, impl="threefry2x32"))
+
+images = []
+for start in range(0, options.n, options.batch_size):
+    left = options.n - start
+    # Powers of two, of which the first `left` count: as the command does it, down to the last bit.
+    indices = start + np.arange(min(options.batch_size, 1 << (left - 1).bit_length()), dtype=np.uint32)
+    x = np.asarray(sample(params, key, indices))[:left]
+    images.append(np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8))
+np.savez_compressed(options.out, images=np.concatenate(images))
+print(f"{options.n} images {about['image_shape']}: {options.out}")
