@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.data import Source
 from ddpm_jax.files import npz, path_of, read_npz, write_file
-from ddpm_jax.interop import flat_params
+from ddpm_jax.interop import flat_params, nested_params
 from ddpm_jax.metrics import Statistics, statistics
 from ddpm_jax.models import classifier_features, inception_features, load_inception
 from ddpm_jax.parallel import fetch, place, replicate
@@ -64,7 +64,9 @@ def proxy(source: Source, indices: np.ndarray, mesh: Mesh) -> Extractor:
     for array in arrays.values():
         hashed.update(np.ascontiguousarray(array))
     about = {"accuracy": accuracy, "trained_on": {"data_fingerprint": source.fingerprint, "images": len(indices)}}
-    return Extractor("proxy", classifier_features, replicate(_tree(arrays), mesh), mesh, hashed.hexdigest(), about)
+    return Extractor(
+        "proxy", classifier_features, replicate(nested_params(arrays), mesh), mesh, hashed.hexdigest(), about
+    )
 
 
 class Features(NamedTuple):
@@ -131,15 +133,3 @@ def _kept(source: Source, indices: np.ndarray, what: str) -> epath.Path:
     if source.beside is not None and os.access(source.beside, os.W_OK):
         return epath.Path(source.beside) / "ddpm_jax-features" / hashed.hexdigest()
     return path_of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ddpm_jax/features" / hashed.hexdigest()
-
-
-def _tree(arrays: dict[str, np.ndarray]) -> dict:
-    """The nested dict whose `flat_params` are `arrays`."""
-    tree: dict = {}
-    for name, array in arrays.items():
-        *path, leaf = name.split(".")
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        node[leaf] = array
-    return tree

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import io
+import json
 import logging
 import os
 import socket
@@ -127,3 +128,11 @@ def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:
         raise UserError(f"{path}: cannot be read as npz ({error}); delete it to make it again") from error
+
+
+def read_json(file: epath.Path):
+    """What the JSON `file` holds. Raises UserError naming it if it cannot be read."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error

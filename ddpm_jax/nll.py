@@ -18,13 +18,13 @@ from etils import epath
 from ddpm_jax.config import flatten, to_dict
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz, path_of, read_npz, write_file
+from ddpm_jax.files import npz, path_of, read_json, read_npz, write_file
 from ddpm_jax.images import to_float
 from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.parallel import make_mesh
 from ddpm_jax.processes import agreed, wait_for_all
 from ddpm_jax.progress import progress_bar
-from ddpm_jax.runs import Split, Weights, default_split, read_json, read_split
+from ddpm_jax.runs import Split, Weights, default_split, read_split
 from ddpm_jax.weights import home, load_weights, words_of
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from ddpm_jax.data import Source, load_source
 from ddpm_jax.data import split as divide
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import locked, path_of, write_file
+from ddpm_jax.files import locked, path_of, read_json, write_file
 from ddpm_jax.parallel import replicated
 from ddpm_jax.processes import wait_for_all
 
@@ -238,11 +238,3 @@ def digest(params) -> str:
     for leaf in jax.tree.leaves(params):
         hashed.update(np.ascontiguousarray(leaf))
     return hashed.hexdigest()
-
-
-def read_json(file: epath.Path):
-    """What the JSON `file` holds. Raises UserError naming it if it cannot be read."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error

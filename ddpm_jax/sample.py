@@ -8,13 +8,13 @@ from etils import epath
 
 from ddpm_jax.ddpm import Sampler, SamplerName, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz, path_of, write_file
+from ddpm_jax.files import npz, path_of, read_json, write_file
 from ddpm_jax.images import grid as picture_of
 from ddpm_jax.images import png, to_uint8
 from ddpm_jax.parallel import make_mesh
 from ddpm_jax.processes import agreed
 from ddpm_jax.progress import progress_bar
-from ddpm_jax.runs import Weights, read_json
+from ddpm_jax.runs import Weights
 from ddpm_jax.samplers import Grid
 from ddpm_jax.weights import Loaded, load_weights
 

@@ -12,7 +12,8 @@ from jax import export
 
 from ddpm_jax import DDPM, UserError, to_uint8
 from ddpm_jax.ddpm import Sampler
-from ddpm_jax.interop.stablehlo import flat_names, sampler_program, write_stablehlo
+from ddpm_jax.interop import flat_params
+from ddpm_jax.interop.stablehlo import sampler_program, write_stablehlo
 
 EXAMPLE = Path(__file__).parent.parent / "examples/run_exported.py"
 # The package, flax and optax cannot be imported.
@@ -78,7 +79,7 @@ def test_programs_for_three_platforms_and_any_batch_are_the_model(model, exporte
 def test_another_sampler_is_exported_with_its_options(model):
     ddpm, params = model
     program = sampler_program(ddpm, params, Sampler("ddim", 3, 0.5))
-    images = jax.jit(program.call)(flat_names(params), np.uint32([0, 3]), np.uint32([7]))
+    images = jax.jit(program.call)(flat_params(params), np.uint32([0, 3]), np.uint32([7]))
     options = {"sampler": "ddim", "steps": 3, "eta": 0.5}
     np.testing.assert_array_equal(images, ddpm.sample(params, jax.random.key(3), 1, start=7, **options))
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from ddpm_jax.config import Config
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import path_of, write_file
+from ddpm_jax.files import path_of, read_json, write_file
 from ddpm_jax.interop.architecture import SCHEDULERS, UNET, Fields, read_config, write_config
 from ddpm_jax.interop.tensors import from_params, read_tensors, to_params
 
@@ -92,12 +92,9 @@ def _json(values: dict) -> bytes:
 
 
 def _read_json(file: epath.Path) -> dict:
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{file}: is missing; fetch the whole folder") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
+    if not file.exists():
+        raise UserError(f"{file}: is missing; fetch the whole folder")
+    values = read_json(file)
     if not isinstance(values, dict):
         raise UserError(f"{file}: a table of fields is needed")
     return values

@@ -14,6 +14,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import path_of, write_file
+from ddpm_jax.interop.names import flat_params, nested_params
 
 
 def write_single_file(path: epath.PathLike, config: Config, params, about: dict[str, Any]) -> None:
@@ -26,7 +27,7 @@ def write_single_file(path: epath.PathLike, config: Config, params, about: dict[
         "config": json.dumps(configs.to_dict(config)),
         "provenance": json.dumps(about),
     }
-    write_file(path_of(path), safetensors.save(flat_params(params), metadata))
+    write_file(path_of(path), safetensors.save(jax.tree.map(np.asarray, flat_params(params)), metadata))
 
 
 def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]:
@@ -49,24 +50,12 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
         raise UserError(f"{path}: {error}") from error
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error}); copy or export it again") from error
-    shapes = jax.eval_shape(DDPM(config).init, jax.random.key(0))
-    wanted = flat_params(shapes)
+    wanted = flat_params(jax.eval_shape(DDPM(config).init, jax.random.key(0)))
     for name in sorted({*wanted, *tensors}):
         there, here = (_describe(values.get(name)) for values in (tensors, wanted))
         if there != here:
             raise UserError(f"{path}: tensor {name} is {there}, and by the config in it {here}")
-    return config, jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in wanted]), about
-
-
-def flat_params(params) -> dict[str, Any]:
-    """{"stem.kernel": leaf, ...} of a tree of parameters, in the order of its leaves."""
-    leaves, _ = jax.tree.flatten_with_path(params)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        if isinstance(leaf, jax.ShapeDtypeStruct)
-        else np.asarray(leaf)
-        for path, leaf in leaves
-    }
+    return config, nested_params(tensors), about
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax import export
-from jax.tree_util import keystr
 
 from ddpm_jax.config import to_dict
 from ddpm_jax.ddpm import DDPM, Sampler, SamplerName, sample_batch
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, path_of, write_file
+from ddpm_jax.interop.names import flat_params, nested_params
 from ddpm_jax.samplers import Grid
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -52,7 +52,7 @@ def write_stablehlo(
     chosen.check(ddpm.config)
     if folder.exists() and not (folder / "about.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"out: {folder} is not empty and not an exported model; choose another folder")
-    weights = {name: np.asarray(leaf) for name, leaf in flat_names(params).items()}
+    weights = {name: np.asarray(leaf) for name, leaf in flat_params(params).items()}
     files = {
         "sampler.stablehlo": bytes(sampler_program(ddpm, params, chosen).serialize()),
         "denoiser.stablehlo": bytes(denoiser_program(ddpm, params).serialize()),
@@ -81,7 +81,7 @@ def sampler_program(ddpm: DDPM, params, sampler: Sampler) -> export.Exported:
 
     def sample(flat, key, indices):
         rng = jax.random.wrap_key_data(key, impl="threefry2x32")
-        return sample_batch(ddpm, sampler, _unflatten(flat, params), rng, indices)
+        return sample_batch(ddpm, sampler, nested_params(flat), rng, indices)
 
     return _export(sample, params, jax.ShapeDtypeStruct((2,), jnp.uint32), _batch((), jnp.uint32))
 
@@ -90,7 +90,7 @@ def denoiser_program(ddpm: DDPM, params) -> export.Exported:
     """(params, x_t float32 [B,H,W,C], t int32 [B]) -> output float32 [B,H,W,C or 2C]; params a dict by flat names."""
 
     def denoise(flat, x_t, t):
-        return ddpm.denoise(_unflatten(flat, params), x_t, t)
+        return ddpm.denoise(nested_params(flat), x_t, t)
 
     # One scope, so that both B are the same.
     scope = export.SymbolicScope()
@@ -98,20 +98,10 @@ def denoiser_program(ddpm: DDPM, params) -> export.Exported:
 
 
 def _export(function, params, *args) -> export.Exported:
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat_names(params).items()}
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat_params(params).items()}
     return export.export(jax.jit(function), platforms=PLATFORMS)(shapes, *args)
 
 
 def _batch(shape, dtype, scope=None):
     (B,) = export.symbolic_shape("B", scope=scope)
     return jax.ShapeDtypeStruct((B, *shape), dtype)
-
-
-def flat_names(params) -> dict:
-    """{"a/b": leaf}: a tree of dicts as what params.npz holds."""
-    return {keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-
-
-def _unflatten(flat: dict, params):
-    """The tree like `params` of what `flat_names` made."""
-    return jax.tree.unflatten(jax.tree.structure(params), [flat[name] for name in flat_names(params)])
