@@ -39,6 +39,7 @@ setup(
         "etils[epath,epy]",
         "tensorboardX>=2.6",
         "tqdm",
+        "flatbuffers",  # jax.export writes with it and does not declare it
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets imports it and does not declare it
         "grain>=0.2.18",

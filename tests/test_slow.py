@@ -74,7 +74,7 @@ def test_on_colour_images_the_network_beats_every_linear_denoiser(tmp_path):
         f"\n6,000 CIFAR10 images at 16x16, {STEPS} steps, 16 channels: "
         f"held-out loss {network:.4f}, linear denoiser {linear:.4f}"
     )
-    assert network < linear
+    assert network < 0.95 * linear
 
 
 def best_linear_denoiser(folder):
