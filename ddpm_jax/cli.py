@@ -7,14 +7,22 @@ import logging
 import re
 import sys
 import textwrap
-from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from ddpm_jax import __version__
-from ddpm_jax.checked import Checked, Range
-from ddpm_jax.config import Config, Positive, load_config, shipped_configs
+from ddpm_jax.config import load_config, shipped_configs
 from ddpm_jax.errors import UserError
+from ddpm_jax.options import (
+    EvaluateOptions,
+    ExportOptions,
+    LikelihoodOptions,
+    PlanOptions,
+    Processes,
+    SampleOptions,
+    SamplerOptions,
+    TrainOptions,
+)
 
 log = logging.getLogger("ddpm_jax")
 
@@ -42,176 +50,6 @@ USAGE = """usage: ddpm-jax COMMAND ...
                   (schedule needs no RUN)
 
 ddpm-jax COMMAND --help tells the options, ddpm-jax --version the version."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """Where several hosts work together. TPU pods, SLURM and Kubernetes need none of it."""
-
-    coordinator: str | None = None
-    """HOST:PORT of process 0, the same for all."""
-    num_processes: int | None = None
-    """How many there are."""
-    process_id: int | None = None
-    """Which one this is, from 0."""
-
-
-Together = Annotated[Processes, tyro.conf.arg(name="")]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Train a model, or go on with the one in the workdir."""
-
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    workdir: str
-    """Folder of the run, made if it is missing."""
-    init_from: str | None = None
-    """Start from these weights: a run, .safetensors, a diffusers folder, its name on the hub."""
-    processes: Together = Processes()
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine(Checked):
-    """What a run is planned for."""
-
-    GROUP: ClassVar[str] = ""
-
-    devices: Positive = 1
-    """How many devices share the batch."""
-    fsdp: Positive | None = None
-    """Over how many of them parameters, average and optimiser state are divided; None for parallel.fsdp."""
-    flops_per_s: Annotated[float, Range(above=0)] | None = None
-    """Peak FLOP/s of a device; None for an A100's, in TF32 or, for such a model, in bfloat16."""
-    utilisation: Annotated[float, Range(above=0, max=1)] = 0.3
-    """Part of the peak that the run is taken to reach."""
-    memory_gib: Annotated[float, Range(above=0)] | None = None
-    """Memory of a device in GiB, to tell whether the run fits; None to tell only what it takes."""
-    compile: str | None = None
-    """Also compile the step for TPUs that need not be here, for one v5e:2x2, and tell its memory; needs libtpu."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PlanOptions:
-    """What a run takes, from shapes alone: memory, FLOPs, traffic, hours."""
-
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleOptions:
-    """Draw images from a trained model. Image i of a seed is the same whatever else is asked for."""
-
-    run: tyro.conf.Positional[str]
-    """Folder of the run, or a model from elsewhere: .safetensors, a diffusers folder, its name on the hub."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
-    """How many images."""
-    seed: int = 0
-    """The key they are drawn from."""
-    out: str = "samples.png"
-    """A grid (.png), uint8 arrays (.npz), or a folder/ of numbered PNGs, of which only the missing are made."""
-    weights: Literal["ema", "raw"] | None = None
-    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
-    step: int | None = None
-    """Checkpoint; None for the newest."""
-    batch_size: int | None = None
-    """Images at a time; None for 64 a device."""
-    sampler: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
-    """The paper's Algorithm 2, or one that needs few steps."""
-    steps: int | None = None
-    """Steps taken of the T; None for all."""
-    eta: float | None = None
-    """Noise of a ddim step, from 0 to 1; None for 0."""
-    grid: Literal["linspace", "leading", "trailing", "quad"] | None = None
-    """How the steps lie among the T; None for linspace (dpm-solver++: trailing)."""
-    processes: Together = Processes()
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportOptions:
-    """Write a trained model as a file or a folder that other programs read."""
-
-    run: tyro.conf.Positional[str]
-    """Folder of the run, or a model from elsewhere: .safetensors, a diffusers folder, its name on the hub."""
-    format: Literal["safetensors", "diffusers", "stablehlo"] = "safetensors"
-    """Weights in one file, a folder for diffusers' DDPMPipeline, or programs that sample with jax alone."""
-    out: str = "model.safetensors"
-    """The file NAME.safetensors, or the new folder of the other formats."""
-    weights: Literal["ema", "raw"] | None = None
-    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
-    step: int | None = None
-    """Checkpoint; None for the newest."""
-    sampler: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
-    """Of stablehlo alone, as the three below: how its program draws."""
-    steps: int | None = None
-    """Steps taken of the T; None for all."""
-    eta: float | None = None
-    """Noise of a ddim step, from 0 to 1; None for 0."""
-    grid: Literal["linspace", "leading", "trailing", "quad"] | None = None
-    """How the steps lie among the T; None for linspace (dpm-solver++: trailing)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-    """Compare samples with real images: the paper's row, and more; goes on where it was stopped."""
-
-    run: tyro.conf.Positional[str]
-    """Folder of the run, or a model from elsewhere: .safetensors, a diffusers folder, its name on the hub."""
-    data: str | None = None
-    """folder:PATH, npz:PATH or tfds:NAME of the real images; None for the run's own, trained on and held out."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
-    """How many samples; the paper's number is the default."""
-    seed: int = 0
-    """The key they are drawn from."""
-    inception: str | None = None
-    """File of FID's InceptionV3 (.safetensors or .npz); None for a classifier of the real images, called proxy."""
-    weights: Literal["ema", "raw"] | None = None
-    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
-    step: int | None = None
-    """Checkpoint; None for the newest."""
-    batch_size: int | None = None
-    """Images at a time; None for 64 a device."""
-    sampler: Literal["ancestral", "ddim", "dpm-solver++"] = "ancestral"
-    """The paper's Algorithm 2, or one that needs few steps."""
-    steps: int | None = None
-    """Steps taken of the T; None for all."""
-    eta: float | None = None
-    """Noise of a ddim step, from 0 to 1; None for 0."""
-    grid: Literal["linspace", "leading", "trailing", "quad"] | None = None
-    """How the steps lie among the T; None for linspace (dpm-solver++: trailing)."""
-    samples: str | None = None
-    """A folder/ of `ddpm-jax sample` to take the samples from, and to fill up; None for one in the results."""
-    likelihood: bool = True
-    """Measure the bound on the images that were not trained on, too."""
-    out: str | None = None
-    """Folder of the results; None for one in the run's evaluation/."""
-    processes: Together = Processes()
-
-
-@dataclasses.dataclass(frozen=True)
-class LikelihoodOptions:
-    """The bound on the negative log-likelihood of all images of a split; goes on where it was stopped."""
-
-    run: tyro.conf.Positional[str]
-    """Folder of the run, or a model from elsewhere: .safetensors, a diffusers folder, its name on the hub."""
-    split: Literal["train", "holdout", "test"] | None = None
-    """The two parts of the run's own images, or its data.test; None for test where there is one, else holdout."""
-    draws: int = 1
-    """At least how often, with other noise; the standard error is over these."""
-    seed: int = 0
-    """The key the noise is drawn from."""
-    weights: Literal["ema", "raw"] | None = None
-    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
-    step: int | None = None
-    """Checkpoint; None for the newest."""
-    batch_size: int | None = None
-    """Images at a time; None for 64 a device."""
-    data: str | None = None
-    """folder:PATH, npz:PATH or tfds:NAME to read the split from; None for where the config says."""
-    out: str | None = None
-    """Folder of the results; None for one in the run's likelihood/."""
-    processes: Together = Processes()
 
 
 def main(args: list[str] | None = None) -> int:
@@ -382,7 +220,12 @@ def _one_line(box: str) -> str:
 
 def _arguments(options) -> dict:
     """What the command's function takes."""
-    return {name: value for name, value in dataclasses.asdict(options).items() if name != "processes"}
+    arguments = {name: value for name, value in dataclasses.asdict(options).items() if name != "processes"}
+    if isinstance(options, SamplerOptions):
+        from ddpm_jax.ddpm import Sampler
+
+        arguments["sampler"] = Sampler(*(arguments.pop(name) for name in ("sampler", "steps", "eta", "grid")))
+    return arguments
 
 
 def _start(processes: Processes) -> None:

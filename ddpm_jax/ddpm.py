@@ -233,6 +233,10 @@ class Sampler:
         return "fixed_small" if of_one_step and self.strides(diffusion) else diffusion.variance
 
 
+ANCESTRAL = Sampler()
+"""Algorithm 2 with all T steps."""
+
+
 @functools.cache
 def _say_which_variance(sampler: Sampler, diffusion: Diffusion) -> None:
     if sampler.name == "ancestral" and sampler.variance(diffusion) != diffusion.variance:

@@ -20,7 +20,7 @@ from ddpm_jax import metrics
 from ddpm_jax.config import Config
 from ddpm_jax.data import Source, load_source
 from ddpm_jax.data.decode import decode
-from ddpm_jax.ddpm import Sampler, SamplerName, seed_key
+from ddpm_jax.ddpm import ANCESTRAL, Sampler, seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.features import Extractor, Features, Reference, features_of, inception, proxy, reference_of
 from ddpm_jax.files import path_of, write_file
@@ -30,7 +30,6 @@ from ddpm_jax.parallel import make_mesh
 from ddpm_jax.processes import wait_for_all
 from ddpm_jax.runs import Split, Weights, default_split, is_run, read_split, versions
 from ddpm_jax.sample import fill_folder, image_file
-from ddpm_jax.samplers import Grid
 from ddpm_jax.weights import Loaded, home, load_weights, words_of
 
 log = logging.getLogger(__name__)
@@ -59,10 +58,7 @@ def evaluate(
     weights: Weights | None = None,
     step: int | None = None,
     batch_size: int | None = None,
-    sampler: SamplerName = "ancestral",
-    steps: int | None = None,
-    eta: float | None = None,
-    grid: Grid | None = None,
+    sampler: Sampler = ANCESTRAL,
     inception_file: epath.PathLike | None = None,
     samples: epath.PathLike | None = None,
     likelihood: bool = True,
@@ -88,9 +84,8 @@ def evaluate(
         raise UserError(
             f"weights: those of {run} are not averaged, which the paper's are; say --weights raw to use them"
         )
-    chosen = Sampler(sampler, steps, eta, grid)
-    chosen.check(model.ddpm.config)
-    folder = path_of(out) if out else home(run) / "evaluation" / _name(model, chosen, seed)
+    sampler.check(model.ddpm.config)
+    folder = path_of(out) if out else home(run) / "evaluation" / _name(model, sampler, seed)
     size = -(-(batch_size or 64 * mesh.size) // mesh.size) * mesh.size
 
     sets = _real_images(run, model.ddpm.config, data)
@@ -98,7 +93,7 @@ def evaluate(
     extractor = inception(inception_file, mesh) if inception_file else proxy(train.source, train.indices, mesh)
     references = {each.split: reference_of(extractor, each.source, each.indices, size) for each in sets}
     place = path_of(samples) if samples else folder / "samples"
-    fill_folder(place, model, n, seed, chosen, size)
+    fill_folder(place, model, n, seed, sampler, size)
     drawn = _features_of_samples(extractor, model, place, n, folder, size)
     values = _compare(drawn, references)
     if extractor.kind == "proxy":
@@ -107,7 +102,7 @@ def evaluate(
         values |= _likelihood(run, data, sets, folder, seed, weights, step, batch_size)
 
     result = {
-        **{"run": str(run), **model.label, "seed": seed, **chosen.options, "samples": n},
+        **{"run": str(run), **model.label, "seed": seed, **sampler.options, "samples": n},
         **{"features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about}},
         "references": [
             {"split": split, "data_fingerprint": source.fingerprint, "images": len(indices)}

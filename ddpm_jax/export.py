@@ -8,12 +8,11 @@ from etils import epath
 
 from ddpm_jax import interop
 from ddpm_jax.config import Config
-from ddpm_jax.ddpm import DDPM, Sampler, SamplerName
+from ddpm_jax.ddpm import ANCESTRAL, DDPM, Sampler
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import path_of
 from ddpm_jax.parallel import fetch
 from ddpm_jax.runs import Weights, versions
-from ddpm_jax.samplers import Grid
 from ddpm_jax.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -27,27 +26,24 @@ def export(
     out: epath.PathLike,
     weights: Weights | None = None,
     step: int | None = None,
-    sampler: SamplerName = "ancestral",
-    steps: int | None = None,
-    eta: float | None = None,
-    grid: Grid | None = None,
+    sampler: Sampler = ANCESTRAL,
 ) -> None:
     """Writes the model `run` to `out`: a .safetensors file, or for the other formats a new folder.
 
     safetensors is what `load` takes back, diffusers what that library's DDPMPipeline loads, stablehlo the sampler
-    (drawing with `sampler`, `steps`, `eta` and `grid`, which the others do not take) and the denoiser as
-    programs that need jax alone. Raises UserError if `out` is there, or the format cannot hold the model.
+    (drawing with `sampler`, which is of no use to the others) and the denoiser as programs that need jax
+    alone. Raises UserError if `out` is there, or the format cannot hold the model.
     """
-    path, chosen = path_of(out), Sampler(sampler, steps, eta, grid)
+    path = path_of(out)
     if (format == "safetensors") != (path.suffix == ".safetensors"):
         must = "must end in .safetensors" if format == "safetensors" else f"is a file's name, and {format} is a folder"
         raise UserError(f"out: {out} {must}; choose another --out")
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise UserError(f"out: {out} is there already; choose another name or remove it")
-    if format != "stablehlo" and chosen != Sampler():
+    if format != "stablehlo" and sampler != ANCESTRAL:
         raise UserError(f"sampler: {format} holds weights alone; leave it, steps, eta and grid out or choose stablehlo")
     model = load_weights(run, weights=weights, step=step)
-    chosen.check(model.ddpm.config)
+    sampler.check(model.ddpm.config)
     ddpm, params = DDPM(_without_paths(model.ddpm.config)), fetch(model.params)
     about = {
         **{"weights": model.kind, "step": model.step, "parameters": model.label["parameters"]},
@@ -58,7 +54,7 @@ def export(
     elif format == "diffusers":
         interop.write_diffusers(path, ddpm.config, params)
     else:
-        interop.write_stablehlo(path, ddpm, params, about, **chosen.options)
+        interop.write_stablehlo(path, ddpm, params, about, sampler)
     log.info("%s: %s (%s)", path, format, model.words)
 
 

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 from etils import epath
 
-from ddpm_jax.ddpm import Sampler, SamplerName, seed_key
+from ddpm_jax.ddpm import ANCESTRAL, Sampler, seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, path_of, read_json, write_file
 from ddpm_jax.images import grid as picture_of
@@ -15,7 +15,6 @@ from ddpm_jax.parallel import make_mesh
 from ddpm_jax.processes import agreed
 from ddpm_jax.progress import progress_bar
 from ddpm_jax.runs import Weights
-from ddpm_jax.samplers import Grid
 from ddpm_jax.weights import Loaded, load_weights
 
 log = logging.getLogger(__name__)
@@ -29,10 +28,7 @@ def sample_to(
     weights: Weights | None = None,
     step: int | None = None,
     batch_size: int | None = None,
-    sampler: SamplerName = "ancestral",
-    steps: int | None = None,
-    eta: float | None = None,
-    grid: Grid | None = None,
+    sampler: Sampler = ANCESTRAL,
 ) -> None:
     """Draws images 0, ..., n - 1 of key(seed) from the run directory `run` into `out`, as `DDPM.sample` does.
 
@@ -50,14 +46,13 @@ def sample_to(
         raise UserError(f"out: {out} must end in .png (a grid), .npz, or / (a folder)")
     mesh = make_mesh()
     model = load_weights(run, weights=weights, step=step, mesh=mesh)
-    chosen = Sampler(sampler, steps, eta, grid)
-    chosen.check(model.ddpm.config)
+    sampler.check(model.ddpm.config)
     size = batch_size or 64 * mesh.size
     if kind == "folder":
-        fill_folder(path, model, n, seed, chosen, size)
+        fill_folder(path, model, n, seed, sampler, size)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)  # What cannot be written is better known before.
-        images = np.concatenate([images for _, images in _draw(model, range(n), rng, chosen, size)])
+        images = np.concatenate([images for _, images in _draw(model, range(n), rng, sampler, size)])
         write_file(path, png(picture_of(images)) if kind == ".png" else npz({"images": images}))
     log.info("%d images: %s (%s)", n, path, model.words)
 

@@ -35,6 +35,7 @@ train sample nll export
 evaluate
 plan
 figures
+options
 cli
 """.strip().splitlines()
 
@@ -43,7 +44,7 @@ MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
 PLACES = {
     "flax": {"models"},
     "orbax": {"checkpoint"},
-    "tyro": {"cli"},
+    "tyro": {"cli", "options"},
     "tensorboardX": {"logs"},
     "optax": {"update", "proxy"},
 }

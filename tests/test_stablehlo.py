@@ -86,7 +86,7 @@ def test_another_sampler_is_exported_with_its_options(model):
 
 def test_what_cannot_be_exported_or_run_gets_one_line(model, exported, tmp_path):
     with pytest.raises(UserError, match="eta: ancestral has none"):
-        write_stablehlo(tmp_path / "x", *model, {}, eta=1.0)
+        write_stablehlo(tmp_path / "x", *model, {}, Sampler(eta=1.0))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("x")
     with pytest.raises(UserError, match="is not empty and not an exported model"):

@@ -23,11 +23,10 @@ from etils import epath
 from jax import export
 
 from ddpm_jax.config import to_dict
-from ddpm_jax.ddpm import DDPM, Sampler, SamplerName, sample_batch
+from ddpm_jax.ddpm import ANCESTRAL, DDPM, Sampler, sample_batch
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, path_of, write_file
 from ddpm_jax.interop.names import flat_params, nested_params
-from ddpm_jax.samplers import Grid
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -37,24 +36,20 @@ def write_stablehlo(
     ddpm: DDPM,
     params,
     about: dict,
-    *,
-    sampler: SamplerName = "ancestral",
-    steps: int | None = None,
-    eta: float | None = None,
-    grid: Grid | None = None,
+    sampler: Sampler = ANCESTRAL,
 ) -> None:
-    """Writes the programs and weights into `folder`; options as in `DDPM.sample`.
+    """Writes the programs, which draw as `sampler` does, and the weights into `folder`.
 
     `about` tells where the weights come from, as JSON. Raises UserError for a sampler that cannot be, or if
     `folder` holds something else already or cannot be written.
     """
-    folder, chosen = path_of(folder), Sampler(sampler, steps, eta, grid)
-    chosen.check(ddpm.config)
+    folder = path_of(folder)
+    sampler.check(ddpm.config)
     if folder.exists() and not (folder / "about.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"out: {folder} is not empty and not an exported model; choose another folder")
     weights = {name: np.asarray(leaf) for name, leaf in flat_params(params).items()}
     files = {
-        "sampler.stablehlo": bytes(sampler_program(ddpm, params, chosen).serialize()),
+        "sampler.stablehlo": bytes(sampler_program(ddpm, params, sampler).serialize()),
         "denoiser.stablehlo": bytes(denoiser_program(ddpm, params).serialize()),
         "params.npz": npz(weights),
     }
@@ -66,7 +61,7 @@ def write_stablehlo(
         "image_shape": ddpm.image_shape,
         "platforms": PLATFORMS,
         "jax": jax.__version__,
-        "sampler": {"sampler": sampler, "steps": steps, "eta": eta, "grid": grid},
+        "sampler": sampler.options,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "config": to_dict(ddpm.config),
         "about": about,
