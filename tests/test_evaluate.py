@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
 from conftest import refused
 from PIL import Image
 
@@ -134,6 +135,23 @@ def test_raw_weights_are_evaluated_only_where_that_is_said(copy, digits, tmp_pat
     assert "say --weights raw" in refused(capsys, "evaluate", file, "--data", digits, "--out", tmp_path / "e")
     result = evaluate(file, digits, 24, weights="raw", likelihood=False, out=tmp_path / "e")
     assert result["weights"] == "raw" and "raw weights of step 2" in table(result)
+
+
+def test_neighbours_are_searched_in_the_same_features(run, digits, tmp_path, capsys):
+    """Of an exported model, to which all of the images are those it may have copied."""
+    model, picture = tmp_path / "model.safetensors", tmp_path / "x.png"
+    assert main(["export", str(run), "--out", str(model)]) == 0
+    command = ["figure", "neighbours", model, "--data", digits, "--n", "4", "--out", picture]
+    assert main([str(word) for word in [*command, "--features"]]) == 0
+    numbers = np.load(picture.with_suffix(".npz"))
+    source = load_source(Data(source=digits, image_shape=(8, 8, 1)))
+    extractor = features.proxy(source, np.arange(150), make_mesh(1))
+    images = [numbers["samples"], numbers["samples"][:, :, ::-1], source.read(np.arange(150))]
+    drawn, mirrored, real = (np.asarray(extractor.apply(extractor.params, some)[0]) for some in images)
+    distances = np.minimum(*(scipy.spatial.distance.cdist(some, real) for some in (drawn, mirrored)))
+    np.testing.assert_allclose(numbers["distance"][:, 0], distances.min(axis=1), rtol=1e-4)
+    np.testing.assert_array_equal(numbers["neighbours"][:, 0], source.read(distances.argmin(axis=1)))
+    assert "add --features" in refused(capsys, *command, "--inception", "x.npz")
 
 
 def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
