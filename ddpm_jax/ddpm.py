@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import logging
 import operator
 from typing import Any, Literal, get_args
@@ -55,6 +56,15 @@ class DDPM:
             dtype=jnp.dtype(model.dtype),
             remat=model.remat,
         )
+
+    @functools.cached_property
+    def process_digest(self) -> str:
+        """A hash of all that, beside the parameters, decides which image a key gives."""
+        model, diffusion = self.config.model, self.config.diffusion
+        choices = (diffusion.prediction, diffusion.variance, diffusion.clip, model.norm_groups, model.dtype)
+        hashed = hashlib.blake2b(repr((*choices, self.image_shape)).encode(), digest_size=8)
+        hashed.update(np.asarray(self.schedule.betas))
+        return hashed.hexdigest()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

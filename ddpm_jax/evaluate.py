@@ -17,16 +17,25 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax import metrics
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, to_dict
 from ddpm_jax.data import Source, load_source
 from ddpm_jax.data.decode import decode
 from ddpm_jax.ddpm import ANCESTRAL, Sampler, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.features import Extractor, Features, Reference, features_of, inception, proxy, reference_of
+from ddpm_jax.features import (
+    Extractor,
+    Features,
+    Reference,
+    cache_root,
+    features_of,
+    inception,
+    proxy,
+    reference_of,
+)
 from ddpm_jax.files import path_of, write_file
 from ddpm_jax.nll import measure
 from ddpm_jax.paper import results_of
-from ddpm_jax.parallel import make_mesh
+from ddpm_jax.parallel import describe_devices, make_mesh
 from ddpm_jax.processes import wait_for_all
 from ddpm_jax.runs import Split, Weights, default_split, is_run, read_split, versions
 from ddpm_jax.sample import fill_folder, image_file
@@ -34,12 +43,8 @@ from ddpm_jax.weights import Loaded, home, load_weights, words_of
 
 log = logging.getLogger(__name__)
 
-COMPARED = 10_000
-"""Images of each set that precision and recall are taken of, at most: their time grows with the square."""
-
-
 LEAST = 20
-"""Samples that errors can be told of."""
+"""Samples, and images trained on, that errors can be told of."""
 
 
 class Images(NamedTuple):
@@ -81,40 +86,37 @@ def evaluate(
     mesh = make_mesh()
     model = load_weights(run, weights=weights, step=step, mesh=mesh)
     if model.kind == "raw" and weights != "raw":
-        raise UserError(
-            f"weights: those of {run} are not averaged, which the paper's are; say --weights raw to use them"
-        )
-    sampler.check(model.ddpm.config)
+        raise UserError(f"weights: {run} holds weights that are not averaged; say --weights raw to evaluate those")
+    config = model.ddpm.config
+    sampler.check(config)
     folder = path_of(out) if out else home(run) / "evaluation" / _name(model, sampler, seed)
-    size = -(-(batch_size or 64 * mesh.size) // mesh.size) * mesh.size
 
-    sets = _real_images(run, model.ddpm.config, data)
-    train = sets[0]
-    extractor = inception(inception_file, mesh) if inception_file else proxy(train.source, train.indices, mesh)
-    references = {each.split: reference_of(extractor, each.source, each.indices, size) for each in sets}
+    sets = _real_images(run, config, data)
+    root = cache_root(sets[0].source, folder / "real")
+    extractor = inception(inception_file, mesh) if inception_file else proxy(*sets[0][1:], root, mesh)
+    references = {each.split: reference_of(extractor, each.source, each.indices, root) for each in sets}
     place = path_of(samples) if samples else folder / "samples"
-    fill_folder(place, model, n, seed, sampler, size)
-    drawn = _features_of_samples(extractor, model, place, n, folder, size)
-    values = _compare(drawn, references)
-    if extractor.kind == "proxy":
-        values = {f"proxy_{name}": {**each, "title": f"proxy {each['title']}"} for name, each in values.items()}
-    if likelihood:
-        values |= _likelihood(run, data, sets, folder, seed, weights, step, batch_size)
-
+    fill_folder(place, model, n, seed, sampler, batch_size or 64 * mesh.size)
+    drawn = _features_of_samples(extractor, model, place, n, folder)
     result = {
         **{"run": str(run), **model.label, "seed": seed, **sampler.options, "samples": n},
-        **{"features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about}},
+        "process": to_dict(config)["diffusion"],
+        "features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about},
+        "data": data or config.data.source,
         "references": [
             {"split": split, "data_fingerprint": source.fingerprint, "images": len(indices)}
             for split, source, indices in sets
         ],
         "rounding": "to the nearest of the 256 levels",
-        "versions": versions(),
-        "values": values,
-        "paper": results_of(model.ddpm.config, data or model.ddpm.config.data.source),
+        **{"versions": versions(), "devices": describe_devices(mesh)},
+        "paper": results_of(config, data or config.data.source),
+        "values": _compare(drawn, references, extractor.kind),
     }
-    file = folder / f"{extractor.kind}-{n}-{train.source.fingerprint[:8]}.json"
-    write_file(file, json.dumps(result, indent=1).encode())
+    file = folder / f"{extractor.kind}-{n}-{sets[0].source.fingerprint[:8]}.json"
+    write_file(file, json.dumps(result, indent=1).encode())  # The likelihood may take long.
+    if likelihood:
+        result["values"] |= _likelihood(run, data, sets, folder, out, model, seed, weights, batch_size)
+        write_file(file, json.dumps(result, indent=1).encode())
     log.info("%s", file)
     return result
 
@@ -133,7 +135,7 @@ def table(result: dict[str, Any]) -> str:
         f"{'':28}{'here':>10}{'error':>10}{'  the paper' if paper else ''}",
     ]
     for name, value in result["values"].items():
-        lines.append(f"{value['title']:28}{value['value']:10.4f}{value['error']:10.4f}  {paper.get(name, '')}".rstrip())
+        lines.append(f"{value['title']:28}{value['value']:10.5f}{value['error']:10.5f}  {paper.get(name, '')}".rstrip())
     if is_proxy:
         lines += [
             f"proxy: by a classifier of these images that names {features['accuracy']:.1%} of held-out ones right. It",
@@ -150,28 +152,50 @@ def _name(model: Loaded, sampler: Sampler, seed: int) -> str:
 
 def _real_images(run, config: Config, data: str | None) -> list[Images]:
     """The sets to compare with, that of the images trained on first."""
+    channels = config.data.image_shape[-1]
+    if channels not in (1, 3):
+        raise UserError(f"data.image_shape: samples of 1 or 3 channels can be evaluated, not of {channels}")
     if data is None:
-        splits = ["train"]
-        if config.data.test or (is_run(run) and config.data.holdout):
-            splits.append(default_split(config))
-        return [Images(split, *read_split(run, config, split)) for split in splits]
-    source = load_source(dataclasses.replace(config.data, source=data))
-    sets = [Images("train", source, np.arange(len(source)))]
-    if data.startswith("tfds:"):
-        try:
-            source = load_source(dataclasses.replace(config.data, test=data), test=True)
-            sets.append(Images("test", source, np.arange(len(source))))
-        except UserError as error:
-            log.warning("%s: the samples are compared with its train split alone", error)
-    return sets
+        train = Images("train", *read_split(run, config, "train"))
+    else:
+        source = load_source(dataclasses.replace(config.data, source=data))
+        train = Images("train", source, np.arange(len(source)))
+    if len(train.indices) < LEAST:
+        raise UserError(f"data: at least {LEAST} images are needed to compare with, and there are {len(train.indices)}")
+    try:
+        others = _others(run, config, data)
+    except UserError as error:
+        log.warning("%s: the samples are compared with the train images alone", error)
+        return [train]
+    if others is not None and len(others.indices) < 2:
+        log.warning("one image of %s is too few to compare with, and left out", others.split)
+        return [train]
+    return [train] if others is None else [train, others]
 
 
-def _features_of_samples(extractor: Extractor, model: Loaded, place, n: int, folder, batch_size: int) -> Features:
-    """Kept under what the samples and the features are made with, whatever folder the samples lie in."""
+def _others(run, config: Config, data: str | None) -> Images | None:
+    """The images that were not trained on, or None where there are none."""
+    if data is None and (config.data.test or (is_run(run) and config.data.holdout)):
+        split = default_split(config)
+        return Images(split, *read_split(run, config, split))
+    if data is not None and data.startswith("tfds:"):
+        source = load_source(dataclasses.replace(config.data, test=data), test=True)
+        return Images("test", source, np.arange(len(source)))
+    return None
+
+
+def _features_of_samples(extractor: Extractor, model: Loaded, place, n: int, folder) -> Features:
+    """Kept by the bytes of the files, which somebody may have put others in the place of."""
     wait_for_all("samples")
-    label = (place / "samples.json").read_text() + extractor.sha256
-    kept = folder / f"features-{hashlib.blake2b(label.encode(), digest_size=8).hexdigest()}"
-    return features_of(extractor, functools.partial(_read_samples, place, model.ddpm.image_shape), n, kept, batch_size)
+
+    def tag(indices):
+        hashed = hashlib.blake2b(digest_size=8)
+        for i in indices:
+            hashed.update(image_file(place, i).read_bytes())
+        return hashed.hexdigest()
+
+    read = functools.partial(_read_samples, place, model.ddpm.image_shape)
+    return features_of(extractor, read, n, folder / f"features-{extractor.sha256[:16]}", tag)
 
 
 def _read_samples(place, image_shape, indices) -> np.ndarray:
@@ -179,14 +203,14 @@ def _read_samples(place, image_shape, indices) -> np.ndarray:
     return np.stack([decode(file.read_bytes(), image_shape, file.name) for file in files])
 
 
-def _compare(drawn: Features, references: dict[Split, Reference]) -> dict[str, dict]:
-    """The values by their names."""
+def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> dict[str, dict]:
+    """The values by their names; those of a proxy are called so."""
     n, dim = drawn.features.shape
-    counts = {"samples": n, **{f"images of {split}": len(each.features) for split, each in references.items()}}
+    counts = {"samples": n, **{f"images of {split}": each.statistics.count for split, each in references.items()}}
     for what, count in counts.items():
         if count <= dim:
             log.warning("%d %s for %d features: their covariance is singular, and FID far too large", count, what, dim)
-    score = metrics.inception_score(drawn.logits, min(10, n))
+    score = metrics.inception_score(drawn.logits)
     values = {"is": _value("IS", score.mean, score.std, "standard deviation over 10 parts of the samples")}
     own = metrics.statistics(drawn.features)
     for split, reference in references.items():
@@ -196,30 +220,30 @@ def _compare(drawn: Features, references: dict[Split, Reference]) -> dict[str, d
     real = references["train"].features
     kid = metrics.kernel_distance(drawn.features, real)
     values["kid_train"] = _value("KID (train)", kid.mean, kid.error, "standard error over subsets and images")
-    # An order of the real images that has nothing to do with their classes.
-    order = np.argsort(np.random.Philox(key=[0, len(real)]).random_raw(len(real)), kind="stable")
-    some = min(COMPARED, n, len(real))
-    both = metrics.precision_recall(real[np.sort(order[:some])], drawn.features[:some])
+    # Both depend on the numbers of images, which are made the same.
+    some = min(n, len(real))
+    both = metrics.precision_recall(real[np.linspace(0, len(real) - 1, some).astype(int)], drawn.features[:some])
     for name in ("precision", "recall"):
         error = getattr(both, f"{name}_error")
         values[f"{name}_train"] = _value(f"{name} (train)", getattr(both, name), error, f"binomial, {some} of each set")
+    if kind == "proxy":
+        return {f"proxy_{name}": value | {"title": f"proxy {value['title']}"} for name, value in values.items()}
     return values
 
 
-def _likelihood(run, data, sets: list[Images], folder, seed, weights, step, batch_size) -> dict[str, dict]:
+def _likelihood(run, data, sets, folder, out, model: Loaded, seed, weights, batch_size) -> dict[str, dict]:
     """The bound on the images that were not trained on, where there are any."""
     if len(sets) < 2:
         log.info("likelihood: left out, for these data have no images that were not trained on")
         return {}
-    split, _, indices = sets[1]
+    split, source, indices = sets[1]
     summary = measure(
-        **{"run": run, "split": split, "seed": seed, "weights": weights, "step": step, "batch_size": batch_size},
+        **{"run": run, "split": split, "seed": seed, "weights": weights, "step": model.step, "batch_size": batch_size},
         data=data,
-        out=None if is_run(run) else folder / "likelihood",
+        out=folder / f"likelihood-{split}-{source.fingerprint[:8]}" if out else None,
     ).summary
-    error = summary["standard_error_over_images"]
-    words = f"standard error over the {len(indices)} images"
-    return {"nll": _value(f"NLL ({split}), bits/dim <=", summary["total"], error, words)}
+    error, words = summary["standard_error_over_images"], f"standard error over the {len(indices)} images"
+    return {f"nll_{split}": _value(f"NLL ({split}), bits/dim <=", summary["total"], error, words)}
 
 
 def _value(title: str, value: float, error: float, error_is: str) -> dict[str, Any]:

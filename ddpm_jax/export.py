@@ -32,14 +32,14 @@ def export(
 
     safetensors is what `load` takes back, diffusers what that library's DDPMPipeline loads, stablehlo the sampler
     (drawing with `sampler`, which is of no use to the others) and the denoiser as programs that need jax
-    alone. Raises UserError if `out` is there, or the format cannot hold the model.
+    alone. Raises UserError if `out` is something else, or the format cannot hold the model.
     """
     path = path_of(out)
     if (format == "safetensors") != (path.suffix == ".safetensors"):
         must = "must end in .safetensors" if format == "safetensors" else f"is a file's name, and {format} is a folder"
         raise UserError(f"out: {out} {must}; choose another --out")
-    if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise UserError(f"out: {out} is there already; choose another name or remove it")
+    if format == "safetensors" and path.is_dir():
+        raise UserError(f"out: {out} is a folder; choose another --out")
     if format != "stablehlo" and sampler != ANCESTRAL:
         raise UserError(f"sampler: {format} holds weights alone; leave it, steps, eta and grid out or choose stablehlo")
     model = load_weights(run, weights=weights, step=step)

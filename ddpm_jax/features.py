@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -23,7 +24,16 @@ from ddpm_jax.proxy import train_classifier
 log = logging.getLogger(__name__)
 
 PART = 1024
-"""Images a file: the same whatever batches they are made in."""
+"""Images a file."""
+
+BATCH = 64
+"""Images a device at a time: the last bits of features may depend on it, so it is always the same."""
+
+COMPARED = 10_000
+"""Real images whose features are kept together, for what compares images one by one, at most."""
+
+VERSION = 1
+"""Of the proxy: with another classifier or another way to train it, another number."""
 
 
 class Extractor(NamedTuple):
@@ -49,12 +59,12 @@ def inception(path: epath.PathLike, mesh: Mesh) -> Extractor:
     return Extractor("inception", inception_features, params, mesh, sha256, about)
 
 
-def proxy(source: Source, indices: np.ndarray, mesh: Mesh) -> Extractor:
-    """A classifier of the images `indices` of `source`, trained on their labels once and kept beside them.
+def proxy(source: Source, indices: np.ndarray, root: epath.Path, mesh: Mesh) -> Extractor:
+    """A classifier of the images `indices` of `source`, trained on their labels once and kept in `root`.
 
     Raises UserError if they have none.
     """
-    file = _kept(source, indices, "proxy") / "classifier.npz"
+    file = _folder(root, source, indices, f"proxy {VERSION}") / "classifier.npz"
     if not agreed(file.exists()):
         trained = train_classifier(source, indices)
         write_file(file, npz({**flat_params(trained.params), "accuracy": np.array(trained.accuracy)}))
@@ -63,10 +73,21 @@ def proxy(source: Source, indices: np.ndarray, mesh: Mesh) -> Extractor:
     accuracy, hashed = float(arrays.pop("accuracy")), hashlib.sha256()
     for array in arrays.values():
         hashed.update(np.ascontiguousarray(array))
+    params = replicate(nested_params(arrays), mesh)
     about = {"accuracy": accuracy, "trained_on": {"data_fingerprint": source.fingerprint, "images": len(indices)}}
-    return Extractor(
-        "proxy", classifier_features, replicate(nested_params(arrays), mesh), mesh, hashed.hexdigest(), about
-    )
+    return Extractor("proxy", classifier_features, params, mesh, hashed.hexdigest(), about)
+
+
+def cache_root(source: Source, shared: epath.Path) -> epath.Path:
+    """Where what is computed of a source's images is kept: beside its files, or else in the user's cache.
+
+    Of several processes in `shared`, a folder that all of them see.
+    """
+    if jax.process_count() > 1:
+        return shared
+    if source.beside is not None and os.access(source.beside, os.W_OK):
+        return epath.Path(source.beside) / "ddpm_jax-features"
+    return path_of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ddpm_jax/features"
 
 
 class Features(NamedTuple):
@@ -78,58 +99,85 @@ class Features(NamedTuple):
     """[N,K] float32."""
 
 
-def features_of(extractor: Extractor, read: Callable, count: int, folder: epath.Path, batch_size: int) -> Features:
+def features_of(
+    extractor: Extractor, read: Callable, count: int, folder: epath.Path, tag: Callable[[np.ndarray], str]
+) -> Features:
     """Of the images 0, ..., `count` - 1 that `read` gives as uint8 [B,H,W,C]; those that lie in `folder` are reused.
 
-    All images count: a last batch is filled up with images that do not.
+    `tag` maps indices to a word that tells their images from others that may take their places.
     """
-    starts = range(0, count, PART)
-    files = [folder / f"{start:08d}-{min(PART, count - start):04d}.npz" for start in starts]
-    with progress_bar(total=count, desc=f"{extractor.kind} features", unit="image") as progress:
-        for start, file in zip(starts, files, strict=True):
-            indices = np.arange(start, min(start + PART, count))
-            if not agreed(file.exists()):
-                write_file(file, npz(extract(extractor, read(indices), batch_size)._asdict()))
-            progress.update(len(indices))
-    wait_for_all("features")
-    parts = [read_npz(file) for file in files]
+    parts = [read_npz(file) for file in _make_parts(extractor, read, count, folder, Features._fields, tag)]
     return Features(*(np.concatenate([part[name] for part in parts]) for name in Features._fields))
 
 
 class Reference(NamedTuple):
     """What samples are compared with."""
 
-    features: np.ndarray
-    """[N,D] float32."""
     statistics: Statistics
+    """Of all images."""
+    features: np.ndarray
+    """[N,D] float32 of at most COMPARED of them, chosen whatever their order is."""
 
 
-def reference_of(extractor: Extractor, source: Source, indices: np.ndarray, batch_size: int) -> Reference:
-    """Of the images `indices` of `source`, kept beside them under their fingerprint."""
-    folder = _kept(source, indices, extractor.sha256)
-    features = features_of(extractor, lambda some: source.read(indices[some]), len(indices), folder, batch_size)
+def reference_of(extractor: Extractor, source: Source, indices: np.ndarray, root: epath.Path) -> Reference:
+    """Of the images `indices` of `source`, kept in `root` under their fingerprint."""
+    folder = _folder(root, source, indices, extractor.sha256)
     file = folder / "statistics.npz"
     if not agreed(file.exists()):
-        write_file(file, npz(statistics(features.features)._asdict()))
+        files = _reference_parts(extractor, source, indices, folder)
+        kept = statistics(read_npz(part)["features"] for part in files)._asdict()
+        order = np.argsort(np.random.Philox(key=[0, len(indices)]).random_raw(len(indices)), kind="stable")
+        some = np.sort(order[:COMPARED])
+        rows = [
+            read_npz(part)["features"][some[(some >= start) & (some < start + PART)] - start]
+            for start, part in zip(range(0, len(indices), PART), files, strict=True)
+        ]
+        write_file(file, npz({**kept, "features": np.concatenate(rows)}))
     wait_for_all("statistics")
     kept = read_npz(file)
-    return Reference(features.features, Statistics(kept["mean"], kept["covariance"], int(kept["count"])))
+    return Reference(Statistics(kept["mean"], kept["covariance"], int(kept["count"])), kept["features"])
 
 
-def extract(extractor: Extractor, images: np.ndarray, batch_size: int) -> Features:
-    """Of uint8 images [N,H,W,C], `batch_size` at a time, a multiple of the devices."""
-    parts = []
-    for start in range(0, len(images), batch_size):
-        some = np.arange(start, start + batch_size)
-        result = extractor.apply(extractor.params, place(images[np.minimum(some, len(images) - 1)], extractor.mesh))
+def all_features(extractor: Extractor, source: Source, indices: np.ndarray, root: epath.Path) -> np.ndarray:
+    """[N,D] of all the images `indices` of `source`, kept in `root` as those of `reference_of` are."""
+    files = _reference_parts(extractor, source, indices, _folder(root, source, indices, extractor.sha256))
+    return np.concatenate([read_npz(file)["features"] for file in files])
+
+
+def extract(extractor: Extractor, images: np.ndarray) -> Features:
+    """Of uint8 images [N,H,W,C]: all count, a last batch is filled up with images that do not."""
+    size, parts = BATCH * extractor.mesh.size, []
+    for start in range(0, len(images), size):
+        some = np.minimum(np.arange(start, start + size), len(images) - 1)
+        result = extractor.apply(extractor.params, place(images[some], extractor.mesh))
         parts.append([array[: len(images) - start] for array in fetch(result)])
     return Features(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _kept(source: Source, indices: np.ndarray, what: str) -> epath.Path:
-    """The folder for what is computed of these images: beside their files, or else in the user's cache."""
+def _reference_parts(extractor, source, indices, folder) -> list[epath.Path]:
+    def read(some):
+        return source.read(indices[some])
+
+    return _make_parts(extractor, read, len(indices), folder, ("features",), lambda _: "all")
+
+
+def _make_parts(extractor, read, count, folder, fields, tag) -> list[epath.Path]:
+    """The files of PART images each, those that are missing made."""
+    files = []
+    with progress_bar(total=count, desc=f"{extractor.kind} features", unit="image") as progress:
+        for start in range(0, count, PART):
+            indices = np.arange(start, min(start + PART, count))
+            files.append(folder / f"{start:08d}-{len(indices):04d}-{tag(indices)}.npz")
+            if not agreed(files[-1].exists()):
+                made = extract(extractor, read(indices))
+                write_file(files[-1], npz({field: getattr(made, field) for field in fields}))
+            progress.update(len(indices))
+    wait_for_all("features")
+    return files
+
+
+def _folder(root: epath.Path, source: Source, indices: np.ndarray, what: str) -> epath.Path:
+    """For what is computed of these images."""
     hashed = hashlib.blake2b(f"{source.fingerprint} {what}".encode(), digest_size=8)
     hashed.update(np.asarray(indices, np.int64).tobytes())
-    if source.beside is not None and os.access(source.beside, os.W_OK):
-        return epath.Path(source.beside) / "ddpm_jax-features" / hashed.hexdigest()
-    return path_of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ddpm_jax/features" / hashed.hexdigest()
+    return root / hashed.hexdigest()

@@ -11,8 +11,9 @@ import socket
 import numpy as np
 from etils import epath
 
+from ddpm_jax.config import flatten
 from ddpm_jax.errors import UserError
-from ddpm_jax.processes import is_first
+from ddpm_jax.processes import agreed, is_first
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
     if not is_first():
         return
     path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.tmp"
+    # Two programs may write the same file at once, and then one of them wins.
+    temporary = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp"
     with writing(path):
         if "://" in str(path):  # An object of a store is there once all of it has arrived.
             path.write_bytes(content)
@@ -56,6 +58,30 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def claim(folder: epath.Path, name: str, label: dict) -> None:
+    """Makes `folder` the place for what `label` says, in its file `name`, or checks that it is so already.
+
+    Raises UserError naming what differs, or if the folder holds something else. What the label there does not
+    know yet does not differ.
+    """
+    file, here = folder / name, flatten(json.loads(json.dumps(label)))
+    if agreed(file.exists()):
+        there = flatten(read_json(file))
+        differs = [key for key in here if key in there and there[key] != here[key]]
+        if differs:
+            made_with = ", ".join(f"{key} {there[key]!r}, not {here[key]!r}" for key in differs)
+            raise UserError(
+                f"out: {folder} holds what was made with {made_with}; choose another folder or move it away"
+            )
+    elif agreed(_is_taken(folder)):
+        raise UserError(f"out: {folder} is not empty and not from this command; choose another folder")
+    write_file(file, json.dumps(label, indent=1).encode())
+
+
+def _is_taken(path: epath.Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(not inside.name.startswith(".") for inside in path.iterdir()))
 
 
 def append_line(path: epath.PathLike, line: bytes) -> None:

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import flatten, to_dict
+from ddpm_jax.config import to_dict
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz, path_of, read_json, read_npz, write_file
+from ddpm_jax.files import claim, npz, path_of, read_npz, write_file
 from ddpm_jax.images import to_float
 from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.parallel import make_mesh
@@ -91,7 +91,7 @@ def measure(
     del label["model"]["remat"]  # It changes nothing here.
     of = f"test-{source.fingerprint[:8]}" if split == "test" else split
     folder = path_of(out) if out else home(run) / "likelihood" / f"{of}-{model.step:08d}-{model.kind}-seed{seed}"
-    _claim(folder, label)
+    claim(folder, "label.json", label)
 
     size = batch_size or 64 * mesh.size
     while _have(_files(folder, draws, 0, len(indices))):
@@ -156,18 +156,6 @@ def _make_parts(folder, draw, source, indices, size, bits_of, progress) -> None:
             for at, file in zip(range(0, len(some), PART), files, strict=True):
                 write_file(file, npz(_part(BitsPerDim(*(field[at : at + PART] for field in bits)))))
         progress.update(len(some))
-
-
-def _claim(folder, label) -> None:
-    file = folder / "label.json"
-    if file.exists():
-        there, here = flatten(read_json(file)), flatten(json.loads(json.dumps(label)))
-        differs = [f"{name} {there.get(name)!r}, not {here[name]!r}" for name in here if there.get(name) != here[name]]
-        if differs:
-            raise UserError(f"{folder} holds the likelihood of {', '.join(differs)}; move it away")
-    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"out: {folder} is not empty and not from this command; choose another")
-    write_file(file, json.dumps(label, indent=1).encode())
 
 
 def _part(bits) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ metrics.jsonl  one line a tick
 checkpoints/   see checkpoint.py
 samples/, samples.png, tensorboard/
 likelihood/    see nll.py
+evaluation/    see evaluate.py
 figures/       see figures/
 """
 
@@ -163,6 +164,11 @@ def read_split(run: epath.PathLike, config: Config, split: Split, data: str | No
     return source, indices
 
 
+def starts_from(workdir: epath.Path) -> dict | None:
+    """What is known of the weights that the run starts from; None for fresh ones."""
+    return _read_run(workdir).get("init_from")
+
+
 def data_fingerprint(run: epath.PathLike) -> str:
     """Of the images that the run was trained on."""
     return _read_run(path_of(run))["data_fingerprint"]
@@ -193,7 +199,7 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source, ini
     if run["data_fingerprint"] != source.fingerprint:
         differences.append(f"the data are not those it was started with ({run['images']} images, now {len(source)})")
     if init_from not in (None, run.get("init_from")):
-        differences.append("it did not start from the weights of --init-from")
+        differences.append("it did not start from what --init-from names now, which a run that goes on needs no more")
     if differences:
         raise UserError(
             f"{workdir} cannot be continued: {'; '.join(differences)}. Undo that or choose another --workdir"

@@ -1,6 +1,5 @@
 """Samples of a run into files."""
 
-import json
 import logging
 
 import numpy as np
@@ -8,7 +7,7 @@ from etils import epath
 
 from ddpm_jax.ddpm import ANCESTRAL, Sampler, seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz, path_of, read_json, write_file
+from ddpm_jax.files import claim, npz, path_of, write_file
 from ddpm_jax.images import grid as picture_of
 from ddpm_jax.images import png, to_uint8
 from ddpm_jax.parallel import make_mesh
@@ -65,7 +64,7 @@ def fill_folder(folder: epath.Path, model: Loaded, n: int, seed: int, sampler: S
     channels = model.ddpm.image_shape[-1]
     if channels not in (1, 3):
         raise UserError(f"out: a PNG holds 1 or 3 channels, not {channels}; write an .npz")
-    _claim(folder, {**model.label, "seed": seed, **sampler.options})
+    claim(folder, "samples.json", {**model.label, "seed": seed, **sampler.options})
     is_missing = agreed(np.array([not image_file(folder, i).exists() for i in range(n)]))
     for indices, images in _draw(model, np.flatnonzero(is_missing).tolist(), seed_key(seed), sampler, batch_size):
         for i, image in zip(indices, images, strict=True):
@@ -75,17 +74,6 @@ def fill_folder(folder: epath.Path, model: Loaded, n: int, seed: int, sampler: S
 def image_file(folder: epath.Path, i: int) -> epath.Path:
     """Where image i lies in a folder of samples."""
     return folder / f"{i:06d}.png"
-
-
-def _claim(folder, provenance) -> None:
-    label = folder / "samples.json"
-    if label.exists():
-        there = read_json(label)
-        if there != provenance:
-            raise UserError(f"out: {folder} holds images of {there}, not {provenance}; choose another folder")
-    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"out: {folder} is not empty and not from this command; choose another folder")
-    write_file(label, json.dumps(provenance).encode())
 
 
 def _draw(model, indices, rng, sampler, batch_size):

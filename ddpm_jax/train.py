@@ -15,7 +15,7 @@ from ddpm_jax.checkpoint import Checkpoints, abstract_like
 from ddpm_jax.config import Config
 from ddpm_jax.data import Source, from_array, load_source, open_batches, split
 from ddpm_jax.ddpm import DDPM
-from ddpm_jax.errors import DataLost, NonFiniteLoss
+from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
 from ddpm_jax.images import to_float
 from ddpm_jax.logs import open_log
 from ddpm_jax.parallel import (
@@ -29,7 +29,7 @@ from ddpm_jax.parallel import (
     state_shardings,
 )
 from ddpm_jax.processes import agreed
-from ddpm_jax.runs import start_run
+from ddpm_jax.runs import start_run, starts_from
 from ddpm_jax.signals import StopSignals
 from ddpm_jax.update import TrainState, Update, check_batch, init_state, run_key
 from ddpm_jax.weights import weights_for
@@ -78,7 +78,7 @@ def fit(
     check_batch(config.train, mesh.size)
 
     ddpm = DDPM(config)
-    first = None if init_from is None else weights_for(ddpm, init_from)
+    first = None if init_from is None else weights_for(ddpm, init_from, mesh)
     # Signals are held back until the last checkpoint is on disk.
     with (
         start_run(workdir, config, source, describe_devices(mesh), first and first.label) as workdir,
@@ -87,7 +87,7 @@ def fit(
     ):
         log.info("data: %d images, %d of them to train on, fingerprint %s", len(source), len(train), source.fingerprint)
         log.info("run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)", workdir)
-        state = _first_state(ddpm, mesh, checkpoints, first and first.params)
+        state = _first_state(ddpm, mesh, checkpoints, first and first.params, workdir)
         step, steps = int(state.step), config.train.steps
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%d parameters on %s, step %d of %d", parameters, describe_devices(mesh), step, steps)
@@ -98,7 +98,7 @@ def fit(
             return _train(update, state, held_out, checkpoints, run_log, signals)
 
 
-def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints, params) -> TrainState:
+def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints, params, workdir: epath.Path) -> TrainState:
     """The newest checkpoint's state, or one from `params`, None for fresh ones: shapes first, then arrays."""
     init = functools.partial(init_state, ddpm)
     shapes = jax.eval_shape(init)
@@ -106,7 +106,8 @@ def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints, params) -> Tr
     parts = checkpoints.restore(abstract_like(shapes, shardings)._asdict())
     if parts is not None:
         return TrainState(**parts)
-    params = None if params is None else replicate(params, mesh)
+    if params is None and starts_from(workdir):
+        raise UserError(f"{workdir}: it has no checkpoint yet; name the weights it starts from again with --init-from")
     return jax.jit(init, out_shardings=shardings)(params)
 
 

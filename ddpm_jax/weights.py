@@ -45,8 +45,9 @@ class Loaded(NamedTuple):
 
     @property
     def label(self) -> dict[str, Any]:
-        """What tells these weights from others, for files that say what they were made with."""
-        return {"parameters": runs.digest(self.params), "weights": self.kind, "step": self.step}
+        """What tells this model from others, for files that say what they were made with."""
+        hashes = {"parameters": runs.digest(self.params), "process": self.ddpm.process_digest}
+        return {**hashes, "weights": self.kind, "step": self.step}
 
 
 def words_of(kind: Kind, step: int | None) -> str:
@@ -87,12 +88,12 @@ def load_weights(
     return Loaded(DDPM(config), params, about["weights"], about["step"], about["data_fingerprint"])
 
 
-def weights_for(ddpm: DDPM, path: epath.PathLike) -> Loaded:
-    """The weights of `path`, as `load` finds them, to train `ddpm` from.
+def weights_for(ddpm: DDPM, path: epath.PathLike, mesh: Mesh) -> Loaded:
+    """The weights of `path`, as `load` finds them, to train `ddpm` from; on each device of `mesh`.
 
     Raises UserError naming the fields by which its network is another or predicts something else.
     """
-    loaded = load_weights(path)
+    loaded = load_weights(path, mesh=mesh)
     there, here = _network(loaded.ddpm), _network(ddpm)
     if there != here:
         before, now = (flatten(to_dict(model.config)) for model in (loaded.ddpm, ddpm))
@@ -107,7 +108,8 @@ def _network(ddpm: DDPM):
     """What two models have in common where the weights of one fit the other."""
     shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
     diffusion = ddpm.config.diffusion
-    return jax.tree.map(lambda leaf: leaf.shape, shapes), ddpm.config.model.norm_groups, diffusion.prediction
+    learned = diffusion.variance if diffusion.learns_variance else None
+    return jax.tree.map(lambda leaf: leaf.shape, shapes), ddpm.config.model.norm_groups, diffusion.prediction, learned
 
 
 def home(path: epath.PathLike) -> epath.Path:
@@ -120,9 +122,11 @@ def home(path: epath.PathLike) -> epath.Path:
 def _read(path: epath.PathLike):
     """(config, params, {weights, step, data_fingerprint}) of what is no run."""
     local = path_of(path)
-    if local.suffix == ".safetensors" and local.exists():
+    if local.suffix == ".safetensors" and local.is_file():
         return interop.read_single_file(local)
-    if not local.exists() and interop.is_hub_name(str(path)):
+    mistyped = local.suffix == ".safetensors" or local.parent.exists()
+    if not local.exists() and not mistyped and interop.is_hub_name(str(path)):
+        log.info("%s: no such folder here, looking on huggingface.co", path)
         local = interop.download(str(path))
     if interop.is_diffusers(local):
         return *interop.read_diffusers(local), {"weights": "unknown", "step": None, "data_fingerprint": None}

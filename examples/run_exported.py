@@ -22,6 +22,8 @@ parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
 parser.add_argument("--out", type=Path, default="samples.npz")
 options = parser.parse_args()
+if options.n < 1 or options.batch_size < 1 or not 0 <= options.seed < 2**32:
+    sys.exit("-n and --batch-size must be at least 1, --seed from 0 to 2**32 - 1")
 
 try:
     about = json.loads((options.folder / "about.json").read_text())

@@ -66,7 +66,7 @@ def test_a_row_is_printed_written_and_made_of_all_images(copy, digits, capsys):
     assert result["features"]["kind"] == "proxy" and len(result["features"]["sha256"]) == 64
 
     source = load_source(Data(source=digits, image_shape=(8, 8, 1)))
-    extractor = features.proxy(source, np.arange(150), make_mesh(1))
+    extractor = features.proxy(source, np.arange(150), features.cache_root(source, None), make_mesh(1))
     assert extractor.sha256 == result["features"]["sha256"]
     files = sorted(only(copy, "evaluation/*/samples").glob("*.png"))
     drawn = np.stack([np.asarray(Image.open(file))[..., None] for file in files])
@@ -82,11 +82,16 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(copy, digits):
     folder = only(copy, "evaluation/*")
     files = sorted(folder.rglob("*.*"))
     stamps = {file: file.stat().st_mtime_ns for file in files}
-    for file in [folder / "samples/000020.png", only(folder, "features-*/00000016-0016.npz"), *folder.glob("*.json")]:
+    for file in [folder / "samples/000020.png", only(folder, "features-*/00000016-0016-*.npz"), *folder.glob("*.json")]:
         file.unlink()
     assert evaluate(copy, digits, 37, likelihood=False) == once
     made = [file.name for file in sorted(folder.rglob("*.*")) if file.stat().st_mtime_ns != stamps[file]]
-    assert [name for name in made if name.endswith((".png", ".npz"))] == ["00000016-0016.npz", "000020.png"]
+    assert [name[:13] for name in made if name.endswith((".png", ".npz"))] == ["00000016-0016", "000020.png"]
+    # Images that somebody else put there are not taken for those that were compared before.
+    for file in (folder / "samples").glob("*.png"):
+        file.write_bytes((folder / "samples/000000.png").read_bytes())
+    copies = evaluate(copy, digits, 37, likelihood=False)["values"]
+    assert copies["proxy_is"]["value"] == pytest.approx(1) != once["values"]["proxy_is"]["value"]
 
 
 def test_sample_and_evaluate_share_images(copy, digits, tmp_path):
@@ -101,9 +106,9 @@ def test_a_runs_own_images_are_the_reference_and_its_holdout_the_bound(copy, mon
     monkeypatch.setattr(module, "proxy", _mean_colour)
     result = evaluate(copy, n=24)
     assert [each["split"] for each in result["references"]] == ["train", "holdout"]
-    assert list(result["values"])[-1] == "nll" and "proxy_fid_holdout" in result["values"]
+    assert list(result["values"])[-1] == "nll_holdout" and "proxy_fid_holdout" in result["values"]
     likelihood = json.loads(only(copy, "likelihood/*/likelihood.json").read_text())
-    value = result["values"]["nll"]
+    value = result["values"]["nll_holdout"]
     assert value["value"] == likelihood["total"] and value["error"] == likelihood["standard_error_over_images"] > 0
 
 
@@ -126,7 +131,15 @@ def test_only_inceptions_numbers_stand_beside_the_papers(copy, digits, monkeypat
     assert "the paper" in words and "3.17" in words and "9.46 +- 0.11" in words and "proxy" not in words
     assert paper.results_of(load_config("cifar10_mean_vlb_learned"), "folder:cifar-10.zip")["fid_train"] == "23.69"
     assert paper.results_of(load_config("lsun_cat"), load_config("lsun_cat").data.source) == {"fid_train": "19.75"}
-    assert paper.results_of(load_config("digits"), "digits") == {}
+    assert paper.results_of(load_config("cifar10"), "tfds:cifar10")["nll_test"] == "<= 3.75"
+    for data in (
+        "digits",
+        "tfds:cifar100",
+        "tfds:cifar10_corrupted/fog",
+        "folder:/location/lsun_tower",
+        "tfds:lsun/cat",
+    ):
+        assert paper.results_of(load_config("cifar10"), data) == {}
 
 
 def test_raw_weights_are_evaluated_only_where_that_is_said(copy, digits, tmp_path, capsys):
@@ -145,7 +158,7 @@ def test_neighbours_are_searched_in_the_same_features(run, digits, tmp_path, cap
     assert main([str(word) for word in [*command, "--features"]]) == 0
     numbers = np.load(picture.with_suffix(".npz"))
     source = load_source(Data(source=digits, image_shape=(8, 8, 1)))
-    extractor = features.proxy(source, np.arange(150), make_mesh(1))
+    extractor = features.proxy(source, np.arange(150), features.cache_root(source, None), make_mesh(1))
     images = [numbers["samples"], numbers["samples"][:, :, ::-1], source.read(np.arange(150))]
     drawn, mirrored, real = (np.asarray(extractor.apply(extractor.params, some)[0]) for some in images)
     distances = np.minimum(*(scipy.spatial.distance.cdist(some, real) for some in (drawn, mirrored)))
@@ -167,6 +180,9 @@ def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
     ]:
         assert says in refused(capsys, "evaluate", run, *arguments)
     assert "this is not a run directory" in refused(capsys, "evaluate", tmp_path)
+    np.savez(tmp_path / "few.npz", images=np.zeros((19, 8, 8, 1), np.uint8), labels=np.arange(19))
+    few = f"npz:{tmp_path}/few.npz"
+    assert "at least 20 images are needed" in refused(capsys, "evaluate", run, "--data", few, "-n", 24)
     other = tmp_path / "other"
     other.mkdir()
     (other / "picture.png").write_bytes(b"")

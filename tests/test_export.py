@@ -13,6 +13,7 @@ from ddpm_jax import DDPM, fit, load, train
 from ddpm_jax.cli import main
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import read_single_file
+from ddpm_jax.parallel import make_mesh
 from ddpm_jax.weights import load_weights, weights_for
 
 
@@ -61,11 +62,12 @@ def test_raw_weights_stay_raw(run, tmp_path):
 def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
     tensors, content = load_file(exported), exported.read_bytes()
     missing = {name: tensor for name, tensor in tensors.items() if name != "stem.bias"}
-    metadata = {"config": json.dumps(json.loads(_metadata(content)["config"])), "provenance": "{}"}
+    metadata = {"config": _metadata(content)["config"], "provenance": _metadata(content)["provenance"]}
     save_file(missing, tmp_path / "missing.safetensors", metadata)
     save_file(tensors | {"more": np.zeros(2)}, tmp_path / "more.safetensors", metadata)
     save_file(tensors | {"stem.bias": np.zeros(4)}, tmp_path / "dtype.safetensors", metadata)
     save_file(tensors, tmp_path / "bare.safetensors")
+    save_file(tensors, tmp_path / "half.safetensors", metadata | {"provenance": "{}"})
     (tmp_path / "short.safetensors").write_bytes(content[:-10])
     (tmp_path / "text.safetensors").write_bytes(b"hello")
     for name, says in {
@@ -73,6 +75,7 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
         "more": "tensor more is float64 of shape (2,), and by the config in it not there",
         "dtype": "tensor stem.bias is float64 of shape (4,)",
         "bare": "does not say what model it is of",
+        "half": "does not say what model it is of",
         "short": "cannot be read as safetensors",
         "text": "cannot be read as safetensors",
     }.items():
@@ -88,7 +91,6 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
         (("likelihood", exported, "--split", "train", "--out", tmp_path / "x"), "has its images from elsewhere"),
         (("figure", "progressive", exported), "say where with --out"),
         (("export", run, "--format", "safetensors", "--out", tmp_path / "model.bin"), "must end in .safetensors"),
-        (("export", run, "--format", "safetensors", "--out", exported), "is there already"),
         (
             ("export", run, "--format", "safetensors", "--out", tmp_path / "x.safetensors", "--steps", 2),
             "weights alone",
@@ -111,9 +113,10 @@ def test_a_run_starts_from_the_weights_of_another(run, exported, pictures, tmp_p
         for params in (state.params, state.ema_params):
             assert_equal_trees(params, load(run)[1])
         assert state.step == 0
-    fit(config, tmp_path / "tuned")
+    with pytest.raises(UserError, match="no checkpoint yet; name the weights it starts from again"):
+        fit(config, tmp_path / "tuned")
     fit(config, tmp_path / "fresh")
-    with pytest.raises(UserError, match="it did not start from the weights of --init-from"):
+    with pytest.raises(UserError, match="it did not start from what --init-from names now"):
         fit(config, tmp_path / "fresh", init_from=exported)
 
 
@@ -131,8 +134,8 @@ def test_weights_of_another_network_are_refused_by_field(tiny, run, pictures, tm
 
 
 def test_other_betas_are_said(tiny, run, caplog):
-    weights_for(load(run)[0], run)
+    weights_for(load(run)[0], run, make_mesh(1))
     assert not caplog.text
     diffusion = dataclasses.replace(tiny.diffusion, schedule="const", beta_start=None)
-    weights_for(DDPM(dataclasses.replace(tiny, diffusion=diffusion)), run)
+    weights_for(DDPM(dataclasses.replace(tiny, diffusion=diffusion)), run, make_mesh(1))
     assert "other betas" in caplog.text

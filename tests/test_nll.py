@@ -123,7 +123,7 @@ def test_other_processes_and_test_sets_do_not_share_parts(run, measured, tmp_pat
     config = json.loads((run / "config.json").read_text())
     config["diffusion"]["variance"] = "fixed_small"
     (tmp_path / "copy/config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"diffusion.variance 'fixed_large', not 'fixed_small'; move it away"):
+    with pytest.raises(UserError, match=r"diffusion.variance 'fixed_large', not 'fixed_small'; choose another"):
         measure(tmp_path / "copy", "holdout", out=out)
     for n in (2, 3):
         np.savez(tmp_path / f"{n}.npz", images=pictures[:n])
@@ -148,7 +148,10 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path,
         (["--draws", "0"], "draws: must be at least 1, got 0"),
         (["--batch-size", "0"], "batch_size: must be at least 1, got 0"),
         (["--seed", "-1"], "seed: must be at least 0"),
-        (["--out", out, "--seed", "1", "--batch-size", "3"], "holds the likelihood of seed 0, not 1; move it away"),
+        (
+            ["--out", out, "--seed", "1", "--batch-size", "3"],
+            "holds what was made with seed 0, not 1; choose another folder or move it away",
+        ),
         (["--out", tmp_path / "mine"], "is not empty and not from this command"),
         (["--step", "7"], "no checkpoint of step 7"),
     ]:

@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_jax.checked import Range
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.errors import UserError
-from ddpm_jax.features import extract, inception, proxy, reference_of
+from ddpm_jax.features import all_features, cache_root, extract, inception, proxy
 from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.images import to_uint8
@@ -21,7 +21,6 @@ from ddpm_jax.progress import progress_bar
 from ddpm_jax.runs import read_split
 
 BLOCK = 1024
-FEATURE_BATCH = 64  # a device
 
 
 class Nearest(NamedTuple):
@@ -99,11 +98,12 @@ class Neighbours(RunFigure):
             search = functools.partial(nearest, source=source, indices=indices)
             return Space(search, "the root mean squared difference of pixels, of 255")
         mesh = make_mesh()
-        extractor = inception(self.inception, mesh) if self.inception else proxy(source, indices, mesh)
-        real = reference_of(extractor, source, indices, FEATURE_BATCH * mesh.size).features
+        root = cache_root(source, self.path().parent / "real")
+        extractor = inception(self.inception, mesh) if self.inception else proxy(source, indices, root, mesh)
+        real = all_features(extractor, source, indices, root)
 
         def search(queries, count, own=None):
-            return nearest_features(extract(extractor, queries, FEATURE_BATCH * mesh.size).features, real, count, own)
+            return nearest_features(extract(extractor, queries).features, real, count, own)
 
         by = "FID's InceptionV3" if self.inception else "a classifier of these images"
         return Space(search, f"the distance of their features, by {by}")

@@ -40,8 +40,9 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
         metadata = _metadata(content)
         tensors = safetensors.load(content)
         config = configs.from_dict(json.loads(metadata["config"]))
-        about = json.loads(metadata["provenance"])
-    except KeyError:
+        provenance = json.loads(metadata["provenance"])
+        about = provenance | {name: provenance[name] for name in ("weights", "step", "data_fingerprint")}
+    except (KeyError, TypeError):
         raise UserError(
             f"{path}: this file does not say what model it is of; it is not from ddpm-jax export. "
             "Of a diffusers model name the folder"

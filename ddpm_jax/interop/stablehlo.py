@@ -66,9 +66,10 @@ def write_stablehlo(
         "config": to_dict(ddpm.config),
         "about": about,
     }
+    # First: what is left of a killed one may be written over.
+    write_file(folder / "about.json", json.dumps(described, indent=1).encode())
     for name, content in files.items():
         write_file(folder / name, content)
-    write_file(folder / "about.json", json.dumps(described, indent=1).encode())
 
 
 def sampler_program(ddpm: DDPM, params, sampler: Sampler) -> export.Exported:
