@@ -173,3 +173,25 @@ def wait_for_line(run):
     while not (run / "metrics.jsonl").exists():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_two_processes_evaluate_as_one_does_and_start_from_a_run(folder, pictures):
+    np.savez(folder / "labelled.npz", images=pictures, labels=np.arange(48) % 2)
+    command = ["evaluate", "runs/one", "--data", "npz:labelled.npz", "-n", 24, "--no-likelihood", "--out"]
+    values = []
+    for processes in (1, 2):
+        results = wait(start(folder, processes, 4 // processes, *command, f"evaluated-{processes}"))
+        assert [code for code, _ in results] == [0] * processes, results
+        (result,) = (folder / f"evaluated-{processes}").glob("proxy-24-*.json")
+        values.append(json.loads(result.read_text())["values"])
+    assert values[0].keys() == values[1].keys() and "proxy_fid_train" in values[0]
+    for name in values[0]:
+        np.testing.assert_allclose(values[1][name]["value"], values[0][name]["value"], rtol=1e-3, atol=1e-5)
+
+    results = wait(start(folder, 2, 2, *train("tuned", "--init-from", "runs/one", "--train.steps", 1)))
+    assert [code for code, _ in results] == [0, 0], results
+    # The first update has a learning rate of 0.
+    for a, b in zip(
+        jax.tree.leaves(load(folder / "runs/tuned")[1]), jax.tree.leaves(load(folder / "runs/one")[1]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
