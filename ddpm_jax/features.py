@@ -33,7 +33,7 @@ COMPARED = 10_000
 """Real images whose features are kept together, for what compares images one by one, at most."""
 
 VERSION = 1
-"""Of the proxy: with another classifier or another way to train it, another number."""
+"""Of what is kept: another number where the proxy, its training or the files' contents are others."""
 
 
 class Extractor(NamedTuple):
@@ -64,7 +64,7 @@ def proxy(source: Source, indices: np.ndarray, root: epath.Path, mesh: Mesh) -> 
 
     Raises UserError if they have none.
     """
-    file = _folder(root, source, indices, f"proxy {VERSION}") / "classifier.npz"
+    file = _folder(root, source, indices, "proxy") / "classifier.npz"
     if not agreed(file.exists()):
         trained = train_classifier(source, indices)
         write_file(file, npz({**flat_params(trained.params), "accuracy": np.array(trained.accuracy)}))
@@ -178,6 +178,6 @@ def _make_parts(extractor, read, count, folder, fields, tag) -> list[epath.Path]
 
 def _folder(root: epath.Path, source: Source, indices: np.ndarray, what: str) -> epath.Path:
     """For what is computed of these images."""
-    hashed = hashlib.blake2b(f"{source.fingerprint} {what}".encode(), digest_size=8)
+    hashed = hashlib.blake2b(f"{source.fingerprint} {what} {VERSION}".encode(), digest_size=8)
     hashed.update(np.asarray(indices, np.int64).tobytes())
     return root / hashed.hexdigest()
