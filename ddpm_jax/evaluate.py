@@ -100,7 +100,7 @@ def evaluate(
     drawn = _features_of_samples(extractor, model, place, n, folder)
     result = {
         **{"run": str(run), **model.label, "seed": seed, **sampler.options, "samples": n},
-        "process": to_dict(config)["diffusion"],
+        "diffusion": to_dict(config)["diffusion"],
         "features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about},
         "data": data or config.data.source,
         "references": [

@@ -1,7 +1,6 @@
 """Features of images, by FID's InceptionV3 or by the proxy; computed once and kept in files."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -20,8 +19,6 @@ from ddpm_jax.parallel import fetch, place, replicate
 from ddpm_jax.processes import agreed, wait_for_all
 from ddpm_jax.progress import progress_bar
 from ddpm_jax.proxy import train_classifier
-
-log = logging.getLogger(__name__)
 
 PART = 1024
 """Images a file."""
