@@ -3,7 +3,7 @@
 RUN/evaluation/STEP-WEIGHTS-SAMPLER-seedN/
   samples/         as `ddpm-jax sample --out` makes them, and may have made them
   features-.../    one file for every few images
-  KIND-N-DATA.json the result, with all that it depends on
+  KIND-N-SETS.json the result, with all that it depends on
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax import metrics
-from ddpm_jax.config import Config, to_dict
+from ddpm_jax.config import to_dict
 from ddpm_jax.data import Source, load_source
 from ddpm_jax.data.decode import decode
 from ddpm_jax.ddpm import ANCESTRAL, Sampler, seed_key
@@ -32,13 +32,14 @@ from ddpm_jax.features import (
     proxy,
     reference_of,
 )
-from ddpm_jax.files import path_of, write_file
+from ddpm_jax.files import path_of, read_json, write_file
 from ddpm_jax.nll import measure
 from ddpm_jax.paper import results_of
 from ddpm_jax.parallel import describe_devices, make_mesh
-from ddpm_jax.processes import wait_for_all
-from ddpm_jax.runs import Split, Weights, default_split, is_run, read_split, versions
+from ddpm_jax.processes import agreed, wait_for_all
+from ddpm_jax.runs import Weights, versions
 from ddpm_jax.sample import fill_folder, image_file
+from ddpm_jax.splits import Split, default_split, read_split
 from ddpm_jax.weights import Loaded, home, load_weights, words_of
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def evaluate(
     sampler.check(config)
     folder = path_of(out) if out else home(run) / "evaluation" / _name(model, sampler, seed)
 
-    sets = _real_images(run, config, data)
+    sets = _real_images(model, data)
     root = cache_root(sets[0].source, folder / "real")
     extractor = inception(inception_file, mesh) if inception_file else proxy(*sets[0][1:], root, mesh)
     references = {each.split: reference_of(extractor, each.source, each.indices, root) for each in sets}
@@ -112,11 +113,13 @@ def evaluate(
         "paper": results_of(config, data or config.data.source),
         "values": _compare(drawn, references, extractor.kind),
     }
-    file = folder / f"{extractor.kind}-{n}-{sets[0].source.fingerprint[:8]}.json"
-    write_file(file, json.dumps(result, indent=1).encode())  # The likelihood may take long.
+    file = folder / f"{extractor.kind}-{n}-{_hash_of(sets)}.json"
     if likelihood:
+        write_file(file, json.dumps(result, indent=1).encode())  # The likelihood may take long.
         result["values"] |= _likelihood(run, data, sets, folder, out, model, seed, weights, batch_size)
-        write_file(file, json.dumps(result, indent=1).encode())
+    else:
+        result["values"] |= _likelihood_in(file, model)
+    write_file(file, json.dumps(result, indent=1).encode())
     log.info("%s", file)
     return result
 
@@ -150,20 +153,29 @@ def _name(model: Loaded, sampler: Sampler, seed: int) -> str:
     return "-".join([f"{model.step:08d}", model.kind, *drawn_by, f"seed{seed}"])
 
 
-def _real_images(run, config: Config, data: str | None) -> list[Images]:
+def _hash_of(sets: list[Images]) -> str:
+    """Which images are compared with."""
+    hashed = hashlib.blake2b(digest_size=4)
+    for split, source, indices in sets:
+        hashed.update(f"{split} {source.fingerprint}".encode() + np.asarray(indices, np.int64).tobytes())
+    return hashed.hexdigest()
+
+
+def _real_images(model: Loaded, data: str | None) -> list[Images]:
     """The sets to compare with, that of the images trained on first."""
+    config = model.ddpm.config
     channels = config.data.image_shape[-1]
     if channels not in (1, 3):
         raise UserError(f"data.image_shape: samples of 1 or 3 channels can be evaluated, not of {channels}")
     if data is None:
-        train = Images("train", *read_split(run, config, "train"))
+        train = Images("train", *read_split(model, "train"))
     else:
         source = load_source(dataclasses.replace(config.data, source=data))
         train = Images("train", source, np.arange(len(source)))
     if len(train.indices) < LEAST:
         raise UserError(f"data: at least {LEAST} images are needed to compare with, and there are {len(train.indices)}")
     try:
-        others = _others(run, config, data)
+        others = _others(model, data)
     except UserError as error:
         log.warning("%s: the samples are compared with the train images alone", error)
         return [train]
@@ -173,11 +185,12 @@ def _real_images(run, config: Config, data: str | None) -> list[Images]:
     return [train] if others is None else [train, others]
 
 
-def _others(run, config: Config, data: str | None) -> Images | None:
-    """The images that were not trained on, or None where there are none."""
-    if data is None and (config.data.test or (is_run(run) and config.data.holdout)):
+def _others(model: Loaded, data: str | None) -> Images | None:
+    """The images that were not trained on, or None where none are known."""
+    config = model.ddpm.config
+    if data is None and (config.data.test or (model.data_fingerprint and config.data.holdout)):
         split = default_split(config)
-        return Images(split, *read_split(run, config, split))
+        return Images(split, *read_split(model, split))
     if data is not None and data.startswith("tfds:"):
         source = load_source(dataclasses.replace(config.data, test=data), test=True)
         return Images("test", source, np.arange(len(source)))
@@ -234,7 +247,7 @@ def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> 
 def _likelihood(run, data, sets, folder, out, model: Loaded, seed, weights, batch_size) -> dict[str, dict]:
     """The bound on the images that were not trained on, where there are any."""
     if len(sets) < 2:
-        log.info("likelihood: left out, for these data have no images that were not trained on")
+        log.info("likelihood: left out, for no images are known that were not trained on")
         return {}
     split, source, indices = sets[1]
     summary = measure(
@@ -244,6 +257,14 @@ def _likelihood(run, data, sets, folder, out, model: Loaded, seed, weights, batc
     ).summary
     error, words = summary["standard_error_over_images"], f"standard error over the {len(indices)} images"
     return {f"nll_{split}": _value(f"NLL ({split}), bits/dim <=", summary["total"], error, words)}
+
+
+def _likelihood_in(file, model: Loaded) -> dict[str, dict]:
+    """What an earlier evaluation measured that wrote `file`, if it was of the same model."""
+    before = read_json(file) if agreed(file.exists()) else {}
+    if any(before.get(name) != value for name, value in model.label.items()):
+        return {}
+    return {name: value for name, value in before["values"].items() if name.startswith("nll_")}
 
 
 def _value(title: str, value: float, error: float, error_is: str) -> dict[str, Any]:

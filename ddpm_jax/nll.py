@@ -24,7 +24,8 @@ from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.parallel import make_mesh
 from ddpm_jax.processes import agreed, wait_for_all
 from ddpm_jax.progress import progress_bar
-from ddpm_jax.runs import Split, Weights, default_split, read_split
+from ddpm_jax.runs import Weights
+from ddpm_jax.splits import Split, default_split, read_split
 from ddpm_jax.weights import home, load_weights, words_of
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def measure(
     mesh = make_mesh()
     model = load_weights(run, weights=weights, step=step, mesh=mesh)
     split = split or default_split(model.ddpm.config)
-    source, indices = read_split(run, model.ddpm.config, split, data)
+    source, indices = read_split(model, split, data)
     label = {
         **{**model.label, "split": split, "seed": seed},
         **{"data_fingerprint": source.fingerprint, "images": len(indices)},

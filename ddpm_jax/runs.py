@@ -12,7 +12,6 @@ figures/       see figures/
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -28,8 +27,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax import checkpoint
 from ddpm_jax.config import Config, flatten, from_dict, to_dict
-from ddpm_jax.data import Source, load_source
-from ddpm_jax.data import split as divide
+from ddpm_jax.data import Source
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.files import locked, path_of, read_json, write_file
@@ -39,7 +37,6 @@ from ddpm_jax.processes import wait_for_all
 log = logging.getLogger(__name__)
 
 Weights = Literal["ema", "raw"]
-Split = Literal["train", "holdout", "test"]
 
 # What may differ when a run goes on: it changes nothing of what is learned. The data may have
 # moved, since their fingerprint is compared.
@@ -126,44 +123,6 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
         yield workdir
 
 
-def default_split(config: Config) -> Split:
-    """The split that figures are reported on: test where there is one, as in the paper, else holdout."""
-    return "test" if config.data.test or not config.data.holdout else "holdout"
-
-
-def read_split(run: epath.PathLike, config: Config, split: Split, data: str | None = None) -> tuple[Source, np.ndarray]:
-    """(source, indices) of the images of `split`: train and holdout as the run divides them, or data.test.
-
-    `data` (folder:PATH, npz:PATH or tfds:NAME) is where to read them instead of where the config says. If `run`
-    is no run, which divides them, train is all of `data`. Raises UserError if the split is empty or unknown, or
-    images of train and holdout are not the run's.
-    """
-    if split == "test":
-        if (data or config.data.test) is None:
-            own = "holdout" if config.data.holdout else "train"
-            raise UserError(
-                "split: this run has no test images; name some with --split test --data folder:PATH, "
-                f"or choose --split {own}"
-            )
-        source = load_source(dataclasses.replace(config.data, test=data or config.data.test), test=True)
-        return source, np.arange(len(source))
-    if split not in ("train", "holdout"):
-        raise UserError(f"split: {split!r} is not one of train, holdout, test")
-    if config.data.source == "array" and data is None:
-        raise UserError(f"data: {run} has its images from elsewhere; pass --data npz:PATH (folder:PATH, tfds:NAME)")
-    source = load_source(dataclasses.replace(config.data, source=data or config.data.source))
-    if not is_run(run):
-        if split == "holdout":
-            raise UserError(f"split: what {run} held out is not known; choose --split train or test")
-        return source, np.arange(len(source))
-    if source.fingerprint != data_fingerprint(run):
-        raise UserError(f"data: {data or config.data.source} holds other images than {run} was trained on")
-    indices = divide(source, config.data.holdout)[split == "holdout"]
-    if not len(indices):
-        raise UserError("split: this run held nothing out (data.holdout 0); choose --split train or test")
-    return source, indices
-
-
 def starts_from(workdir: epath.Path) -> dict | None:
     """What is known of the weights that the run starts from; None for fresh ones."""
     return _read_run(workdir).get("init_from")
@@ -199,7 +158,7 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source, ini
     if run["data_fingerprint"] != source.fingerprint:
         differences.append(f"the data are not those it was started with ({run['images']} images, now {len(source)})")
     if init_from not in (None, run.get("init_from")):
-        differences.append("it did not start from what --init-from names now, which a run that goes on needs no more")
+        differences.append("it started from other weights than --init-from names (leave --init-from out to go on)")
     if differences:
         raise UserError(
             f"{workdir} cannot be continued: {'; '.join(differences)}. Undo that or choose another --workdir"

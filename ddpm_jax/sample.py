@@ -66,7 +66,9 @@ def fill_folder(folder: epath.Path, model: Loaded, n: int, seed: int, sampler: S
         raise UserError(f"out: a PNG holds 1 or 3 channels, not {channels}; write an .npz")
     claim(folder, "samples.json", {**model.label, "seed": seed, **sampler.options})
     is_missing = agreed(np.array([not image_file(folder, i).exists() for i in range(n)]))
-    for indices, images in _draw(model, np.flatnonzero(is_missing).tolist(), seed_key(seed), sampler, batch_size):
+    missing = np.flatnonzero(is_missing).tolist()
+    log.info("%s: drawing the %d of %d images that are missing", folder, len(missing), n)
+    for indices, images in _draw(model, missing, seed_key(seed), sampler, batch_size):
         for i, image in zip(indices, images, strict=True):
             write_file(image_file(folder, i), png(image))
 

@@ -102,7 +102,7 @@ def test_sample_and_evaluate_share_images(copy, digits, tmp_path):
     assert shared == evaluate(copy, digits, 37, likelihood=False)
 
 
-def test_a_runs_own_images_are_the_reference_and_its_holdout_the_bound(copy, monkeypatch):
+def test_a_runs_own_images_are_the_reference_and_its_holdout_the_bound(copy, digits, monkeypatch):
     monkeypatch.setattr(module, "proxy", _mean_colour)
     result = evaluate(copy, n=24)
     assert [each["split"] for each in result["references"]] == ["train", "holdout"]
@@ -110,6 +110,10 @@ def test_a_runs_own_images_are_the_reference_and_its_holdout_the_bound(copy, mon
     likelihood = json.loads(only(copy, "likelihood/*/likelihood.json").read_text())
     value = result["values"]["nll_holdout"]
     assert value["value"] == likelihood["total"] and value["error"] == likelihood["standard_error_over_images"] > 0
+    # Without measuring it again what was measured stays; and other images have a file of their own.
+    assert evaluate(copy, n=24, likelihood=False)["values"]["nll_holdout"] == value
+    assert "nll_holdout" not in evaluate(copy, digits, 24, likelihood=False)["values"]
+    assert len(list(copy.glob("evaluation/*/*.json"))) == 2
 
 
 def _mean_colour(*_):
@@ -151,9 +155,9 @@ def test_raw_weights_are_evaluated_only_where_that_is_said(copy, digits, tmp_pat
 
 
 def test_neighbours_are_searched_in_the_same_features(run, digits, tmp_path, capsys):
-    """Of an exported model, to which all of the images are those it may have copied."""
-    model, picture = tmp_path / "model.safetensors", tmp_path / "x.png"
-    assert main(["export", str(run), "--out", str(model)]) == 0
+    """Of a model that does not say what it was trained on: it may have copied any of the images."""
+    model, picture = tmp_path / "model", tmp_path / "x.png"
+    assert main(["export", str(run), "--format", "diffusers", "--out", str(model)]) == 0
     command = ["figure", "neighbours", model, "--data", digits, "--n", "4", "--out", picture]
     assert main([str(word) for word in [*command, "--features"]]) == 0
     numbers = np.load(picture.with_suffix(".npz"))

@@ -19,6 +19,8 @@ from ddpm_jax.figures import interpolate, neighbours, progressive, rate_distorti
 from ddpm_jax.figures.base import keys_of, steps_at
 from ddpm_jax.nll import Likelihood
 from ddpm_jax.samplers import START, gaussian_noise
+from ddpm_jax.splits import read_split
+from ddpm_jax.weights import load_weights
 
 
 class Stub:
@@ -203,20 +205,19 @@ def test_a_figure_goes_into_the_run_and_schedules_need_none(run, tmp_path, monke
 
 def test_images_to_interpolate_come_from_files_too(run, tmp_path, pictures):
     Image.fromarray(pictures[3, ..., 0]).save(tmp_path / "three.png")
-    ddpm, _ = load(run)
-    np.testing.assert_array_equal(interpolate.read_image(run, ddpm, str(tmp_path / "three.png")), pictures[3])
-    np.testing.assert_array_equal(interpolate.read_image(run, ddpm, "3"), pictures[3])
+    model = load_weights(run)
+    np.testing.assert_array_equal(interpolate.read_image(model, str(tmp_path / "three.png")), pictures[3])
+    np.testing.assert_array_equal(interpolate.read_image(model, "3"), pictures[3])
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(UserError, match=r"between: .*float.tif cannot be read"):
-        interpolate.read_image(run, ddpm, str(tmp_path / "float.tif"))
+        interpolate.read_image(model, str(tmp_path / "float.tif"))
 
 
 def test_mirrored_copies_are_found(run, pictures, monkeypatch):
     """This run was trained with flips; a sampler that mirrors a training image is a copier."""
     from ddpm_jax.ddpm import DDPM
-    from ddpm_jax.runs import read_split
 
-    _, train = read_split(run, load(run)[0].config, "train")
+    _, train = read_split(load_weights(run), "train")
     mirrored = pictures[train[4:5], :, ::-1] / np.float32(127.5) - 1
     monkeypatch.setattr(DDPM, "sample", lambda *args, **options: mirrored)
     figure = neighbours.Neighbours(run=str(run), n=1, neighbours=2)

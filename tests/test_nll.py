@@ -12,26 +12,28 @@ from ddpm_jax import DDPM, UserError, load, nll
 from ddpm_jax.cli import main
 from ddpm_jax.data import split
 from ddpm_jax.nll import measure
-from ddpm_jax.runs import default_split, read_config, read_split
+from ddpm_jax.runs import read_config
+from ddpm_jax.splits import default_split, read_split
+from ddpm_jax.weights import load_weights
 
 
 def test_the_splits_are_the_runs_own(run, tmp_path, pictures):
-    config = read_config(run)
-    source, train = read_split(run, config, "train")
-    _, held_out = read_split(run, config, "holdout")
+    config, model = read_config(run), load_weights(run)
+    source, train = read_split(model, "train")
+    _, held_out = read_split(model, "holdout")
     assert sorted([*train, *held_out]) == list(range(48)) and 0 < len(held_out) < len(train)
     np.testing.assert_array_equal(held_out, split(source, 0.2)[1])
     # The same images elsewhere will do, others will not; for the test split any.
     np.savez(tmp_path / "same.npz", images=pictures)
     np.savez(tmp_path / "other.npz", images=pictures[:5])
-    assert len(read_split(run, config, "train", f"npz:{tmp_path}/same.npz")[1]) == len(train)
+    assert len(read_split(model, "train", f"npz:{tmp_path}/same.npz")[1]) == len(train)
     with pytest.raises(UserError, match="holds other images than"):
-        read_split(run, config, "train", f"npz:{tmp_path}/other.npz")
+        read_split(model, "train", f"npz:{tmp_path}/other.npz")
     assert default_split(config) == "holdout"
     with_test = dataclasses.replace(config, data=dataclasses.replace(config.data, test="folder:x"))
     without = dataclasses.replace(config, data=dataclasses.replace(config.data, holdout=0.0))
     assert default_split(with_test) == default_split(without) == "test"
-    test, indices = read_split(run, config, "test", f"npz:{tmp_path}/other.npz")
+    test, indices = read_split(model, "test", f"npz:{tmp_path}/other.npz")
     np.testing.assert_array_equal(test.read(indices), pictures[:5])
 
 
@@ -51,7 +53,7 @@ def measured(run, tmp_path_factory):
 def test_every_image_counts_once_a_draw(run, measured, pictures):
     _, result = measured
     ddpm, params = load(run)
-    _, held_out = read_split(run, ddpm.config, "holdout")
+    _, held_out = read_split(load_weights(run), "holdout")
     assert len(held_out) % 3  # The last batch is not full.
     x_0 = np.float32(pictures[held_out]) / 127.5 - 1
     draws = [ddpm.bits_per_dim(params, jax.random.fold_in(jax.random.key(0), draw), x_0) for draw in range(2)]

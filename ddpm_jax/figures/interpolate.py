@@ -15,8 +15,9 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.figures.base import RunFigure, diffused, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.images import to_float, to_uint8
-from ddpm_jax.runs import read_split
 from ddpm_jax.samplers import START, gaussian_noise
+from ddpm_jax.splits import read_split
+from ddpm_jax.weights import Loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Interpolate(RunFigure):
             raise UserError("steps: of the DDIM latents alone; add --slerp, or leave it out")
         model = self.load()
         ddpm, params = model.ddpm, model.params
-        sources = np.stack([read_image(self.run, ddpm, name, self.data) for name in self.between])
+        sources = np.stack([read_image(model, name, self.data) for name in self.between])
         x_0, weights = to_float(sources), np.linspace(0, 1, self.weights_across, dtype=np.float32)
         T = ddpm.schedule.num_timesteps
         if self.slerp:
@@ -107,18 +108,18 @@ def slerp(a, b, weights):
     return of_a * a[None] + of_b * b[None]
 
 
-def read_image(run, ddpm, name: str, data: str | None = None) -> np.ndarray:
+def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
     """Image `name` uint8 [H,W,C]: a file, or a number in the run's data set. Raises UserError if it is neither."""
-    file, channels = Path(name).expanduser(), ddpm.image_shape[-1]
+    file, image_shape = Path(name).expanduser(), model.ddpm.image_shape
     if name.isascii() and name.isdigit() and not file.is_file():
-        source, _ = read_split(run, ddpm.config, "train", data)
+        source, _ = read_split(model, "train", data)
         if int(name) >= len(source):
             raise UserError(f"between: there are {len(source)} images, number {name} is not one of them")
         return source.read(np.array([int(name)]))[0]
-    if channels not in (1, 3):
-        raise UserError(f"between: {name} is no number, and no file holds {channels} channels; name numbers")
+    if image_shape[-1] not in (1, 3):
+        raise UserError(f"between: {name} is no number, and no file holds {image_shape[-1]} channels; name numbers")
     try:
-        return decode(file.read_bytes(), ddpm.image_shape, file.name)
+        return decode(file.read_bytes(), image_shape, file.name)
     except UserError as error:
         raise UserError(f"between: {str(error).removeprefix('data: ')}") from error
     except Exception as error:  # Pillow raises errors of many kinds.

@@ -18,7 +18,7 @@ from ddpm_jax.figures.panel import image_table
 from ddpm_jax.images import to_uint8
 from ddpm_jax.parallel import make_mesh
 from ddpm_jax.progress import progress_bar
-from ddpm_jax.runs import read_split
+from ddpm_jax.splits import read_split
 
 BLOCK = 1024
 
@@ -67,7 +67,7 @@ class Neighbours(RunFigure):
             raise UserError("inception: pixels are compared without it; add --features, or leave it out")
         model = self.load()
         flip = model.ddpm.config.data.flip
-        source, indices = read_split(self.run, model.ddpm.config, "train", self.data)
+        source, indices = read_split(model, "train", self.data)
         space = self._space(source, indices)
         samples = to_uint8(model.ddpm.sample(model.params, seed_key(self.seed), self.n))
         queries, count = samples, min(self.neighbours, len(indices))
