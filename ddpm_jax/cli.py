@@ -63,7 +63,8 @@ def main(args: list[str] | None = None) -> int:
         print(f"ddpm-jax: {error}{remedy}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("ddpm-jax: interrupted", file=sys.stderr)
+        goes_on = "; the same command goes on" if args[0] in ("evaluate", "likelihood") else ""
+        print(f"ddpm-jax: interrupted{goes_on}", file=sys.stderr)
         code = 130
     except Exception:
         _leave(1)

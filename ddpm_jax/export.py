@@ -28,18 +28,18 @@ def export(
     step: int | None = None,
     sampler: Sampler = ANCESTRAL,
 ) -> None:
-    """Writes the model `run` to `out`: a .safetensors file, or for the other formats a new folder.
+    """Writes the model `run` to `out`, where nothing is yet: a .safetensors file, for the other formats a folder.
 
     safetensors is what `load` takes back, diffusers what that library's DDPMPipeline loads, stablehlo the sampler
     (drawing with `sampler`, which is of no use to the others) and the denoiser as programs that need jax
-    alone. Raises UserError if `out` is something else, or the format cannot hold the model.
+    alone. Raises UserError if `out` is there or has another kind of name, or the format cannot hold the model.
     """
     path = path_of(out)
     if (format == "safetensors") != (path.suffix == ".safetensors"):
-        must = "must end in .safetensors" if format == "safetensors" else f"is a file's name, and {format} is a folder"
-        raise UserError(f"out: {out} {must}; choose another --out")
-    if format == "safetensors" and path.is_dir():
-        raise UserError(f"out: {out} is a folder; choose another --out")
+        kind = "a file, --out NAME.safetensors" if format == "safetensors" else "a folder, --out NAME"
+        raise UserError(f"out: {format} is written to {kind}; {out} is none")
+    if path.exists() and not (path.is_dir() and not any(path.iterdir()) and format != "safetensors"):
+        raise UserError(f"out: {out} is there already; choose another --out or move it away")
     if format != "stablehlo" and sampler != ANCESTRAL:
         raise UserError(f"sampler: {format} holds weights alone; leave it, steps, eta and grid out or choose stablehlo")
     model = load_weights(run, weights=weights, step=step)

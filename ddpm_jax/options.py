@@ -129,7 +129,7 @@ class EvaluateOptions(SamplerOptions):
     """Compare samples with real images: the paper's row, and more; goes on where it was stopped."""
 
     data: str | None = None
-    """folder:PATH, npz:PATH or tfds:NAME of the real images; None for the run's own, trained on and held out."""
+    """digits, folder:PATH, npz:PATH or tfds:NAME of real images; None for the run's own, trained on and held out."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 50_000
     """How many samples; the paper's number is the default."""
     seed: int = 0
@@ -154,4 +154,4 @@ class ExportOptions(SamplerOptions):
     format: Literal["safetensors", "diffusers", "stablehlo"] = "safetensors"
     """Weights in one file, a folder for diffusers' DDPMPipeline, or programs that sample with jax alone."""
     out: str = "model.safetensors"
-    """The file NAME.safetensors, or the new folder of the other formats."""
+    """A new file NAME.safetensors, or for the other formats a new folder."""

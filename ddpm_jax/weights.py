@@ -130,4 +130,8 @@ def _read(path: epath.PathLike):
         local = interop.download(str(path))
     if interop.is_diffusers(local):
         return *interop.read_diffusers(local), {"weights": "unknown", "step": None, "data_fingerprint": None}
+    if not local.exists():
+        raise UserError(f"{path}: there is none; name a run directory, a .safetensors file or a diffusers folder")
+    if local.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        raise UserError(f"{path}: a pickle can run any program and is not read; of a diffusers model name the folder")
     raise UserError(f"{path}: this is not a run directory, a .safetensors file, or a folder of the diffusers library")

@@ -24,6 +24,8 @@ parser.add_argument("--out", type=Path, default="samples.npz")
 options = parser.parse_args()
 if options.n < 1 or options.batch_size < 1 or not 0 <= options.seed < 2**32:
     sys.exit("-n and --batch-size must be at least 1, --seed from 0 to 2**32 - 1")
+if options.out.suffix != ".npz" or not options.out.parent.is_dir():
+    sys.exit(f"--out {options.out} must end in .npz and lie in a folder that is there")
 
 try:
     about = json.loads((options.folder / "about.json").read_text())

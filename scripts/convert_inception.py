@@ -19,6 +19,8 @@ from ddpm_jax.models.inception_weights import from_state_dict
 
 def read_state_dict(path: Path):
     """The tensors of a state dict by name, as NumPy arrays. Raises UserError for anything else."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
     try:
         import torch
     except ImportError:

@@ -35,11 +35,11 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         (["train", "digits", "--train.batch-size", "0"], "train.batch_size: must be at least 1, got 0"),
         (["train", "digits", "--diffusion.schedule", "sine"], "sine"),
         (["train", "digits", "--data.image-shape", "28", "28", "1"], "pass --data.image-shape 8 8 1"),
-        (["train", "small32"], "there is no data/images; name a folder or a zip with --data.source folder:PATH"),
+        (["train", "small32"], "there is no data/images; name a folder or a zip: --data.source folder:PATH"),
         (["train", "digits", "--data.source", "folder:/nowhere"], "there is no /nowhere"),
         (["train", "digits", "--workdir", "/dev/null/x"], "/dev/null/x"),
         (["sample"], "run"),
-        (["sample", "/nowhere"], "/nowhere: this is not a run directory"),
+        (["sample", "/nowhere"], "/nowhere: there is none; name a run directory"),
     ],
 )
 def test_bad_input_gets_one_clear_line(capsys, monkeypatch, tmp_path, args, says):

@@ -14,6 +14,7 @@ from ddpm_jax.cli import main
 from ddpm_jax.errors import UserError
 from ddpm_jax.interop import read_single_file
 from ddpm_jax.parallel import make_mesh
+from ddpm_jax.splits import read_split
 from ddpm_jax.weights import load_weights, weights_for
 
 
@@ -43,6 +44,21 @@ def test_a_file_says_where_it_comes_from(run, exported):
     np.testing.assert_array_equal(tensors["mid_0_block.conv_0.kernel"], load(run)[1]["mid_0_block"]["conv_0"]["kernel"])
 
 
+def test_the_same_weights_make_the_same_file(run, exported, tmp_path):
+    assert main(["export", str(run), "--out", f"{tmp_path}/again.safetensors"]) == 0
+    assert (tmp_path / "again.safetensors").read_bytes() == exported.read_bytes()
+
+
+def test_a_file_knows_what_was_held_out(run, exported, tmp_path, pictures):
+    data = f"npz:{run.parent}/pictures.npz"
+    for split in ("train", "holdout"):
+        of_file, of_run = (read_split(load_weights(path), split, data)[1] for path in (exported, run))
+        np.testing.assert_array_equal(of_file, of_run)
+    np.savez(tmp_path / "other.npz", images=pictures[:40])
+    with pytest.raises(UserError, match="holds other images than this model was trained on"):
+        read_split(load_weights(exported), "train", f"npz:{tmp_path}/other.npz")
+
+
 def test_a_file_samples_what_the_run_samples(run, exported, tmp_path, capsys):
     for number, source in enumerate((run, exported)):
         assert main(["sample", str(source), "-n", "4", "--out", f"{tmp_path}/{number}/"]) == 0
@@ -62,12 +78,13 @@ def test_raw_weights_stay_raw(run, tmp_path):
 def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
     tensors, content = load_file(exported), exported.read_bytes()
     missing = {name: tensor for name, tensor in tensors.items() if name != "stem.bias"}
-    metadata = {"config": _metadata(content)["config"], "provenance": _metadata(content)["provenance"]}
+    metadata = {"ddpm_jax": _metadata(content)["ddpm_jax"]}
+    without_provenance = {"config": json.loads(metadata["ddpm_jax"])["config"], "provenance": {}}
     save_file(missing, tmp_path / "missing.safetensors", metadata)
     save_file(tensors | {"more": np.zeros(2)}, tmp_path / "more.safetensors", metadata)
     save_file(tensors | {"stem.bias": np.zeros(4)}, tmp_path / "dtype.safetensors", metadata)
     save_file(tensors, tmp_path / "bare.safetensors")
-    save_file(tensors, tmp_path / "half.safetensors", metadata | {"provenance": "{}"})
+    save_file(tensors, tmp_path / "half.safetensors", {"ddpm_jax": json.dumps(without_provenance)})
     (tmp_path / "short.safetensors").write_bytes(content[:-10])
     (tmp_path / "text.safetensors").write_bytes(b"hello")
     for name, says in {
@@ -81,6 +98,7 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
     }.items():
         assert says in refused(capsys, "sample", tmp_path / f"{name}.safetensors", "--out", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
+    (tmp_path / "model.pth").touch()
     for arguments, says in [
         (("sample", exported, "--weights", "raw"), "holds others; leave --weights raw out"),
         (("sample", exported, "--step", 4), "holds one set of weights, of step 2"),
@@ -88,9 +106,14 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
             ("likelihood", exported, "--split", "test", "--data", f"npz:{run.parent}/pictures.npz"),
             "say where with --out",
         ),
-        (("likelihood", exported, "--split", "train", "--out", tmp_path / "x"), "has its images from elsewhere"),
+        (("likelihood", exported, "--split", "train", "--out", tmp_path / "x"), "had its images from elsewhere"),
         (("figure", "progressive", exported), "say where with --out"),
-        (("export", run, "--format", "safetensors", "--out", tmp_path / "model.bin"), "must end in .safetensors"),
+        (("export", run, "--format", "safetensors", "--out", tmp_path / "model.bin"), "to a file, --out NAME.safet"),
+        (("export", run, "--format", "diffusers"), "to a folder, --out NAME; model.safetensors is none"),
+        (("export", run, "--out", exported), "model.safetensors is there already"),
+        (("export", run, "--format", "diffusers", "--out", tmp_path), "is there already; choose another --out or move"),
+        (("export", run, "--format", "stablehlo", "--out", tmp_path), "is there already; choose another --out or move"),
+        (("sample", tmp_path / "model.pth"), "model.pth: a pickle can run any program"),
         (
             ("export", run, "--format", "safetensors", "--out", tmp_path / "x.safetensors", "--steps", 2),
             "weights alone",
@@ -116,7 +139,7 @@ def test_a_run_starts_from_the_weights_of_another(run, exported, pictures, tmp_p
     with pytest.raises(UserError, match="no checkpoint yet; name the weights it starts from again"):
         fit(config, tmp_path / "tuned")
     fit(config, tmp_path / "fresh")
-    with pytest.raises(UserError, match="it did not start from what --init-from names now"):
+    with pytest.raises(UserError, match="started from other weights than --init-from names"):
         fit(config, tmp_path / "fresh", init_from=exported)
 
 
@@ -128,7 +151,7 @@ def test_weights_of_another_network_are_refused_by_field(tiny, run, pictures, tm
     v = dataclasses.replace(tiny, diffusion=dataclasses.replace(tiny.diffusion, prediction="v"))
     with pytest.raises(UserError, match=r"diffusion.prediction 'v', there 'eps'"):
         fit(v, tmp_path / "v", pictures, init_from=run)
-    assert "/nowhere: this is not a run directory" in refused(
+    assert "/nowhere: there is none; name a run directory" in refused(
         capsys, "train", "digits", "--workdir", tmp_path / "x", "--init-from", "/nowhere"
     )
 

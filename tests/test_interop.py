@@ -456,13 +456,6 @@ def test_what_the_library_cannot_be_told_is_refused(tmp_path, params, group, fie
     assert said.startswith(message) and not (tmp_path / "out").exists()
 
 
-def test_nothing_is_written_over_something_else(tmp_path, params):
-    (tmp_path / "config.json").write_text("{}")
-    assert "there is something else already" in refusal(write_diffusers, tmp_path, CONFIG, params)
-    assert "there is something else already" in refusal(write_diffusers, tmp_path / "config.json", CONFIG, params)
-    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
-
-
 def test_a_name_on_the_hub_is_downloaded_without_pickles(tmp_path, monkeypatch, tensors, params):
     """A stub of its client serves a flat folder's files, those that the patterns allow."""
     from fnmatch import fnmatch

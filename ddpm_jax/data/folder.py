@@ -72,7 +72,9 @@ def _open(path: str):
         if root.is_dir():
             return image_files(_walk(root)), functools.partial(_read_file, root)
         if not root.exists():
-            raise UserError(f"data: there is no {root}; name a folder or a zip with --data.source folder:PATH")
+            raise UserError(
+                f"data: there is no {root}; name a folder or a zip: --data.source folder:PATH (not train: --data)"
+            )
         archive = _Zip(root)
         return image_files(archive.file.namelist()), archive
     except zipfile.BadZipFile as error:

@@ -66,25 +66,19 @@ def write_diffusers(path: epath.PathLike, config: Config, params) -> None:
     """Writes a pipeline that diffusers' DDPMPipeline loads; weights are float32.
 
     What belongs to training alone (loss, data, optimiser) and model.dtype are not in it. Raises UserError
-    naming the field of `config` that the library has no equal of, or `path` if something else is there.
+    naming the field of `config` that the library has no equal of.
     """
     folder = path_of(path)
     unet, scheduler = write_config(config)
-    if (
-        folder.exists()
-        and not (folder / "model_index.json").exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise UserError(f"{folder}: there is something else already; choose another path")
     index = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", unet["_class_name"]],
     }
-    write_file(folder / "model_index.json", _json(index))  # First: what is left of a killed one may be written over.
     write_file(folder / "unet" / WEIGHTS, save(from_params(params), {"format": "pt"}))
     write_file(folder / "unet" / "config.json", _json(unet))
     write_file(folder / "scheduler" / "scheduler_config.json", _json(scheduler))
+    write_file(folder / "model_index.json", _json(index))  # Last: with it the folder is a pipeline.
 
 
 def _json(values: dict) -> bytes:

@@ -22,11 +22,8 @@ def write_single_file(path: epath.PathLike, config: Config, params, about: dict[
 
     Tensors are named as in the network: down_0_0_block.conv_0.kernel.
     """
-    metadata = {
-        "format": "ddpm_jax",
-        "config": json.dumps(configs.to_dict(config)),
-        "provenance": json.dumps(about),
-    }
+    # One entry: the library writes several in an order that is another each time.
+    metadata = {"ddpm_jax": json.dumps({"config": configs.to_dict(config), "provenance": about})}
     write_file(path_of(path), safetensors.save(jax.tree.map(np.asarray, flat_params(params)), metadata))
 
 
@@ -37,10 +34,9 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
     """
     content = path_of(path).read_bytes()
     try:
-        metadata = _metadata(content)
+        metadata = json.loads(_metadata(content)["ddpm_jax"])
         tensors = safetensors.load(content)
-        config = configs.from_dict(json.loads(metadata["config"]))
-        provenance = json.loads(metadata["provenance"])
+        config, provenance = configs.from_dict(metadata["config"]), metadata["provenance"]
         about = provenance | {name: provenance[name] for name in ("weights", "step", "data_fingerprint")}
     except (KeyError, TypeError):
         raise UserError(

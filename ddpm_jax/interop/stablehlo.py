@@ -24,7 +24,6 @@ from jax import export
 
 from ddpm_jax.config import to_dict
 from ddpm_jax.ddpm import ANCESTRAL, DDPM, Sampler, sample_batch
-from ddpm_jax.errors import UserError
 from ddpm_jax.files import npz, path_of, write_file
 from ddpm_jax.interop.names import flat_params, nested_params
 
@@ -40,13 +39,10 @@ def write_stablehlo(
 ) -> None:
     """Writes the programs, which draw as `sampler` does, and the weights into `folder`.
 
-    `about` tells where the weights come from, as JSON. Raises UserError for a sampler that cannot be, or if
-    `folder` holds something else already or cannot be written.
+    `about` tells where the weights come from, as JSON. Raises UserError for a sampler that cannot be.
     """
     folder = path_of(folder)
     sampler.check(ddpm.config)
-    if folder.exists() and not (folder / "about.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"out: {folder} is not empty and not an exported model; choose another folder")
     weights = {name: np.asarray(leaf) for name, leaf in flat_params(params).items()}
     files = {
         "sampler.stablehlo": bytes(sampler_program(ddpm, params, sampler).serialize()),
@@ -66,10 +62,9 @@ def write_stablehlo(
         "config": to_dict(ddpm.config),
         "about": about,
     }
-    # First: what is left of a killed one may be written over.
-    write_file(folder / "about.json", json.dumps(described, indent=1).encode())
     for name, content in files.items():
         write_file(folder / name, content)
+    write_file(folder / "about.json", json.dumps(described, indent=1).encode())
 
 
 def sampler_program(ddpm: DDPM, params, sampler: Sampler) -> export.Exported:
