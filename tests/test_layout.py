@@ -28,7 +28,7 @@ ddpm
 interop
 runs update
 weights
-logs signals
+logs signals splits
 proxy
 features
 train sample nll export
