@@ -16,6 +16,7 @@ with epy.lazy_api_imports(globals()):
     )
     from ddpm_jax.errors import UserError
     from ddpm_jax.images import to_uint8
+    from ddpm_jax.runtime import configure_jax
     from ddpm_jax.schedule import Schedule, make_schedule, strided
     from ddpm_jax.train import fit
     from ddpm_jax.weights import load
@@ -27,6 +28,7 @@ __all__ = [
     "Schedule",
     "UserError",
     "config",
+    "configure_jax",
     "decoder_log_likelihood",
     "fit",
     "likelihood",

@@ -16,9 +16,9 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.options import (
     EvaluateOptions,
     ExportOptions,
+    Launch,
     LikelihoodOptions,
     PlanOptions,
-    Processes,
     SampleOptions,
     SamplerOptions,
     TrainOptions,
@@ -103,7 +103,7 @@ def _train(args: list[str]) -> None:
     name, *args = _config_first("train", args)
     default = TrainOptions(load_config(name), f"runs/{name.removesuffix('.py').rpartition('/')[2]}")
     options = _parse(TrainOptions, args, f"ddpm-jax train {name}", default)
-    _start(options.processes)
+    _start(options.launch)
     from ddpm_jax.train import fit
 
     fit(options.config, options.workdir, init_from=options.init_from)
@@ -136,7 +136,7 @@ def _config_first(command: str, args: list[str]) -> list[str]:
 
 def _sample(args: list[str]) -> None:
     options = _parse(SampleOptions, args, "ddpm-jax sample")
-    _start(options.processes)
+    _start(options.launch)
     from ddpm_jax.sample import sample_to
 
     sample_to(**_arguments(options))
@@ -144,7 +144,7 @@ def _sample(args: list[str]) -> None:
 
 def _export(args: list[str]) -> None:
     options = _parse(ExportOptions, args, "ddpm-jax export")
-    _start(Processes())
+    _start(Launch())
     from ddpm_jax.export import export
 
     export(**_arguments(options))
@@ -152,7 +152,7 @@ def _export(args: list[str]) -> None:
 
 def _likelihood(args: list[str]) -> None:
     options = _parse(LikelihoodOptions, args, "ddpm-jax likelihood")
-    _start(options.processes)
+    _start(options.launch)
     from ddpm_jax.nll import measure, table
     from ddpm_jax.processes import is_first
 
@@ -163,7 +163,7 @@ def _likelihood(args: list[str]) -> None:
 
 def _evaluate(args: list[str]) -> None:
     options = _parse(EvaluateOptions, args, "ddpm-jax evaluate")
-    _start(options.processes)
+    _start(options.launch)
     from ddpm_jax.evaluate import evaluate, table
     from ddpm_jax.processes import is_first
 
@@ -183,7 +183,7 @@ def _figure(args: list[str]) -> None:
     from ddpm_jax import figures
 
     figure = _parse(getattr(figures, FIGURES[name]), args, f"ddpm-jax figure {name}")
-    _start(Processes())
+    _start(Launch())
     figure.draw()
 
 
@@ -221,7 +221,7 @@ def _one_line(box: str) -> str:
 
 def _arguments(options) -> dict:
     """What the command's function takes."""
-    arguments = {name: value for name, value in dataclasses.asdict(options).items() if name != "processes"}
+    arguments = {name: value for name, value in dataclasses.asdict(options).items() if name != "launch"}
     if isinstance(options, SamplerOptions):
         from ddpm_jax.ddpm import Sampler
 
@@ -229,12 +229,14 @@ def _arguments(options) -> dict:
     return arguments
 
 
-def _start(processes: Processes) -> None:
-    """Joins the other processes, of which only the first talks, and gives advice on the devices."""
+def _start(launch: Launch) -> None:
+    """Configures jax, joins the other processes, of which only the first talks, and gives advice on the devices."""
     from ddpm_jax.parallel import device_advice
     from ddpm_jax.processes import is_first, join
+    from ddpm_jax.runtime import configure_jax
 
-    join(**dataclasses.asdict(processes))
+    configure_jax(launch.compile_cache)
+    join(launch.coordinator, launch.num_processes, launch.process_id)
     if not is_first():
         log.setLevel(logging.ERROR)
     advice = device_advice()

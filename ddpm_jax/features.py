@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from ddpm_jax.data import Source
-from ddpm_jax.files import npz, path_of, read_npz, write_file
+from ddpm_jax.files import npz, path_of, read_npz, user_cache, write_file
 from ddpm_jax.interop import flat_params, nested_params
 from ddpm_jax.metrics import Statistics, statistics
 from ddpm_jax.models import classifier_features, inception_features, load_inception
@@ -84,7 +84,7 @@ def cache_root(source: Source, shared: epath.Path) -> epath.Path:
         return shared
     if source.beside is not None and os.access(source.beside, os.W_OK):
         return epath.Path(source.beside) / "ddpm_jax-features"
-    return path_of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ddpm_jax/features"
+    return user_cache() / "features"
 
 
 class Features(NamedTuple):

@@ -26,6 +26,11 @@ def path_of(path: epath.PathLike) -> epath.Path:
         raise UserError(f"{path}: no such filesystem; choose a local path or one on gs:// or s3://") from None
 
 
+def user_cache() -> epath.Path:
+    """The folder of the user's cache that is for this package."""
+    return path_of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ddpm_jax"
+
+
 @contextlib.contextmanager
 def writing(path: epath.PathLike):
     """Turns what the system says of a full or read-only disk into a UserError that names `path`."""

@@ -10,18 +10,20 @@ from ddpm_jax.config import Config, Positive
 
 
 @dataclasses.dataclass(frozen=True)
-class Processes:
-    """Where several hosts work together. TPU pods, SLURM and Kubernetes need none of it."""
+class Launch:
+    """How the programme starts."""
 
+    compile_cache: bool = True
+    """Keep compiled programs in the user's cache folder for the next start (JAX_ENABLE_COMPILATION_CACHE=0: no)."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, the same for all."""
+    """HOST:PORT of process 0 where several hosts work together; TPU pods, SLURM and Kubernetes need none of this."""
     num_processes: int | None = None
-    """How many there are."""
+    """How many processes there are."""
     process_id: int | None = None
     """Which one this is, from 0."""
 
 
-Together = Annotated[Processes, tyro.conf.arg(name="")]
+Launched = Annotated[Launch, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class TrainOptions:
     """Folder of the run, made if it is missing."""
     init_from: str | None = None
     """Start from these weights: a run, .safetensors, a diffusers folder, its name on the hub."""
-    processes: Together = Processes()
+    launch: Launched = Launch()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ class SampleOptions(SamplerOptions):
     """A grid (.png), uint8 arrays (.npz), or a folder/ of numbered PNGs, of which only the missing are made."""
     batch_size: int | None = None
     """Images at a time; None for 64 a device."""
-    processes: Together = Processes()
+    launch: Launched = Launch()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,7 @@ class LikelihoodOptions(ModelOptions):
     """folder:PATH, npz:PATH or tfds:NAME to read the split from; None for where the config says."""
     out: str | None = None
     """Folder of the results; None for one in the run's likelihood/."""
-    processes: Together = Processes()
+    launch: Launched = Launch()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ class EvaluateOptions(SamplerOptions):
     """Measure the bound on the images that were not trained on, too."""
     out: str | None = None
     """Folder of the results; None for one in the run's evaluation/."""
-    processes: Together = Processes()
+    launch: Launched = Launch()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ checked
 config
 processes paper
 files parallel images checksum progress
-data
+data runtime
 checkpoint
 ddpm
 interop

@@ -1,0 +1,82 @@
+"""What the programme sets for jax: faster on a CPU, nothing over the user's own, nothing at import."""
+
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxlib
+import pytest
+
+from ddpm_jax import runtime
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+
+REPORT = """
+import os, ddpm_jax
+from ddpm_jax import DDPM
+before = os.environ.get("XLA_FLAGS", "")
+{call}
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+print(repr([before, os.environ.get("XLA_FLAGS", ""), jax.config.jax_compilation_cache_dir]))
+"""
+
+
+def report(tmp_path, call="ddpm_jax.configure_jax()", **environment):
+    """[flags before, flags after, cache folder] of a fresh process that calls `call` and then computes."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = {**kept, "XDG_CACHE_HOME": str(tmp_path), **environment}
+    command = [sys.executable, "-c", REPORT.format(call=call)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return eval(done.stdout)
+
+
+def test_flags_and_cache_are_set_when_asked_and_not_by_importing(tmp_path):
+    before, flags, cache = report(tmp_path)
+    assert before == "" and flags == f"{FLAG}={runtime.CPU_FLAGS[FLAG]}"
+    assert Path(cache).parent == tmp_path / "ddpm_jax/xla" and jaxlib.__version__ in Path(cache).name
+
+
+def test_what_the_user_set_stays(tmp_path):
+    own = f"--xla_cpu_enable_fast_math=false {FLAG}="
+    _, flags, cache = report(tmp_path, XLA_FLAGS=own, JAX_COMPILATION_CACHE_DIR=f"{tmp_path}/mine")
+    assert flags == own and cache == f"{tmp_path}/mine"
+    assert (
+        "--xla_cpu_enable_fast_math=false --xla_cpu"
+        in report(tmp_path, XLA_FLAGS="--xla_cpu_enable_fast_math=false")[1]
+    )
+
+
+def test_nothing_is_set_for_other_devices_or_an_unknown_jaxlib(tmp_path):
+    """A flag that jaxlib does not know would end the process."""
+    call = "import {0}; {0}.{1}; ddpm_jax.configure_jax()"
+    assert report(tmp_path, call.format("jaxlib", '__version__ = "9.9.9"'))[1] == ""
+    _, flags, _ = report(tmp_path, call.format("jax", 'config.update("jax_platforms", "cuda,cpu")'), JAX_PLATFORMS="")
+    assert flags == ""
+
+
+def test_the_versions_that_know_the_flags_are_listed():
+    """Of the jaxlib at hand: its library holds their names, and names are all that it knows flags by."""
+    library = Path(jaxlib.__file__).parent / "libjax_common.so"
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        known = all(content.find(name.removeprefix("--").encode()) >= 0 for name in runtime.CPU_FLAGS)
+    assert known == jaxlib.__version__.startswith(runtime.KNOWN_TO)
+
+
+@pytest.mark.parametrize("option", [["--no-compile-cache"], []])
+def test_a_second_process_takes_what_the_first_compiled(run, tmp_path, option):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_LOG_COMPILES": "1"}
+    command = [sys.executable, "-c", "from ddpm_jax.cli import main; main()", "sample", str(run), *option]
+    hits = []
+    for number in range(2):
+        command += ["--out", f"{tmp_path}/{number}.npz"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        hits.append(done.stderr.count("Persistent compilation cache hit"))
+    if option:
+        assert hits == [0, 0] and not (tmp_path / "ddpm_jax").exists()
+    else:
+        assert hits[0] == 0 < hits[1] and list((tmp_path / "ddpm_jax/xla").rglob("*-cache"))
+    assert (tmp_path / "0.npz").read_bytes() == (tmp_path / "1.npz").read_bytes()
