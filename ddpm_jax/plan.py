@@ -9,22 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Literal
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ddpm_jax.config import Config
 from ddpm_jax.ddpm import DDPM, seed_key
 from ddpm_jax.errors import UserError
+from ddpm_jax.flops import peak_of, step_flops
 from ddpm_jax.parallel import batch_sharding, state_shardings
 from ddpm_jax.update import check_batch, init_state, train_step
 
 AXES = ("data", "fsdp")
-
-# FLOP/s of a device, by what the network computes in, where the user gives none.
-PEAK = {
-    "float32": (156e12, "an A100's peak in TF32"),
-    "bfloat16": (312e12, "an A100's peak in bfloat16"),
-}
 
 
 class Traffic(NamedTuple):
@@ -86,7 +81,6 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
     mesh = AbstractMesh(_mesh_shape(config, devices, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
     ddpm = DDPM(config)
     state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
-    images = _images(config, config.train.batch_size)
     return Plan(
         config=config,
         devices=devices,
@@ -99,7 +93,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
         gathered=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params) if _is_divided(leaf)),
         gradient=bytes_a_device(state.params),
         activations=activation_bytes(ddpm, state.params, config.train.batch_size // devices // config.train.accumulate),
-        flops=count_flops(jax.make_jaxpr(functools.partial(train_step, ddpm))(state, images).jaxpr),
+        flops=step_flops(ddpm, state),
         traffic=ring_traffic(state.params),
     )
 
@@ -107,44 +101,6 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
 def bytes_a_device(tree) -> int:
     """Bytes that a tree of arrays, abstract or not, takes on each device of its sharding."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def count_flops(jaxpr: Jaxpr) -> int:
-    """The multiplications and additions, counted as two, of all matrix products and convolutions of `jaxpr`.
-
-    Elementwise work is left out. A kernel's taps on padding count, those on the zeros that the gradient of a
-    strided convolution puts between its rows do not. A scan counts as often as it runs, of a cond's branches the
-    dearest. Raises ValueError for a while loop with any such work: how often it runs is not known.
-    """
-    return sum(_flops(eqn) for eqn in jaxpr.eqns)
-
-
-def _flops(eqn) -> int:
-    name, params = eqn.primitive.name, eqn.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        return 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval
-        taps = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * eqn.outvars[0].aval.size * taps // math.prod(params["lhs_dilation"])
-    inner = [count_flops(jaxpr) for jaxpr in _jaxprs(list(params.values()))]
-    if name == "while" and any(inner):
-        raise ValueError("while: how often it runs is not known, and so neither is what it computes")
-    if name == "cond":
-        return max(inner)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
-
-
-def _jaxprs(values):
-    """Yields the programs among an equation's parameters."""
-    for value in values:
-        if isinstance(value, ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, Jaxpr):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _jaxprs(value)
 
 
 def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
@@ -201,7 +157,8 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
     mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
     ddpm = DDPM(config)
     state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
-    images = _images(config, config.train.batch_size, sharding=batch_sharding(mesh))
+    shape = (config.train.batch_size, *config.data.image_shape)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
     try:
         memory = step.lower(ddpm, state, images, mesh=mesh).compile().memory_analysis()
@@ -225,9 +182,10 @@ def table(
 ) -> str:
     """The plan in words, a device's memory held to `memory_gib` where that is given."""
     train = plan.config.train
-    assumed, whose = PEAK[plan.config.model.dtype]
+    assumed = peak_of("NVIDIA A100-SXM4-80GB", plan.config.model.dtype)
     rate = flops_per_s or assumed
-    source = "" if flops_per_s else f", {whose}, which is an assumption (--flops-per-s)"
+    in_what = {"float32": "in TF32", "bfloat16": "in bfloat16"}[plan.config.model.dtype]
+    source = "" if flops_per_s else f", an A100's peak {in_what}, which is an assumption (--flops-per-s)"
     hours = plan.hours(rate, utilisation)
     hours = f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}" if hours > 0.01 else "under 0.01"
     rows = [
@@ -299,10 +257,6 @@ def _on(mesh, tree):
 
 def _is_divided(leaf) -> bool:
     return not leaf.sharding.is_fully_replicated
-
-
-def _images(config: Config, batch_size: int, **options) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((batch_size, *config.data.image_shape), jnp.uint8, **options)
 
 
 def _first_line(error: Exception) -> str:

@@ -24,9 +24,9 @@ KNOWN_TO = ("0.10.", "0.11.")
 def configure_jax(compile_cache: bool = True) -> None:
     """Sets what makes jax faster here; to be called before it computes anything. The commands do so by themselves.
 
-    On a CPU, XLA_FLAGS get those of CPU_FLAGS that they do not name. With `compile_cache`, compiled programs are kept
-    in the user's cache folder, for this version of jaxlib and this kind of CPU, and taken from there by the next
-    process. What JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and
+    On a CPU, XLA_FLAGS get those of CPU_FLAGS that they do not name. With
+    `compile_cache`, compiled programs are kept in the user's cache folder, for this version of jaxlib and this kind of
+    CPU, and taken from there by the next process. What JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS say stays.
     """
     if _computes_on_cpu() and jaxlib.__version__.startswith(KNOWN_TO):

@@ -16,6 +16,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.data import Source, from_array, load_source, open_batches, split
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
+from ddpm_jax.flops import model_flops_rate
 from ddpm_jax.images import to_float
 from ddpm_jax.logs import open_log
 from ddpm_jax.parallel import (
@@ -115,7 +116,7 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
     """The loop, from state.step to config.train.steps or a signal."""
     ddpm, mesh, config = update.ddpm, update.mesh, update.ddpm.config
     done, steps = int(state.step), config.train.steps
-    window, stopping = _Window(done, checkpoints), None
+    window, stopping = _Window(done, checkpoints, config.train.batch_size, model_flops_rate(ddpm, state, mesh)), None
     try:
         while done < steps and not stopping:
             state, metrics = update(state, done)
@@ -159,8 +160,9 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
 class _Window:
     """The metrics of the updates since the last line, left on the device until the next one."""
 
-    def __init__(self, step: int, checkpoints: Checkpoints):
+    def __init__(self, step: int, checkpoints: Checkpoints, batch_size: int, full_rate: float | None):
         self.step, self.checkpoints = step, checkpoints
+        self.batch_size, self.full_rate = batch_size, full_rate
         self.metrics: list[dict] = []
         self.restart_clock()
 
@@ -179,7 +181,11 @@ class _Window:
         self.step += steps
         self._check(self.step, evaluated)
         means = {name: float(np.mean([values[name] for values in metrics])) for name in metrics[0]}
-        return {**means, "steps": steps, "steps_per_s": steps / (time.monotonic() - self.started), **evaluated}
+        rate = steps / (time.monotonic() - self.started)
+        rates = {"steps_per_s": rate, "images_per_s": rate * self.batch_size}
+        if self.full_rate is not None:
+            rates["mfu"] = rate / self.full_rate
+        return {**means, "steps": steps, **rates, **evaluated}
 
     def _check(self, step, values) -> None:
         for name, value in values.items():

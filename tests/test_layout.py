@@ -27,6 +27,7 @@ checkpoint
 ddpm
 interop
 runs update
+flops
 weights
 logs signals splits
 proxy

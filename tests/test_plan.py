@@ -15,13 +15,14 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from ddpm_jax import DDPM, UserError, plan, update
 from ddpm_jax.cli import main
 from ddpm_jax.config import Model, load_config
-from ddpm_jax.parallel import fsdp_spec
+from ddpm_jax.flops import PEAKS, count_flops, model_flops_rate
+from ddpm_jax.parallel import fsdp_spec, make_mesh
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
 def flops_of(function, *args):
-    return plan.count_flops(jax.make_jaxpr(function)(*args).jaxpr)
+    return count_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def array(*shape, dtype=jnp.float32):
@@ -98,7 +99,7 @@ def test_flops_are_close_to_those_that_xla_counts():
     model = Model(base_channels=64, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(16,))
     denoise, args = forward(dataclasses.replace(load_config("cifar10"), model=model), 2)
     traced = jax.jit(denoise).trace(*args)
-    assert plan.count_flops(traced.jaxpr.jaxpr) == pytest.approx(traced.lower().cost_analysis()["flops"], rel=0.06)
+    assert count_flops(traced.jaxpr.jaxpr) == pytest.approx(traced.lower().cost_analysis()["flops"], rel=0.06)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -281,3 +282,16 @@ def test_memory_is_about_what_the_compiler_takes(config):
     ratio = (planned.activations + planned.gradient) / memory.temp_size_in_bytes
     print(f"activations and gradient are estimated at {ratio:.2f} of the compiler's temporaries")
     assert 0.7 < ratio < 1.4
+
+
+def test_utilisation_is_of_the_devices_at_hand(tiny, monkeypatch):
+    """Two devices of a known peak: their FLOP/s by those of an update, whatever is computed twice."""
+    state = jax.eval_shape(functools.partial(update.init_state, DDPM(tiny)))
+    mesh = make_mesh(2)
+    assert model_flops_rate(DDPM(tiny), state, mesh) is None  # A CPU's peak is not known.
+    monkeypatch.setitem(PEAKS, jax.devices()[0].device_kind, (1e9, 3e9))
+    flops = plan.plan(tiny, 2).flops
+    assert model_flops_rate(DDPM(tiny), state, mesh) == pytest.approx(2 * 1e9 / flops)
+    again = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, remat=(0,), dtype="bfloat16"))
+    assert plan.plan(again, 2).flops > flops
+    assert model_flops_rate(DDPM(again), state, mesh) == pytest.approx(2 * 3e9 / flops)

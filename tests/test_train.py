@@ -121,7 +121,7 @@ def test_a_run_directory_tells_all(tiny, pictures, tmp_path):
     events = next((run / "tensorboard").iterdir()).read_bytes()
     assert b"grad_norm" in events and b"holdout_loss" in events and b"\x89PNG" in events
     last = lines(run)[-1]
-    assert set(last) == {"step", "loss", "grad_norm", "steps", "steps_per_s", "holdout_loss"}
+    assert set(last) == {"step", "loss", "grad_norm", "steps", "steps_per_s", "images_per_s", "holdout_loss"}
     ddpm, params = load(run)
     assert ddpm.config.model == tiny.model
     assert_equal_trees(params, state.ema_params)

@@ -1,0 +1,160 @@
+"""This project against diffusers on PyTorch: the same network, weights and batch, in alternating rounds.
+
+    scripts/benchmark.sh [--networks small32] [--kinds forward training] [--dtypes float32] [--rounds 9]
+
+Prints a table and writes benchmark.json and benchmark.md. Peers are diffusers' UNet2DModel with its schedulers as
+PyTorch runs it by itself (eager), with channels_last and under torch.compile; and, for the reverse chain, a loop as
+people write it (plain). Ratios are the peer's time by ours: above 1 we are faster.
+"""
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+
+import diffusers
+import jax
+import numpy as np
+import ours
+import peers
+import rounds
+import torch
+
+from ddpm_jax import configure_jax, load_config
+from ddpm_jax.runs import versions
+
+# (network, what, batch)
+CASES = [
+    *(("digits", kind, batch) for kind, batch in [("forward", 1), ("forward", 64), ("training", 32)]),
+    *(("small32", "forward", batch) for batch in (1, 8)),
+    ("small32", "training", 64),
+    *(("small32", "reverse", batch) for batch in (1, 16)),
+    ("small32", "sample", 16),
+    *(("cifar10", "forward", batch) for batch in (1, 8)),
+    ("cifar10", "training", 8),
+    *(("cifar10", "reverse", batch) for batch in (1, 16)),
+]
+GPU_CASES = [
+    *(("cifar10", "forward", batch) for batch in (1, 128, 256)),
+    *(("cifar10", "training", batch) for batch in (128, 256, 512)),
+    *(("cifar10", "reverse", batch) for batch in (1, 16, 256)),
+    ("cifar10", "sample", 256),
+]
+STEPS = 5
+"""Of the reverse chain in one call, and of DDIM in `sample`."""
+
+CLOSE = {"float32": 2e-5, "bfloat16": 0.2}
+"""How far outputs of both sides may differ, relative to the largest: they are of the same network."""
+
+
+def contestants(network: str, kind: str, batch: int, dtype: str, variants) -> dict:
+    """{name: call}; a call returns when its work is done."""
+    config = ours.with_dtype(load_config(network), dtype)
+    params, shape = ours.parameters(config), (batch, *config.data.image_shape)
+    rng = np.random.default_rng(1)
+    images, x = rng.integers(0, 256, shape, dtype=np.uint8), rng.standard_normal(shape, dtype=np.float32)
+    t = rng.integers(0, 1000, batch, dtype=np.int32)
+    peer = {variant: peers.Peer(config, params, variant, dtype, train=kind == "training") for variant in variants}
+    if kind == "forward":
+        calls = {name: peers.forward(each, x, t) for name, each in peer.items()}
+        calls = {"ours": ours.forward(config, params, x, t), **calls}
+        expected = calls["ours"]()
+        for name, call in calls.items():
+            error = np.abs(call() - expected).max() / np.abs(expected).max()
+            assert error < CLOSE[dtype], f"{name} computes something else: {error}"
+        return calls
+    if kind == "training":
+        return {
+            "ours": ours.training(config, params, images),
+            **{name: peers.training(each, images) for name, each in peer.items()},
+        }
+    if kind == "sample":
+        return {
+            "ours": ours.sample(config, params, batch, STEPS),
+            **{name: peers.sample(each, batch, STEPS) for name, each in peer.items()},
+        }
+    return {
+        "ours": ours.reverse(config, params, batch, STEPS),
+        **{name: peers.reverse(each, batch, STEPS) for name, each in peer.items()},
+        **{f"plain {name}": peers.plain_reverse(each, batch, STEPS) for name, each in peer.items()},
+    }
+
+
+def measure(network: str, kind: str, batch: int, dtype: str, variants, number: int) -> dict:
+    """One case; seconds are of a network call, an update, a reverse step, or of all images of `sample`."""
+    print(f"{network} {kind} {batch} {dtype}", flush=True)
+    timings = rounds.alternate(contestants(network, kind, batch, dtype, variants), number)
+    torch.compiler.reset()
+    jax.clear_caches()
+    unit = STEPS if kind == "reverse" else 1
+    case = {"network": network, "kind": kind, "batch": batch, "dtype": dtype}
+    times = {
+        name: {"seconds": timing.median / unit, "spread": timing.spread, "rounds": timing.rounds}
+        for name, timing in timings.items()
+    }
+    return {**case, "times": times}
+
+
+def table(results: list[dict]) -> str:
+    """Markdown: our time, and every peer's by ours."""
+    names = list(dict.fromkeys(name for result in results for name in result["times"] if name != "ours"))
+    lines = [
+        f"| case | ours, ms | {' | '.join(names)} | least |",
+        f"|---|---|{'---|' * len(names)}---|",
+    ]
+    for result in results:
+        times = result["times"]
+        mine = times["ours"]
+        ratios = {name: times[name]["seconds"] / mine["seconds"] for name in names if name in times}
+        dtype = "" if result["dtype"] == "float32" else f", {result['dtype']}"
+        cells = [f"{ratios[name]:.2f} ± {times[name]['spread']:.0%}" if name in ratios else "" for name in names]
+        lines.append(
+            f"| {result['network']} {result['kind']}, batch {result['batch']}{dtype} "
+            f"| {mine['seconds'] * 1e3:.4g} ± {mine['spread']:.0%} | {' | '.join(cells)} "
+            f"| {min(ratios.values(), default=float('nan')):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> dict:
+    """What the figures depend on."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        **{"cpu": model or platform.processor(), "cores": os.cpu_count(), "device": jax.devices()[0].device_kind},
+        "versions": {**versions(), "torch": torch.__version__, "diffusers": diffusers.__version__},
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "torch_threads": torch.get_num_threads(),
+        "cpu_flags": next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []),
+    }
+
+
+def main(networks, kinds, dtypes, variants, number: int, out: Path) -> None:
+    """Measures, prints, writes."""
+    configure_jax()
+    if peers.DEVICE == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, which is jax's default there.
+    cases = GPU_CASES if jax.default_backend() == "gpu" else CASES
+    results = []
+    for dtype in dtypes:
+        for network, kind, batch in cases:
+            if network in networks and kind in kinds:
+                results.append(measure(network, kind, batch, dtype, variants, number))
+                out.mkdir(parents=True, exist_ok=True)
+                about = {"machine": machine(), "rounds": number, "results": results}
+                (out / "benchmark.json").write_text(json.dumps(about, indent=1))
+                (out / "benchmark.md").write_text(table(results) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["digits", "small32", "cifar10"])
+    parser.add_argument("--kinds", nargs="+", default=["forward", "training", "reverse", "sample"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
+    parser.add_argument("--variants", nargs="+", default=list(peers.VARIANTS), choices=peers.VARIANTS)
+    parser.add_argument("--rounds", type=int, default=9, dest="number")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,70 @@
+"""Contestants in strictly alternating rounds: medians and spread, blocks that other processes disturbed left out."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK_S = 0.4
+"""Seconds of one contestant's turn, at least: short calls are repeated."""
+
+FOREIGN = 0.05
+"""Part of the machine's time that other processes may take in a turn that counts."""
+
+
+class Timing(NamedTuple):
+    """Seconds a call."""
+
+    median: float
+    spread: float
+    """Half the distance between the quartiles, as a part of the median."""
+    rounds: int
+    """Turns that count."""
+
+
+def alternate(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, Timing]:
+    """Each call's time over `rounds` rounds in which all take turns; a call returns when its work is done.
+
+    A turn in which others took more than FOREIGN of the machine is taken again, up to as many times as there are
+    rounds; what is left disturbed then counts, since there is nothing better.
+    """
+    repeats = {}
+    for name, call in contestants.items():
+        call()  # Compiles.
+        call()
+        start = time.perf_counter()
+        call()
+        repeats[name] = max(1, round(BLOCK_S / (time.perf_counter() - start)))
+    seconds = {name: [] for name in contestants}
+    disturbed = {name: [] for name in contestants}
+    for _ in range(2 * rounds):
+        for name, call in contestants.items():
+            if len(seconds[name]) == rounds:
+                continue
+            time.sleep(0.02)  # Threads of the one before may still wait for work by spinning.
+            before, start = _foreign_seconds(), time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            taken = time.perf_counter() - start
+            foreign = (_foreign_seconds() - before) / (taken * os.cpu_count())
+            (seconds if foreign < FOREIGN else disturbed)[name].append(taken / repeats[name])
+    return {name: _timing((seconds[name] + disturbed[name])[:rounds], len(seconds[name])) for name in contestants}
+
+
+def _timing(seconds: list[float], counted: int) -> Timing:
+    median = statistics.median(seconds)
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
+    return Timing(median, (high - low) / 2 / median, counted)
+
+
+def _foreign_seconds() -> float:
+    """Processor seconds that other processes have used so far, all cores together; 0 where there is no /proc."""
+    file = Path("/proc/stat")
+    if not file.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = map(int, file.read_text().split()[1:9])
+    own = os.times()
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - own.user - own.system - own.children_user - own.children_system

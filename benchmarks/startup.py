@@ -1,0 +1,175 @@
+"""From process start to the first image and the first update, ours and PyTorch's: benchmarks/startup.py [--rounds 3].
+
+Each turn is a fresh process, timed until the picture or the update is there; the contestants take turns. "cold" has
+no compiled programs yet, "again" those of the process before. Also the time of imports and of --help, and the
+largest memory of ten updates. The network is that of small32, 50 steps of DDIM, one image.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+OURS = "import sys; from ddpm_jax.cli import main; sys.exit(main())"
+
+
+def prepare(folder: Path) -> None:
+    """The same weights for both, and a folder of pictures."""
+    import ours
+    from PIL import Image
+
+    from ddpm_jax import load_config
+    from ddpm_jax.interop import write_diffusers, write_single_file
+
+    config = load_config("small32")
+    params = ours.parameters(config)
+    write_diffusers(folder / "model", config, params)
+    about = {"weights": "unknown", "step": None, "data_fingerprint": None}
+    write_single_file(folder / "model.safetensors", config, params, about)
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for i in range(64):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"images/{i}.png")
+
+
+def peer(what: str, folder: Path, steps: int) -> None:
+    """What runs in PyTorch's processes: `what` is "image" or "update", with " compile" behind it or not."""
+    import diffusers
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    diffusers.utils.logging.set_verbosity_error()
+    pipeline = diffusers.DDIMPipeline.from_pretrained(folder / "model")
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+    network = torch.compile(pipeline.unet) if what.endswith("compile") else pipeline.unet
+    if what.startswith("image"):
+        pipeline.unet = network
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline(num_inference_steps=50).images[0].save(folder / "peer.png")
+        return
+    files = sorted((folder / "images").iterdir())
+    images = np.stack([np.asarray(Image.open(file)) for file in files]).transpose(0, 3, 1, 2)[:32]
+    adam = torch.optim.Adam(pipeline.unet.parameters(), 1e-3, fused=True)
+    for _ in range(steps):
+        x_0 = torch.from_numpy(images).float() / 127.5 - 1
+        t, noise = torch.randint(0, 1000, (len(x_0),)), torch.randn_like(x_0)
+        output = network(pipeline.scheduler.add_noise(x_0, noise, t), t).sample
+        torch.nn.functional.mse_loss(output, noise).backward()
+        adam.step()
+        adam.zero_grad()
+
+
+def commands(folder: Path, steps: int) -> dict[str, dict[str, list[str]]]:
+    """{what: {contestant: command}}."""
+    python = sys.executable
+    sample = ["sample", f"{folder}/model.safetensors", "-n", "1", "--sampler", "ddim", "--steps", "50"]
+    train = ["train", "small32", "--data.source", f"folder:{folder}/images", "--workdir", f"{folder}/run"]
+    train += ["--train.steps", str(steps), "--train.eval-every", "0", "--train.sample-every", "0"]
+    train += ["--train.num-samples", "1", "--train.log-every", "1"]
+
+    def of_peer(what):
+        return [python, __file__, "--peer", what, "--folder", str(folder), "--steps", str(steps)]
+
+    return {
+        "first image": {
+            "ours": [python, "-c", OURS, *sample, "--out", f"{folder}/ours.png"],
+            "eager": of_peer("image"),
+            "compile": of_peer("image compile"),
+        },
+        "first update": {
+            "ours": [python, "-c", OURS, *train],
+            "eager": of_peer("update"),
+            "compile": of_peer("update compile"),
+        },
+    }
+
+
+def run(command: list[str], folder: Path) -> tuple[float, float]:
+    """(seconds, MiB of its largest memory) of one process."""
+    environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    start = time.perf_counter()
+    with open(folder / "output", "w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    if "train" in command and command[command.index("--train.steps") + 1] == "1":
+        # What comes after the first update is not what is measured.
+        while not (folder / "run/metrics.jsonl").exists() or not (folder / "run/metrics.jsonl").stat().st_size:
+            time.sleep(0.01)
+            if process.poll() is not None:
+                break
+        seconds = time.perf_counter() - start
+        process.kill()
+        process.wait()
+        return seconds, 0.0
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed: {(folder / 'output').read_text()}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def measure(rounds: int, folder: Path) -> dict:
+    """{what: {contestant: seconds}}, medians."""
+    prepare(folder)
+    result = {}
+    for what, contestants in commands(folder, 1).items():
+        times = {f"{name}, {when}": [] for when in ("cold", "again") for name in contestants}
+        for _ in range(rounds):
+            for cache in ("cache", "inductor"):
+                shutil.rmtree(folder / cache, ignore_errors=True)
+            for when in ("cold", "again"):
+                for name, command in contestants.items():
+                    times[f"{name}, {when}"].append(run(command, folder)[0])
+        result[what] = {name: statistics.median(values) for name, values in times.items()}
+    memory = commands(folder, 10)["first update"]
+    result["MiB of ten updates"] = {name: run(command, folder)[1] for name, command in memory.items()}
+    python = sys.executable
+    quick = {
+        "import ddpm_jax": [python, "-c", "import ddpm_jax"],
+        "import ddpm_jax and what sampling takes": [python, "-c", "from ddpm_jax import load, to_uint8"],
+        "import diffusers' UNet2DModel": [python, "-c", "from diffusers import UNet2DModel"],
+        "ddpm-jax --help": [python, "-c", OURS, "--help"],
+        "ddpm-jax train small32 --help": [python, "-c", OURS, "train", "small32", "--help"],
+    }
+    result["import and --help"] = {
+        name: statistics.median(run(command, folder)[0] for _ in range(rounds)) for name, command in quick.items()
+    }
+    return result
+
+
+def table(result: dict) -> str:
+    """Markdown."""
+    lines = ["| what | which | |", "|---|---|---|"]
+    for what, values in result.items():
+        unit = "MiB" if what.startswith("MiB") else "s"
+        lines += [
+            f"| {what} | {name} | {value:.{0 if unit == 'MiB' else 2}f} {unit} |" for name, value in values.items()
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peer:
+        peer(options.peer, options.folder, options.steps)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            found = measure(options.rounds, Path(temporary))
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "startup.json").write_text(json.dumps(found, indent=1))
+        print(table(found))
