@@ -232,7 +232,7 @@ def test_the_converter_refuses_in_one_line(state, tmp_path):
         "list.pth": "no state dict",
         "module.pkl": "cannot read it as weights alone",
         "noise.pth": "cannot read it as weights alone",
-        "absent.pth": "No such file",
+        "absent.pth": "there is no such file",
     }.items():
         line = refusal(tmp_path / name, tmp_path / "out.safetensors")
         assert "\n" not in line and re.search(words, line), (name, line)
