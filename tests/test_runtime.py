@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +24,31 @@ jax.jit(lambda x: x + 1)(1.0)
 print(repr([before, os.environ.get("XLA_FLAGS", ""), jax.config.jax_compilation_cache_dir]))
 """
 
+FAULTS = """
+import resource, ddpm_jax
+ddpm_jax.configure_jax(compile_cache=False)
+import jax, numpy as np
+many = jax.jit(lambda x: jax.numpy.square(x @ x.T) @ x)  # 100 MB of temporaries
+x = np.ones((5000, 20), np.float32)
+for repeat in range(15):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    many(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
 
 def report(tmp_path, call="ddpm_jax.configure_jax()", **environment):
     """[flags before, flags after, cache folder] of a fresh process that calls `call` and then computes."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment = {**kept, "XDG_CACHE_HOME": str(tmp_path), **environment}
-    command = [sys.executable, "-c", REPORT.format(call=call)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return eval(done.stdout)
+    return eval(process(REPORT.format(call=call), {"XDG_CACHE_HOME": str(tmp_path), **environment}))
+
+
+def process(program, environment):
+    """What a fresh process prints, without the settings of this one."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("XLA_FLAGS", "MALLOC_", "GLIBC_"))
+    }
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, check=True).stdout
 
 
 def test_flags_and_cache_are_set_when_asked_and_not_by_importing(tmp_path):
@@ -55,6 +73,16 @@ def test_nothing_is_set_for_other_devices_or_an_unknown_jaxlib(tmp_path):
     assert report(tmp_path, call.format("jaxlib", '__version__ = "9.9.9"'))[1] == ""
     _, flags, _ = report(tmp_path, call.format("jax", 'config.update("jax_platforms", "cuda,cpu")'), JAX_PLATFORMS="")
     assert flags == ""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
+def test_temporaries_take_the_same_memory_again():
+    """Page faults of a program whose temporaries are large, where nothing is said and where the user said something."""
+    faults = [
+        int(process(FAULTS, own))
+        for own in ({}, {"MALLOC_TOP_PAD_": "9999"}, {"GLIBC_TUNABLES": "glibc.malloc.top_pad=9999"})
+    ]
+    assert faults[0] < 1000 and min(faults[1:]) > 20_000, faults
 
 
 def test_the_versions_that_know_the_flags_are_listed():
