@@ -90,19 +90,17 @@ def rate(batches, first: int, ahead: int, seconds: float) -> tuple[float, int]:
 
 def step_rate(name: str) -> tuple[int, float]:
     """(pixels a side, images/s) of the training step of the config `name`."""
-    import jax
-
-    from ddpm_jax import DDPM
-    from ddpm_jax.train import init_state, train_step
+    import ours
 
     config = load_config(name)
-    ddpm, step = DDPM(config), jax.jit(train_step, static_argnums=0, donate_argnums=1)
-    state, size = jax.jit(lambda: init_state(ddpm))(), config.train.batch_size
-    images, times = np.zeros((size, *config.data.image_shape), np.uint8), []
+    size = config.train.batch_size
+    step, times = (
+        ours.training(config, ours.parameters(config), np.zeros((size, *config.data.image_shape), np.uint8)),
+        [],
+    )
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()
-        state, metrics = step(ddpm, state, images)
-        jax.block_until_ready(metrics)
+        step()
         times.append(time.perf_counter() - start)
     return config.data.image_shape[0], size / float(np.median(times[1:]))
 

@@ -38,11 +38,11 @@ def forward(config: Config, params, x, t):
     return lambda: np.asarray(denoise(params, x, t))
 
 
-def training(config: Config, params, images):
+def training(config: Config, params, images, devices: int = 1):
     """One update on uint8 images [B,H,W,C], as `ddpm-jax train` makes it."""
     batch = len(images)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch))
-    ddpm, mesh = DDPM(config), make_mesh(1)
+    ddpm, mesh = DDPM(config), make_mesh(devices)
     batches = _Same(images)
     update = Update(ddpm, mesh, batches)
     state = [replicate(init_state(ddpm, jax.tree.map(jnp.asarray, params)), mesh)]

@@ -1,4 +1,4 @@
-"""From process start to the first image and the first update, ours and PyTorch's: benchmarks/startup.py [--rounds 3].
+"""From process start to the first image and the first update, ours and PyTorch's: benchmarks/startup.py [--rounds 2].
 
 Each turn is a fresh process, timed until the picture or the update is there; the contestants take turns. "cold" has
 no compiled programs yet, "again" those of the process before. Also the time of imports and of --help, and the
@@ -74,8 +74,8 @@ def commands(folder: Path, steps: int) -> dict[str, dict[str, list[str]]]:
     python = sys.executable
     sample = ["sample", f"{folder}/model.safetensors", "-n", "1", "--sampler", "ddim", "--steps", "50"]
     train = ["train", "small32", "--data.source", f"folder:{folder}/images", "--workdir", f"{folder}/run"]
-    train += ["--train.steps", str(steps), "--train.eval-every", "0", "--train.sample-every", "0"]
-    train += ["--train.num-samples", "1", "--train.log-every", "1"]
+    train += ["--train.eval-every", "0", "--train.sample-every", "0", "--train.num-samples", "1"]
+    train += ["--train.steps", str(steps), "--train.log-every", "1"]
 
     def of_peer(what):
         return [python, __file__, "--peer", what, "--folder", str(folder), "--steps", str(steps)]
@@ -101,7 +101,7 @@ def run(command: list[str], folder: Path) -> tuple[float, float]:
     start = time.perf_counter()
     with open(folder / "output", "w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    if "train" in command and command[command.index("--train.steps") + 1] == "1":
+    if command[-4:-2] == ["--train.steps", "1"]:
         # What comes after the first update is not what is measured.
         while not (folder / "run/metrics.jsonl").exists() or not (folder / "run/metrics.jsonl").stat().st_size:
             time.sleep(0.01)
@@ -128,7 +128,9 @@ def measure(rounds: int, folder: Path) -> dict:
                 shutil.rmtree(folder / cache, ignore_errors=True)
             for when in ("cold", "again"):
                 for name, command in contestants.items():
-                    times[f"{name}, {when}"].append(run(command, folder)[0])
+                    seconds, _ = run(command, folder)
+                    print(f"{what}, {name}, {when}: {seconds:.1f} s", flush=True)
+                    times[f"{name}, {when}"].append(seconds)
         result[what] = {name: statistics.median(values) for name, values in times.items()}
     memory = commands(folder, 10)["first update"]
     result["MiB of ten updates"] = {name: run(command, folder)[1] for name, command in memory.items()}
@@ -159,7 +161,7 @@ def table(result: dict) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -1,0 +1,198 @@
+"""What work costs as it grows: benchmarks/scaling.py [TABLE ...] [--rounds 3].
+
+Each figure is of a process of its own, whose largest memory counts; the processes of a table take turns, medians.
+The tables are `steps` and `images` (sampling the digits' network), `batch` and `resolution` (small32's training
+step), `devices` (the same on fake devices of one CPU), `start` (the first update on a folder, kept in
+memory or streamed) and `reading` (a batch).
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def sampling(n: int, steps: int) -> dict:
+    """DDIM in batches of 64."""
+    import jax
+    import ours
+
+    from ddpm_jax import DDPM, load_config
+
+    config = load_config("digits")
+    ddpm, params = DDPM(config), jax.device_put(ours.parameters(config))
+    draw = lambda: ddpm.sample(params, jax.random.key(0), n, batch_size=64, sampler="ddim", steps=steps)  # noqa: E731
+    seconds = _seconds(draw, 1)
+    return {"s": seconds, "ms a step and batch": 1e3 * seconds / (steps * -(-n // 64))}
+
+
+def training(batch: int, size: int) -> dict:
+    """An update of small32 on images of size x size."""
+    import jax
+    import numpy as np
+    import ours
+
+    from ddpm_jax import DDPM, load_config
+    from ddpm_jax.flops import step_flops
+    from ddpm_jax.update import init_state, train_step
+
+    config = load_config("small32")
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, image_shape=(size, size, 3)),
+        train=dataclasses.replace(config.train, batch_size=batch),
+    )
+    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    seconds = _seconds(ours.training(config, ours.parameters(config), images), 3)
+    ddpm = DDPM(config)
+    state = jax.eval_shape(lambda: init_state(ddpm))
+    step = jax.jit(train_step, static_argnums=0, donate_argnums=1).lower(ddpm, state, images).compile()
+    return {
+        "ms": 1e3 * seconds,
+        "ms an image": 1e3 * seconds / batch,
+        "GFLOP/s": step_flops(ddpm, state) / seconds / 1e9,
+        "MiB of temporaries": step.memory_analysis().temp_size_in_bytes / 2**20,
+    }
+
+
+def devices(number: int) -> dict:
+    """An update of small32 on 64 images, divided over so many fake devices of one CPU."""
+    import numpy as np
+    import ours
+
+    from ddpm_jax import load_config
+
+    config = load_config("small32")
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    call, used = ours.training(config, ours.parameters(config), images, number), []
+
+    def counted():
+        before = time.process_time()
+        call()
+        used.append(time.process_time() - before)
+
+    seconds = _seconds(counted, 3)
+    return {"ms": 1e3 * seconds, "processor ms": 1e3 * sum(used[-3:]) / 3}
+
+
+def starting(count: int, cache_mb: int) -> dict:
+    """From process start to the first update, on a folder of `count` images of 32x32, kept in memory or streamed."""
+    from startup import OURS
+    from startup import run as process
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        _pictures(folder / "images", count)
+        train = ["train", "digits", "--data.source", f"folder:{folder}/images", "--workdir", f"{folder}/run"]
+        train += ["--data.cache-mb", str(cache_mb), "--train.steps", "1", "--train.log-every", "1"]
+        for _ in range(2):  # The first compiles.
+            seconds, _ = process([sys.executable, "-c", OURS, *train], folder)
+    return {"s": seconds}
+
+
+def reading(count: int) -> dict:
+    """A batch of 128 out of `count` images of 32x32: its pixels, or with data.on_device its places, on the device."""
+    import jax
+    import numpy as np
+
+    from ddpm_jax.data import Batches, from_array
+
+    images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    batches, repeats = Batches(from_array(images, (32, 32, 3)), np.arange(count), 128, 0), 1000
+
+    def seconds_of(read):
+        steps = iter(range(repeats + 2))
+        return _seconds(lambda: jax.block_until_ready(jax.device_put(read(next(steps)))), repeats)
+
+    pixels = seconds_of(lambda step: batches.batch_at(step)["image"])
+    return {"ms": 1e3 * pixels, "images/s": 128 / pixels, "ms on_device": 1e3 * seconds_of(batches.indices_at)}
+
+
+TABLES = {
+    "steps": (sampling, [{"n": 64, "steps": steps} for steps in (25, 50, 100, 200)]),
+    "images": (sampling, [{"n": n, "steps": 25} for n in (64, 128, 256, 512)]),
+    "batch": (training, [{"batch": batch, "size": 32} for batch in (8, 16, 32, 64)]),
+    "resolution": (training, [{"batch": 8, "size": size} for size in (16, 32, 64)]),
+    "devices": (devices, [{"number": number} for number in (1, 2, 4, 8)]),
+    "start": (starting, [{"count": count, "cache_mb": mb} for mb in (4096, 0) for count in (500, 5000, 50_000)]),
+    "reading": (reading, [{"count": count} for count in (5000, 50_000)]),
+}
+
+
+def _seconds(call, repeats: int) -> float:
+    """Of one call, after two that compile."""
+    call()
+    call()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _pictures(folder: Path, count: int) -> None:
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:06}.png")
+
+
+def measure(name: str, case: dict) -> dict:
+    """What a fresh process says of one case, and its largest memory."""
+    environment = dict(os.environ)
+    if name == "devices":
+        flags = f"--xla_force_host_platform_device_count={case['number']}"
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}"
+    command = [sys.executable, __file__, "--only", name, json.dumps(case)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(rows: list[tuple[dict, list[dict]]]) -> str:
+    """Markdown: of each case the medians of its rounds."""
+    case, first = rows[0]
+    names = [*case, *first[0]]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for case, rounds in rows:
+        medians = [statistics.median(each[name] for each in rounds) for name in first[0]]
+        lines.append(f"| {' | '.join([*map(str, case.values()), *(f'{value:,.4g}' for value in medians)])} |")
+    return "\n".join(lines)
+
+
+def main(names: list[str], number: int) -> None:
+    """Measures and prints."""
+    for name in names or TABLES:
+        cases = TABLES[name][1]
+        rounds = [[measure(name, case) for case in cases] for _ in range(number)]
+        print(f"\n{name}\n\n{table(list(zip(cases, map(list, zip(*rounds, strict=True)), strict=True)))}", flush=True)
+
+
+def only(name: str, case: str) -> None:
+    """One case, in this process."""
+    from ddpm_jax import configure_jax
+
+    configure_jax()
+    values = TABLES[name][0](**json.loads(case))
+    who = resource.RUSAGE_CHILDREN if name == "start" else resource.RUSAGE_SELF
+    print(json.dumps({**values, "MiB at most": resource.getrusage(who).ru_maxrss / 1024}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        only(*options.only)
+    else:
+        main(options.names, options.rounds)
