@@ -70,7 +70,7 @@ def sample(config: Config, params, n: int, steps: int):
     from ddpm_jax import to_uint8
 
     ddpm, params = DDPM(config), jax.device_put(params)
-    return lambda: to_uint8(ddpm.sample(params, jax.random.key(0), n, sampler="ddim", steps=steps))
+    return lambda: to_uint8(ddpm.sample(params, jax.random.key(0), n, batch_size=n, sampler="ddim", steps=steps))
 
 
 class _Same:

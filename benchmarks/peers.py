@@ -77,12 +77,13 @@ def training(peer: Peer, images):
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(3), x_0)
         t = torch.randint(0, 1000, (len(x_0),), device=DEVICE)
         noise = torch.randn_like(x_0)
-        loss = torch.nn.functional.mse_loss(peer.denoise(scheduler.add_noise(x_0, noise, t), t), noise)
+        loss = torch.nn.functional.mse_loss(peer.denoise(scheduler.add_noise(x_0, noise, t), t).float(), noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, optim.clip_norm)
         adam.step()
         adam.zero_grad()
-        torch._foreach_lerp_(averages, parameters, 1 - optim.ema_decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - optim.ema_decay)
         return loss.item()
 
     return call
@@ -135,8 +136,8 @@ def sample(peer: Peer, n: int, steps: int):
     pipeline.set_progress_bar_config(disable=True)
 
     def call():
-        images = pipeline(batch_size=n, num_inference_steps=steps, output_type="np").images
-        return (images * 255).round().astype(np.uint8)
+        images = pipeline(batch_size=n, num_inference_steps=steps, output_type="pt").images
+        return (images.float().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
     return call
 

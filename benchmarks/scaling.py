@@ -33,14 +33,14 @@ def sampling(n: int, steps: int) -> dict:
     return {"s": seconds, "ms a step and batch": 1e3 * seconds / (steps * -(-n // 64))}
 
 
-def training(batch: int, size: int) -> dict:
-    """An update of small32 on images of size x size."""
+def training(batch: int, size: int = 32, devices: int = 1) -> dict:
+    """An update of small32 on images of size x size, divided over so many devices."""
     import jax
     import numpy as np
     import ours
 
     from ddpm_jax import DDPM, load_config
-    from ddpm_jax.flops import step_flops
+    from ddpm_jax.parallel import batch_sharding, make_mesh, state_shardings
     from ddpm_jax.update import init_state, train_step
 
     config = load_config("small32")
@@ -49,29 +49,9 @@ def training(batch: int, size: int) -> dict:
         data=dataclasses.replace(config.data, image_shape=(size, size, 3)),
         train=dataclasses.replace(config.train, batch_size=batch),
     )
-    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    seconds = _seconds(ours.training(config, ours.parameters(config), images), 3)
-    ddpm = DDPM(config)
-    state = jax.eval_shape(lambda: init_state(ddpm))
-    step = jax.jit(train_step, static_argnums=0, donate_argnums=1).lower(ddpm, state, images).compile()
-    return {
-        "ms": 1e3 * seconds,
-        "ms an image": 1e3 * seconds / batch,
-        "GFLOP/s": step_flops(ddpm, state) / seconds / 1e9,
-        "MiB of temporaries": step.memory_analysis().temp_size_in_bytes / 2**20,
-    }
-
-
-def devices(number: int) -> dict:
-    """An update of small32 on 64 images, divided over so many fake devices of one CPU."""
-    import numpy as np
-    import ours
-
-    from ddpm_jax import load_config
-
-    config = load_config("small32")
-    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
-    call, used = ours.training(config, ours.parameters(config), images, number), []
+    shape = (batch, size, size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    call, used = ours.training(config, ours.parameters(config), images, devices), []
 
     def counted():
         before = time.process_time()
@@ -79,13 +59,24 @@ def devices(number: int) -> dict:
         used.append(time.process_time() - before)
 
     seconds = _seconds(counted, 3)
-    return {"ms": 1e3 * seconds, "processor ms": 1e3 * sum(used[-3:]) / 3}
+    ddpm, mesh = DDPM(config), make_mesh(devices)
+    state = jax.eval_shape(lambda: init_state(ddpm))
+    state = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, state_shardings(state, mesh))
+    images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=batch_sharding(mesh))
+    step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
+    step = step.lower(ddpm, state, images, mesh=mesh).compile()
+    return {
+        "ms": 1e3 * seconds,
+        "ms an image": 1e3 * seconds / batch,
+        "processor ms": 1e3 * sum(used[-3:]) / 3,
+        "GFLOP of all devices": devices * step.cost_analysis()["flops"] / 1e9,
+        "MiB of temporaries, of a device": step.memory_analysis().temp_size_in_bytes / 2**20,
+    }
 
 
 def starting(count: int, cache_mb: int) -> dict:
     """From process start to the first update, on a folder of `count` images of 32x32, kept in memory or streamed."""
-    from startup import OURS
-    from startup import run as process
+    import startup
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -93,7 +84,7 @@ def starting(count: int, cache_mb: int) -> dict:
         train = ["train", "digits", "--data.source", f"folder:{folder}/images", "--workdir", f"{folder}/run"]
         train += ["--data.cache-mb", str(cache_mb), "--train.steps", "1", "--train.log-every", "1"]
         for _ in range(2):  # The first compiles.
-            seconds, _ = process([sys.executable, "-c", OURS, *train], folder)
+            seconds, _ = startup.run([sys.executable, "-c", startup.OURS, *train], folder, startup.FIRST_UPDATE)
     return {"s": seconds}
 
 
@@ -118,9 +109,9 @@ def reading(count: int) -> dict:
 TABLES = {
     "steps": (sampling, [{"n": 64, "steps": steps} for steps in (25, 50, 100, 200)]),
     "images": (sampling, [{"n": n, "steps": 25} for n in (64, 128, 256, 512)]),
-    "batch": (training, [{"batch": batch, "size": 32} for batch in (8, 16, 32, 64)]),
-    "resolution": (training, [{"batch": 8, "size": size} for size in (16, 32, 64)]),
-    "devices": (devices, [{"number": number} for number in (1, 2, 4, 8)]),
+    "batch": (training, [{"batch": batch} for batch in (8, 16, 32, 64)]),
+    "resolution": (training, [{"batch": 8, "size": size} for size in (16, 32, 64, 128)]),
+    "devices": (training, [{"batch": 64, "devices": devices} for devices in (1, 2, 4, 8)]),
     "start": (starting, [{"count": count, "cache_mb": mb} for mb in (4096, 0) for count in (500, 5000, 50_000)]),
     "reading": (reading, [{"count": count} for count in (5000, 50_000)]),
 }
@@ -150,7 +141,7 @@ def measure(name: str, case: dict) -> dict:
     """What a fresh process says of one case, and its largest memory."""
     environment = dict(os.environ)
     if name == "devices":
-        flags = f"--xla_force_host_platform_device_count={case['number']}"
+        flags = f"--xla_force_host_platform_device_count={case['devices']}"
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}"
     command = [sys.executable, __file__, "--only", name, json.dumps(case)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -182,8 +173,9 @@ def only(name: str, case: str) -> None:
 
     configure_jax()
     values = TABLES[name][0](**json.loads(case))
-    who = resource.RUSAGE_CHILDREN if name == "start" else resource.RUSAGE_SELF
-    print(json.dumps({**values, "MiB at most": resource.getrusage(who).ru_maxrss / 1024}))
+    if name != "start":
+        values["MiB at most"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(values))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+FIRST_UPDATE = "run/metrics.jsonl"
+"""What is there after the first update."""
 OURS = "import sys; from ddpm_jax.cli import main; sys.exit(main())"
 
 
@@ -60,13 +62,15 @@ def peer(what: str, folder: Path, steps: int) -> None:
     files = sorted((folder / "images").iterdir())
     images = np.stack([np.asarray(Image.open(file)) for file in files]).transpose(0, 3, 1, 2)[:32]
     adam = torch.optim.Adam(pipeline.unet.parameters(), 1e-3, fused=True)
-    for _ in range(steps):
+    (folder / "run").mkdir()
+    for step in range(steps):
         x_0 = torch.from_numpy(images).float() / 127.5 - 1
         t, noise = torch.randint(0, 1000, (len(x_0),)), torch.randn_like(x_0)
         output = network(pipeline.scheduler.add_noise(x_0, noise, t), t).sample
         torch.nn.functional.mse_loss(output, noise).backward()
         adam.step()
         adam.zero_grad()
+        (folder / FIRST_UPDATE).write_text(f"{step}\n")
 
 
 def commands(folder: Path, steps: int) -> dict[str, dict[str, list[str]]]:
@@ -94,26 +98,25 @@ def commands(folder: Path, steps: int) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def run(command: list[str], folder: Path) -> tuple[float, float]:
-    """(seconds, MiB of its largest memory) of one process."""
+def run(command: list[str], folder: Path, until: str | None = None) -> tuple[float, float]:
+    """(seconds, MiB of its largest memory) of one process, ended when the file `until` is there."""
     environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
     shutil.rmtree(folder / "run", ignore_errors=True)
     start = time.perf_counter()
     with open(folder / "output", "w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    if command[-4:-2] == ["--train.steps", "1"]:
-        # What comes after the first update is not what is measured.
-        while not (folder / "run/metrics.jsonl").exists() or not (folder / "run/metrics.jsonl").stat().st_size:
-            time.sleep(0.01)
-            if process.poll() is not None:
-                break
-        seconds = time.perf_counter() - start
-        process.kill()
-        process.wait()
-        return seconds, 0.0
+    while until:
+        if (folder / until).exists() and (folder / until).stat().st_size:
+            seconds = time.perf_counter() - start
+            process.kill()
+            process.wait()
+            return seconds, 0.0
+        if process.poll() is not None:
+            sys.exit(f"{command} ended early: {(folder / 'output').read_text()}")
+        time.sleep(0.01)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{' '.join(command)} failed: {(folder / 'output').read_text()}")
+        sys.exit(f"{command} failed: {(folder / 'output').read_text()}")
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
@@ -128,7 +131,7 @@ def measure(rounds: int, folder: Path) -> dict:
                 shutil.rmtree(folder / cache, ignore_errors=True)
             for when in ("cold", "again"):
                 for name, command in contestants.items():
-                    seconds, _ = run(command, folder)
+                    seconds, _ = run(command, folder, FIRST_UPDATE if what == "first update" else None)
                     print(f"{what}, {name}, {when}: {seconds:.1f} s", flush=True)
                     times[f"{name}, {when}"].append(seconds)
         result[what] = {name: statistics.median(values) for name, values in times.items()}

@@ -19,7 +19,7 @@ CPU_FLAGS = {
 """What makes the network faster on a CPU."""
 
 KNOWN_TO = ("0.10.", "0.11.")
-"""The versions of jaxlib that know CPU_FLAGS: one that is not known would end the process."""
+"""The versions of jaxlib that know CPU_FLAGS: at a flag that it does not know, it ends the process."""
 
 
 MALLOC_SETTINGS = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
@@ -49,7 +49,11 @@ def configure_jax(compile_cache: bool = True) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """XLA frees a step's temporaries after it, and a kernel that gets them back clears every page for the next step."""
+    """Makes glibc's malloc keep what is freed.
+
+    XLA frees the temporaries of a step after it. If they went back to the kernel, it would clear every page of them
+    again for the next step.
+    """
     own = any(name.startswith("MALLOC_") for name in os.environ)
     if own or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
         return

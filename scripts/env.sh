@@ -3,21 +3,21 @@
 # this package into it. EXTRAS adds extras (EXTRAS=cuda12), PYTHON names the interpreter.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-install_package() { # install_package EXTRA: the package with EXTRA and $EXTRAS, unless that was done before
-  local extras python stamp
+install_package() { # install_package EXTRA [VENV]: the package with EXTRA and $EXTRAS, unless that was done before
+  local extras python stamp venv=${2:-.venv}
   extras=$(echo "$1,${EXTRAS:-}" | sed 's/^,*//; s/,*$//')
-  stamp=.venv/installed-${extras:-base}
-  if [ ! -x .venv/bin/python ]; then
+  stamp=$venv/installed-${extras:-base}
+  if [ ! -x "$venv/bin/python" ]; then
     python=${PYTHON:-python3}
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
       echo "Python 3.11 or newer is needed; name one: PYTHON=python3.12 $0" >&2
       exit 2
     fi
-    "$python" -m venv .venv
+    "$python" -m venv "$venv"
   fi
   if [ ! "$stamp" -nt setup.py ]; then
-    echo "installing ddpm-jax${extras:+[$extras]} into .venv" >&2
-    .venv/bin/python -m pip install --quiet --editable ".${extras:+[$extras]}"
+    echo "installing ddpm-jax${extras:+[$extras]} into $venv" >&2
+    "$venv/bin/python" -m pip install --quiet --editable ".${extras:+[$extras]}"
     touch "$stamp"
   fi
 }

@@ -37,6 +37,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def huge_pages():
+    file = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return file.exists() and "[always]" in file.read_text()
+
+
 def report(tmp_path, call="ddpm_jax.configure_jax()", **environment):
     """[flags before, flags after, cache folder] of a fresh process that calls `call` and then computes."""
     return eval(process(REPORT.format(call=call), {"XDG_CACHE_HOME": str(tmp_path), **environment}))
@@ -76,13 +81,14 @@ def test_nothing_is_set_for_other_devices_or_an_unknown_jaxlib(tmp_path):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
+@pytest.mark.skipif(huge_pages(), reason="the kernel gives huge pages unasked: there are few faults either way")
 def test_temporaries_take_the_same_memory_again():
     """Page faults of a program whose temporaries are large, where nothing is said and where the user said something."""
     faults = [
         int(process(FAULTS, own))
         for own in ({}, {"MALLOC_TOP_PAD_": "9999"}, {"GLIBC_TUNABLES": "glibc.malloc.top_pad=9999"})
     ]
-    assert faults[0] < 1000 and min(faults[1:]) > 20_000, faults
+    assert 10 * faults[0] < min(faults[1:]) > 50e6 / mmap.PAGESIZE, faults
 
 
 def test_the_versions_that_know_the_flags_are_listed():
