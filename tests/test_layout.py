@@ -1,6 +1,7 @@
 """What the repository promises about its own shape."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,18 @@ def test_grain_and_tfds_are_imported_when_they_are_needed():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ImportFrom):
                 assert node.module not in {f"ddpm_jax.data.{name}" for name in late}, f"{path} imports {node.module}"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts"])
+def test_what_no_test_runs_imports_names_that_are_there(folder):
+    imports = [
+        (file.name, node.module, alias.name)
+        for file in sorted((ROOT / folder).glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "ddpm_jax"
+        for alias in node.names
+    ]
+    assert imports and [each for each in imports if not hasattr(importlib.import_module(each[1]), each[2])] == []
 
 
 def test_every_name_of_the_package_is_there_and_documented():
