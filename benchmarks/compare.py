@@ -142,8 +142,8 @@ def machine() -> dict:
     }
 
 
-def main(networks, kinds, dtypes, variants, number: int, out: Path, seconds: float = math.inf) -> str:
-    """Measures the cases that begin within `seconds`, prints, writes; returns the table."""
+def main(networks, kinds, dtypes, variants, number: int, out: Path, seconds: float = math.inf) -> None:
+    """Measures the cases that begin within `seconds`, prints, writes; exits with 1 if one failed."""
     configure_jax()
     until = time.monotonic() + seconds
     if (jax.default_backend() == "gpu") != (peers.DEVICE == "cuda"):
@@ -152,7 +152,7 @@ def main(networks, kinds, dtypes, variants, number: int, out: Path, seconds: flo
         torch.set_float32_matmul_precision("high")  # TF32, which is jax's default there.
         torch.backends.cudnn.benchmark = True  # XLA tries algorithms, too.
     cases = GPU_CASES if jax.default_backend() == "gpu" else CASES
-    results = []
+    results, failed = [], []
     for dtype in dtypes:
         for network, kind, batch in cases:
             if network not in networks or kind not in kinds:
@@ -164,13 +164,16 @@ def main(networks, kinds, dtypes, variants, number: int, out: Path, seconds: flo
                 results.append(measure(network, kind, batch, dtype, variants, number))
             except Exception:  # Out of memory, say: the other cases are worth having.
                 traceback.print_exc()
+                failed.append(f"{network} {kind} {batch} {dtype}")
                 continue
             print(table(results).splitlines()[-1], flush=True)
             out.mkdir(parents=True, exist_ok=True)
             about = {"machine": machine(), "rounds": number, "results": results}
             (out / "benchmark.json").write_text(json.dumps(about, indent=1))
             (out / "benchmark.md").write_text(table(results) + "\n")
-    return table(results)
+    print(table(results))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
@@ -182,4 +185,4 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5, dest="number")
     parser.add_argument("--seconds", type=float, default=math.inf, help="no case begins later")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
-    print(main(**vars(parser.parse_args())))
+    main(**vars(parser.parse_args()))
