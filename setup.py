@@ -7,6 +7,19 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ddpm_jax/__init__.py").read_text()).group(1)
+ROOMS = (
+    "cli",
+    "config",
+    "configs",
+    "data",
+    "devices",
+    "evaluation",
+    "figures",
+    "models",
+    "storage",
+    "training",
+    "weights",
+)
 
 setup(
     name="ddpm-jax",
@@ -18,11 +31,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "ddpm_jax",
-        "ddpm_jax.configs",
-        "ddpm_jax.data",
-        "ddpm_jax.figures",
-        "ddpm_jax.interop",
-        "ddpm_jax.models",
+        *(f"ddpm_jax.{room}" for room in ROOMS),
     ],
     # The shipped configs lie beside the package in a checkout and inside it in a wheel.
     package_dir={"ddpm_jax": "ddpm_jax", "ddpm_jax.configs": "configs"},

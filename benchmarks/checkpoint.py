@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from ddpm_jax import DDPM
-from ddpm_jax.checkpoint import Checkpoints
 from ddpm_jax.config import load_config
 from ddpm_jax.data import Batches, from_array
-from ddpm_jax.parallel import make_mesh, replicated
-from ddpm_jax.update import Update, init_state
+from ddpm_jax.devices.mesh import make_mesh, replicated
+from ddpm_jax.storage.checkpoint import Checkpoints
+from ddpm_jax.training.update import Update, init_state
 
 
 def main():

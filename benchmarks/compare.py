@@ -27,7 +27,7 @@ import rounds
 import torch
 
 from ddpm_jax import configure_jax, load_config
-from ddpm_jax.runs import versions
+from ddpm_jax.storage.run import versions
 
 # A case is (network, kind, batch).
 CASES = [

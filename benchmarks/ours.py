@@ -9,9 +9,9 @@ import numpy as np
 from ddpm_jax import DDPM
 from ddpm_jax.config import Config
 from ddpm_jax.data import from_array
+from ddpm_jax.devices.mesh import make_mesh, replicate
 from ddpm_jax.models import init_params
-from ddpm_jax.parallel import make_mesh, replicate
-from ddpm_jax.update import Update, init_state
+from ddpm_jax.training.update import Update, init_state
 
 
 def with_dtype(config: Config, dtype: str) -> Config:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ddpm_jax.config import Config
-from ddpm_jax.interop import write_diffusers
+from ddpm_jax.weights.diffusers import write_diffusers
 
 VARIANTS = ("eager", "channels_last", "compile")
 """How PyTorch runs the network; compile takes channels_last too where there is a GPU, as its users do."""

@@ -17,9 +17,9 @@ import ours
 from flax import linen as nn
 
 from ddpm_jax import DDPM, configure_jax, load_config
-from ddpm_jax.flops import step_flops
 from ddpm_jax.models.layers import Attention, GroupNorm, ResBlock
-from ddpm_jax.update import init_state
+from ddpm_jax.training.flops import step_flops
+from ddpm_jax.training.update import init_state
 
 # How often a training step reads and writes an array, forward + backward, where all that is elementwise is fused with
 # what comes next; operands and results of matrix products and convolutions are not counted.

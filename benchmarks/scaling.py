@@ -40,8 +40,8 @@ def training(batch: int, size: int = 32, devices: int = 1) -> dict:
     import ours
 
     from ddpm_jax import DDPM, load_config
-    from ddpm_jax.parallel import batch_sharding, make_mesh, state_shardings
-    from ddpm_jax.update import init_state, train_step
+    from ddpm_jax.devices.mesh import batch_sharding, make_mesh, state_shardings
+    from ddpm_jax.training.update import init_state, train_step
 
     config = load_config("small32")
     config = dataclasses.replace(

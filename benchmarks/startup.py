@@ -28,7 +28,8 @@ def prepare(folder: Path) -> None:
     from PIL import Image
 
     from ddpm_jax import load_config
-    from ddpm_jax.interop import write_diffusers, write_single_file
+    from ddpm_jax.weights.diffusers import write_diffusers
+    from ddpm_jax.weights.single_file import write_single_file
 
     config = load_config("small32")
     params = ours.parameters(config)

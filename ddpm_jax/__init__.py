@@ -5,7 +5,9 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from ddpm_jax import config, likelihood, losses, samplers
     from ddpm_jax.config import Config, load_config
+    from ddpm_jax.data.images import to_uint8
     from ddpm_jax.ddpm import DDPM
+    from ddpm_jax.devices.runtime import configure_jax
     from ddpm_jax.diffusion import (
         decoder_log_likelihood,
         normal_kl,
@@ -15,11 +17,9 @@ with epy.lazy_api_imports(globals()):
         q_sample,
     )
     from ddpm_jax.errors import UserError
-    from ddpm_jax.images import to_uint8
-    from ddpm_jax.runtime import configure_jax
     from ddpm_jax.schedule import Schedule, make_schedule, strided
-    from ddpm_jax.train import fit
-    from ddpm_jax.weights import load
+    from ddpm_jax.training.train import fit
+    from ddpm_jax.weights.load import load
 
 __version__ = "0.1.0"
 __all__ = [

@@ -13,11 +13,11 @@ import numpy as np
 
 from ddpm_jax import likelihood, losses, samplers
 from ddpm_jax.config import Config, Diffusion
+from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.diffusion import Variance, p_mean_variance, x_0_denoiser
 from ddpm_jax.errors import UserError
 from ddpm_jax.likelihood import BitsPerDim
 from ddpm_jax.models import UNet, init_params
-from ddpm_jax.parallel import fetch, mesh_of, place
 from ddpm_jax.samplers import Grid, example_keys, gaussian_noise
 from ddpm_jax.schedule import Schedule, make_schedule, strided
 

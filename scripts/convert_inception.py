@@ -13,8 +13,8 @@ from pathlib import Path
 import safetensors.numpy
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import write_file
-from ddpm_jax.models.inception_weights import from_state_dict
+from ddpm_jax.evaluation.inception_weights import from_state_dict
+from ddpm_jax.storage.files import write_file
 
 
 def read_state_dict(path: Path):

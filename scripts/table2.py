@@ -6,7 +6,7 @@ import sys
 
 from ddpm_jax import fit, load_config
 from ddpm_jax.errors import NonFiniteLoss
-from ddpm_jax.nll import measure
+from ddpm_jax.evaluation.bound import measure
 
 ROWS = {
     "mean  L         learned": ("cifar10_mean_vlb_learned", "IS 7.28, FID 23.69"),

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.config import Checkpoint, Config, Data, Diffusion, Model, Optim, Train
-from ddpm_jax.runtime import configure_jax
+from ddpm_jax.devices.runtime import configure_jax
 
 configure_jax()  # As the commands do, before anything is computed: all processes then run with the same flags.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -150,7 +150,7 @@ def test_a_run_killed_softly_goes_on_with_the_same_command(tmp_path):
 
 
 def test_a_gpu_that_jax_cannot_use_gets_a_line_of_advice(monkeypatch):
-    from ddpm_jax import parallel
+    from ddpm_jax.devices import mesh as parallel
 
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(parallel.shutil, "which", lambda name: "/usr/bin/nvidia-smi")

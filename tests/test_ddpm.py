@@ -10,7 +10,7 @@ import pytest
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
 from ddpm_jax.ddpm import NOISE, TIME, Sampler, example_keys, random_flip, sample_batch
-from ddpm_jax.parallel import batch_sharding, make_mesh, replicated
+from ddpm_jax.devices.mesh import batch_sharding, make_mesh, replicated
 
 
 @pytest.fixture(scope="module")

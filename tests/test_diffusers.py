@@ -17,9 +17,10 @@ import pytest
 
 from ddpm_jax import DDPM, UserError, load_config, samplers, to_uint8
 from ddpm_jax.config import Config, Data, Diffusion, Model
-from ddpm_jax.interop import architecture, read_diffusers, write_diffusers
-from ddpm_jax.interop.architecture import SCHEDULERS, UNET
 from ddpm_jax.schedule import strided
+from ddpm_jax.weights import architecture
+from ddpm_jax.weights.architecture import SCHEDULERS, UNET
+from ddpm_jax.weights.diffusers import read_diffusers, write_diffusers
 
 ABSENT = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
 pytestmark = [

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from ddpm_jax import (
-    decoder_log_likelihood,
-    make_schedule,
-    normal_kl,
-    p_mean_variance,
-    q_posterior,
-    q_sample,
-)
+from ddpm_jax import decoder_log_likelihood, make_schedule, normal_kl, p_mean_variance, q_posterior, q_sample
 from ddpm_jax.diffusion import predict_x_0, target
 
 SHAPE = (5, 2, 3, 2)

@@ -11,15 +11,15 @@ import scipy.spatial
 from conftest import refused
 from PIL import Image
 
-from ddpm_jax import evaluate as module
-from ddpm_jax import features, paper
 from ddpm_jax.cli import main
 from ddpm_jax.config import Data, load_config
 from ddpm_jax.data import load_source
-from ddpm_jax.evaluate import evaluate, table
-from ddpm_jax.features import Extractor
-from ddpm_jax.parallel import make_mesh
-from ddpm_jax.proxy import train_classifier
+from ddpm_jax.devices.mesh import make_mesh
+from ddpm_jax.evaluation import evaluate as module
+from ddpm_jax.evaluation import features, paper
+from ddpm_jax.evaluation.evaluate import evaluate, table
+from ddpm_jax.evaluation.features import Extractor
+from ddpm_jax.evaluation.proxy import train_classifier
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ from conftest import refused
 from safetensors.numpy import load_file, save_file
 from test_train import assert_equal_trees
 
-from ddpm_jax import DDPM, fit, load, train
+from ddpm_jax import DDPM, fit, load
 from ddpm_jax.cli import main
+from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.errors import UserError
-from ddpm_jax.interop import read_single_file
-from ddpm_jax.parallel import make_mesh
-from ddpm_jax.splits import read_split
-from ddpm_jax.weights import load_weights, weights_for
+from ddpm_jax.evaluation.splits import read_split
+from ddpm_jax.training import train
+from ddpm_jax.weights.load import load_weights, weights_for
+from ddpm_jax.weights.single_file import read_single_file
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from scipy.spatial.distance import cdist
 from ddpm_jax import UserError, load, make_schedule, to_uint8
 from ddpm_jax.cli import main
 from ddpm_jax.data import from_array
+from ddpm_jax.evaluation.bound import Likelihood
+from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures import interpolate, neighbours, progressive, rate_distortion, schedules, shared_latent
 from ddpm_jax.figures.base import keys_of, steps_at
-from ddpm_jax.nll import Likelihood
 from ddpm_jax.samplers import START, gaussian_noise
-from ddpm_jax.splits import read_split
-from ddpm_jax.weights import load_weights
+from ddpm_jax.weights.load import load_weights
 
 
 class Stub:

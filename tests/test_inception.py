@@ -13,7 +13,8 @@ import pytest
 from fidelity import fidelity
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.models import inception_features, load_inception, preprocess
+from ddpm_jax.evaluation.inception_weights import load_inception
+from ddpm_jax.models import inception_features, preprocess
 from ddpm_jax.models.inception import Inception, inception_shapes
 
 SCRIPT = Path(__file__).parent.parent / "scripts/convert_inception.py"
@@ -115,7 +116,7 @@ def test_other_networks_weights_are_named(state, tmp_path, monkeypatch, change, 
     state = dict(state)
     change(state)
     (tmp_path / "a.npz").write_bytes(b"")
-    monkeypatch.setitem(sys.modules["ddpm_jax.models.inception_weights"]._READERS, ".npz", lambda content: state)
+    monkeypatch.setitem(sys.modules["ddpm_jax.evaluation.inception_weights"]._READERS, ".npz", lambda content: state)
     with pytest.raises(UserError, match=words) as caught:
         load_inception(tmp_path / "a.npz")
     assert "\n" not in str(caught.value) and "a.npz" in str(caught.value)

@@ -15,8 +15,10 @@ from safetensors.numpy import save
 
 from ddpm_jax import DDPM, Config, UserError
 from ddpm_jax.config import Data, Diffusion, Model
-from ddpm_jax.interop import architecture, download, is_diffusers, is_hub_name, read_diffusers, write_diffusers
-from ddpm_jax.interop.architecture import SCHEDULERS, Fields, read_config, write_config
+from ddpm_jax.weights import architecture
+from ddpm_jax.weights.architecture import SCHEDULERS, Fields, read_config, write_config
+from ddpm_jax.weights.diffusers import is_diffusers, read_diffusers, write_diffusers
+from ddpm_jax.weights.hub import download, is_hub_name
 
 # The published CIFAR10 model's JSON, narrower: two levels of 4 and 8 channels, attention at 4x4.
 UNET = {
@@ -497,7 +499,7 @@ def test_patterns_take_shards_and_no_variants():
     """As huggingface.co's client matches them, with fnmatch on the path in the repository."""
     from fnmatch import translate
 
-    from ddpm_jax.interop.hub import FILES, FOLDERS
+    from ddpm_jax.weights.hub import FILES, FOLDERS
 
     patterns = [re.compile(translate(folder + file)) for folder in FOLDERS for file in FILES]
     taken = "unet/config.json", f"unet/{WEIGHTS}.index.json", "unet/diffusion_pytorch_model-00001-of-00002.safetensors"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm_jax.cli import TrainOptions, _parse
+from ddpm_jax.cli.commands import TrainOptions, _parse
 from ddpm_jax.config import load_config
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ from gaussian import Chain, M, S, denoiser, images_and_noise, mmse
 from scipy import stats
 
 from ddpm_jax import DDPM, likelihood, losses, make_schedule, q_sample
+from ddpm_jax.devices.mesh import make_mesh, replicated
 from ddpm_jax.likelihood import bits_per_dim, prior_bits
-from ddpm_jax.parallel import make_mesh, replicated
 
 T = 40
 BETAS = np.linspace(0.01, 0.2, T)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from ddpm_jax import metrics
-from ddpm_jax.metrics import Statistics, frechet_distance, inception_score, kernel_distance, precision_recall
+from ddpm_jax.evaluation import metrics
+from ddpm_jax.evaluation.metrics import Statistics, frechet_distance, inception_score, kernel_distance, precision_recall
 
 
 def gaussian(mean, covariance, count=10**6):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fidelity import fidelity
 
-from ddpm_jax import metrics
+from ddpm_jax.evaluation import metrics
 
 pytestmark = pytest.mark.interop
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from conftest import refused
 
-from ddpm_jax import DDPM, UserError, load, nll
+from ddpm_jax import DDPM, UserError, load
 from ddpm_jax.cli import main
 from ddpm_jax.data import split
-from ddpm_jax.nll import measure
-from ddpm_jax.runs import read_config
-from ddpm_jax.splits import default_split, read_split
-from ddpm_jax.weights import load_weights
+from ddpm_jax.evaluation import bound as nll
+from ddpm_jax.evaluation.bound import measure
+from ddpm_jax.evaluation.splits import default_split, read_split
+from ddpm_jax.storage.run import read_config
+from ddpm_jax.weights.load import load_weights
 
 
 def test_the_splits_are_the_runs_own(run, tmp_path, pictures):

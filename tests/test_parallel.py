@@ -7,12 +7,13 @@ import pytest
 from conftest import on_one_device, with_
 from jax.sharding import PartitionSpec
 
-from ddpm_jax import DDPM, UserError, parallel
+from ddpm_jax import DDPM, UserError
 from ddpm_jax.config import Config, Model, Optim, Parallel, Train
 from ddpm_jax.data import Batches, from_array
-from ddpm_jax.parallel import fetch, fsdp_spec, local_rows, make_mesh, replicate, state_shardings
-from ddpm_jax.processes import in_cluster, join
-from ddpm_jax.update import Update, init_state
+from ddpm_jax.devices import mesh as parallel
+from ddpm_jax.devices.mesh import fetch, fsdp_spec, local_rows, make_mesh, replicate, state_shardings
+from ddpm_jax.devices.processes import in_cluster, join
+from ddpm_jax.training.update import Update, init_state
 
 
 def steps_of(config, pictures, n=3):

@@ -12,11 +12,12 @@ import pytest
 from conftest import refused
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from ddpm_jax import DDPM, UserError, plan, update
+from ddpm_jax import DDPM, UserError
 from ddpm_jax.cli import main
 from ddpm_jax.config import Model, load_config
-from ddpm_jax.flops import PEAKS, count_flops, model_flops_rate
-from ddpm_jax.parallel import fsdp_spec, make_mesh
+from ddpm_jax.devices.mesh import fsdp_spec, make_mesh
+from ddpm_jax.training import plan, update
+from ddpm_jax.training.flops import PEAKS, count_flops, model_flops_rate
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 

@@ -9,8 +9,8 @@ import pytest
 from ddpm_jax.config import Data
 from ddpm_jax.data import from_array, load_source
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.proxy import train_classifier
 from ddpm_jax.models import Classifier, classifier_features
-from ddpm_jax.proxy import train_classifier
 
 STEPS = 60
 

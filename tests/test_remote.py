@@ -12,11 +12,12 @@ from etils import epath
 from etils.epath import backend, gpath
 from PIL import Image
 
-from ddpm_jax import checkpoint, fit, load
+from ddpm_jax import fit, load
 from ddpm_jax.cli import main
 from ddpm_jax.data import Batches
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import write_file
+from ddpm_jax.storage import checkpoint
+from ddpm_jax.storage.files import write_file
 
 
 class Bucket(fsspec.AbstractFileSystem):

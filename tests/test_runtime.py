@@ -10,7 +10,7 @@ from pathlib import Path
 import jaxlib
 import pytest
 
-from ddpm_jax import runtime
+from ddpm_jax.devices import runtime
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 

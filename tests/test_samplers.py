@@ -7,8 +7,8 @@ import pytest
 from gaussian import M, S, denoiser, gain
 
 from ddpm_jax import Schedule, make_schedule, samplers
+from ddpm_jax.devices.mesh import batch_sharding, make_mesh
 from ddpm_jax.diffusion import p_mean_variance, target, x_0_denoiser
-from ddpm_jax.parallel import batch_sharding, make_mesh
 from ddpm_jax.schedule import strided
 
 SHAPE = (2, 3, 1)

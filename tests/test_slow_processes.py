@@ -16,7 +16,7 @@ from conftest import QUICK, compiled_once, lines
 from PIL import Image
 
 from ddpm_jax import load
-from ddpm_jax.processes import BOUND
+from ddpm_jax.devices.processes import BOUND
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from jax import export
 
 from ddpm_jax import DDPM, UserError, to_uint8
 from ddpm_jax.ddpm import Sampler
-from ddpm_jax.interop import flat_params
-from ddpm_jax.interop.stablehlo import sampler_program, write_stablehlo
+from ddpm_jax.weights.names import flat_params
+from ddpm_jax.weights.stablehlo import sampler_program, write_stablehlo
 
 EXAMPLE = Path(__file__).parent.parent / "examples/run_exported.py"
 # The package, flax and optax cannot be imported.

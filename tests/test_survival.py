@@ -18,11 +18,13 @@ from crashtest import crashtest
 from jax.sharding import NamedSharding, PartitionSpec
 from test_train import assert_equal_trees
 
-from ddpm_jax import UserError, checkpoint, fit, load, train
-from ddpm_jax.checksum import checksum
-from ddpm_jax.files import append_line, locked
-from ddpm_jax.logs import RunLog, _TensorBoard
-from ddpm_jax.parallel import make_mesh, replicated
+from ddpm_jax import UserError, fit, load
+from ddpm_jax.devices.mesh import make_mesh, replicated
+from ddpm_jax.storage import checkpoint
+from ddpm_jax.storage.checksum import checksum
+from ddpm_jax.storage.files import append_line, locked
+from ddpm_jax.training import train
+from ddpm_jax.training.logs import RunLog, _TensorBoard
 
 
 @pytest.fixture(scope="module")

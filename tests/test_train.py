@@ -12,13 +12,15 @@ import optax
 import pytest
 from conftest import lines, on_one_device, with_
 
-from ddpm_jax import DDPM, UserError, checkpoint, fit, load, train, update
+from ddpm_jax import DDPM, UserError, fit, load
 from ddpm_jax.config import Optim
 from ddpm_jax.data import Batches
 from ddpm_jax.ddpm import random_flip
+from ddpm_jax.devices.mesh import make_mesh, place, replicated
 from ddpm_jax.errors import DataLost, NonFiniteLoss
-from ddpm_jax.parallel import make_mesh, place, replicated
 from ddpm_jax.samplers import example_keys
+from ddpm_jax.storage import checkpoint
+from ddpm_jax.training import train, update
 
 
 def assert_equal_trees(a, b):

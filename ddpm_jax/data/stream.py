@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from ddpm_jax.data.pipeline import Batches
+from ddpm_jax.data.batches import Batches
 from ddpm_jax.errors import DataLost
 
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.checked import Checked
+from ddpm_jax.config.checked import Checked
 from ddpm_jax.ddpm import seed_key
+from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
-from ddpm_jax.files import npz, path_of, write_file
-from ddpm_jax.parallel import make_mesh
 from ddpm_jax.samplers import example_keys
-from ddpm_jax.weights import Loaded, home, load_weights
+from ddpm_jax.storage.files import npz, path_of, write_file
+from ddpm_jax.weights.load import Loaded, home, load_weights
 
 log = logging.getLogger(__name__)
 

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.checked import Range
+from ddpm_jax.config.checked import Range
 from ddpm_jax.data.folder import decode
+from ddpm_jax.data.images import to_float, to_uint8
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import RunFigure, diffused, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
-from ddpm_jax.images import to_float, to_uint8
 from ddpm_jax.samplers import START, gaussian_noise
-from ddpm_jax.splits import read_split
-from ddpm_jax.weights import Loaded
+from ddpm_jax.weights.load import Loaded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.checked import Range
+from ddpm_jax.config.checked import Range
+from ddpm_jax.data.images import to_uint8
 from ddpm_jax.ddpm import seed_key
+from ddpm_jax.devices.mesh import make_mesh
+from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
-from ddpm_jax.features import all_features, cache_root, extract, inception, proxy
+from ddpm_jax.evaluation.features import all_features, cache_root, extract, inception, proxy
+from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import image_table
-from ddpm_jax.images import to_uint8
-from ddpm_jax.parallel import make_mesh
-from ddpm_jax.progress import progress_bar
-from ddpm_jax.splits import read_split
 
 BLOCK = 1024
 

@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
-from ddpm_jax.images import grid
+from ddpm_jax.data.images import grid
 
 DPI = 100
 

@@ -7,13 +7,13 @@ from typing import Annotated, ClassVar
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.checked import Range
+from ddpm_jax.config.checked import Range
+from ddpm_jax.data.images import grid, to_uint8
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
-from ddpm_jax.files import write_file
-from ddpm_jax.images import grid, to_uint8
 from ddpm_jax.samplers import START, gaussian_noise
+from ddpm_jax.storage.files import write_file
 
 
 @dataclasses.dataclass(frozen=True)

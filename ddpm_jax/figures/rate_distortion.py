@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
-from ddpm_jax.checked import Range
+from ddpm_jax.config.checked import Range
+from ddpm_jax.evaluation.bound import draws_of, measure
 from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import curves
-from ddpm_jax.files import write_file
-from ddpm_jax.nll import draws_of, measure
-from ddpm_jax.runs import is_run
-from ddpm_jax.weights import words_of
+from ddpm_jax.storage.files import write_file
+from ddpm_jax.storage.run import is_run
+from ddpm_jax.weights.load import words_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
-from ddpm_jax.checked import Range
 from ddpm_jax.config import Diffusion, Timesteps
+from ddpm_jax.config.checked import Range
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures.base import Figure
 from ddpm_jax.figures.panel import curves

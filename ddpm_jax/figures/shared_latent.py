@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.checked import Range
+from ddpm_jax.config.checked import Range
+from ddpm_jax.data.images import to_uint8
 from ddpm_jax.ddpm import seed_key
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.figures.progressive import chain
-from ddpm_jax.images import to_uint8
 
 SHARES = 3
 

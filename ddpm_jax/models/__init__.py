@@ -1,8 +1,7 @@
 """The networks: the only place that knows Flax."""
 
 from ddpm_jax.models.classifier import Classifier, classifier_features, init_classifier
-from ddpm_jax.models.inception import inception_features, preprocess
-from ddpm_jax.models.inception_weights import load_inception
+from ddpm_jax.models.inception import inception_features, inception_shapes, preprocess
 from ddpm_jax.models.unet import UNet, init_params
 
 __all__ = [
@@ -10,8 +9,8 @@ __all__ = [
     "UNet",
     "classifier_features",
     "inception_features",
+    "inception_shapes",
     "init_classifier",
     "init_params",
-    "load_inception",
     "preprocess",
 ]

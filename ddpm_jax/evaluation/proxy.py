@@ -1,0 +1,90 @@
+"""The proxy for InceptionV3: a classifier of the reference images, trained on their labels.
+
+What is computed from its features tells two models of the same images apart. It is no FID, and compares with nothing
+that was computed from other features.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from ddpm_jax.data import Batches, Source
+from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.errors import UserError
+from ddpm_jax.models import Classifier, classifier_features, init_classifier
+
+BATCH_SIZE = 128
+
+
+class Proxy(NamedTuple):
+    """A trained classifier."""
+
+    params: Any
+    """For `models.classifier_features`; float32 on JAX's default device."""
+    accuracy: float
+    """The part of the held-out tenth whose class it names."""
+
+
+def train_classifier(source: Source, indices: np.ndarray, *, seed: int = 0, steps: int | None = None) -> Proxy:
+    """A Classifier of the images `indices` [M] of `source`, trained on nine tenths of them, the same for a seed.
+
+    Adam with a cosine decay from 0.002, batches of 128, no augmentation; `steps` are ten epochs unless given, but at
+    least 400 and at most 4000. Raises UserError if there are no labels, only one class, or too few or too small images.
+    """
+    labels, classes = _labels(source, indices)
+    # Beside the orders of the epochs, which Batches draws from [seed, epoch].
+    bits = np.random.Philox(key=[seed, 2**32 - 1]).random_raw(len(indices))
+    held_out, train = np.split(np.asarray(indices)[np.argsort(bits, kind="stable")], [len(indices) // 10])
+    steps = steps or int(np.clip(10 * len(train) // BATCH_SIZE, 400, 4000))
+    network = Classifier(classes)
+    params = init_classifier(network, jax.random.key(seed), source.read(indices[:1]).shape[1:])
+    opt_state = _optimizer(steps).init(params)
+    batches = Batches(source, train, BATCH_SIZE, seed)
+    for step in progress_bar(range(steps), desc="training the proxy", unit="step"):
+        chosen = batches.indices_at(step)
+        params, opt_state = _update(network, steps, params, opt_state, source.read(chosen), labels[chosen])
+    return Proxy(params, _accuracy(params, source, held_out, labels))
+
+
+def _labels(source: Source, indices) -> tuple[np.ndarray, int]:
+    """(int32 [N]: the class of each image of the source that is in `indices`, from 0 on; how many there are)."""
+    remedy = "name FID's InceptionV3 with --inception PATH"
+    if source.labels is None:
+        raise UserError(f"data: these images have no labels to train the proxy on; {remedy}")
+    classes = np.unique(source.labels[indices])
+    if len(classes) < 2:
+        raise UserError(f"data: the proxy needs labels of two classes or more, and these have one; {remedy}")
+    if len(indices) < 20:
+        raise UserError(f"data: the proxy needs 20 images or more, and there are {len(indices)}; {remedy}")
+    height, width, _ = source.read(indices[:1]).shape[1:]
+    if min(height, width) < 8:
+        raise UserError(f"data: the proxy needs images from 8x8 pixels on, and these are {height}x{width}; {remedy}")
+    return np.searchsorted(classes, source.labels).astype(np.int32), len(classes)
+
+
+def _accuracy(params, source, indices, labels) -> float:
+    right = 0
+    for start in range(0, len(indices), BATCH_SIZE):
+        # The last batch is filled up with images that do not count: one program for all.
+        chosen = np.resize(indices[start : start + BATCH_SIZE], BATCH_SIZE)
+        _, logits = classifier_features(params, source.read(chosen))
+        named = np.asarray(logits).argmax(axis=1) == labels[chosen]
+        right += named[: len(indices) - start].sum()
+    return float(right / len(indices))
+
+
+def _optimizer(steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def _update(network, steps, params, opt_state, images, labels):
+    def loss(params):
+        _, logits = network.apply({"params": params}, images)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    updates, opt_state = _optimizer(steps).update(jax.grad(loss)(params), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state

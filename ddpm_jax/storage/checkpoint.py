@@ -1,0 +1,263 @@
+"""Checkpoints on disk: the only place that knows Orbax.
+
+A checkpoint is a folder `checkpoints/STEP` with one part for each field of the training state, so
+that reading the weights does not touch the optimiser's. With it a checksum of each part is saved.
+"""
+
+import contextlib
+import gc
+import logging
+import math
+import sys
+import warnings
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from ddpm_jax.devices.processes import is_first, wait_for_all
+from ddpm_jax.errors import UserError
+from ddpm_jax.storage.checksum import checksum
+from ddpm_jax.storage.files import path_of, writing
+
+log = logging.getLogger(__name__)
+
+# Words of errors that say nothing of the files' state: another try may read them.
+NOT_DAMAGE = (
+    "PERMISSION_DENIED",
+    "UNAVAILABLE",
+    "UNAUTHENTICATED",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+    "ABORTED",
+)
+
+
+class Checkpoints:
+    """The checkpoints of a run that trains. Saving goes on in the background; `close` waits for it.
+
+    A checkpoint that cannot be saved is reported as UserError by the next call, once.
+    """
+
+    def __init__(self, workdir: epath.PathLike, keep: int):
+        """Opens `workdir`/checkpoints, made if missing, of which the `keep` newest stay."""
+        self.folder = _folder(workdir)
+        self._failed = False
+        with _quiet(), writing(self.folder):
+            self._checkpointer = ocp.training.Checkpointer(
+                self.folder,
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, parts: dict) -> None:
+        """Starts to save `parts`, a dict of pytrees, as `step`; a step that is there already stays."""
+        if step == self.latest_step:
+            return
+        about = {"checksums": {name: checksum(part) for name, part in parts.items()}}
+        with self._reported():
+            self._checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=about)
+
+    def restore(self, abstract_parts: dict) -> dict | None:
+        """The parts of the newest whole checkpoint, placed as the ShapeDtypeStructs of `abstract_parts` say.
+
+        None if there is none yet. Damaged ones are reported and renamed to STEP.damaged, which makes
+        room for the step when it is reached again. Raises UserError if all are damaged, or one does not fit.
+        """
+        if self.latest_step is None:
+            return None
+        step, parts, damaged = _newest_whole(self.folder, _steps(self._checkpointer), abstract_parts)
+        wait_for_all("restored")  # All have read before one renames.
+        for bad, reason in damaged.items():
+            aside = _set_aside(self.folder / str(bad))
+            log.warning("checkpoint %d is damaged (%s): it is %s now, going on from %d", bad, reason, aside, step)
+        wait_for_all("set aside")
+        self._checkpointer.reload()
+        return parts
+
+    def check(self) -> None:
+        """Raises UserError if the last checkpoint could not be saved; does not wait for one that is being saved."""
+        if not self._checkpointer.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for what is being saved."""
+        with self._reported():
+            self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits for what is being saved, and ends."""
+        with self._reported():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _reported(self):
+        """Turns what Orbax raises into one line; after that nothing more is raised."""
+        try:
+            with _quiet():
+                yield
+        except Exception as error:
+            if self._failed:
+                return
+            self._failed = True
+            last = self.latest_step
+            good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
+            raise UserError(f"{self.folder}: a checkpoint cannot be saved: {_reason(error)}; {good}") from error
+
+
+def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None = None):
+    """(step, part `name` of the run's checkpoint `step`), None for the newest that is not damaged.
+
+    `abstract` is the part's tree of jax.ShapeDtypeStruct. Raises UserError if there is no such
+    checkpoint, it does not fit, or it is damaged.
+    """
+    folder = _folder(workdir)
+    if not folder.exists():
+        raise UserError(f"{workdir}: there is no checkpoint in this run yet")
+    with _quiet():
+        checkpointer = ocp.training.Checkpointer(folder)
+        steps = _steps(checkpointer)
+        checkpointer.close()
+    if not steps:
+        raise UserError(f"{workdir}: there is no checkpoint in this run yet")
+    if step is not None and step not in steps:
+        raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    found, parts, damaged = _newest_whole(folder, steps if step is None else [step], {name: abstract})
+    for bad, reason in damaged.items():
+        log.warning("%s is damaged (%s): using that of step %d", folder / str(bad), reason, found)
+    return found, parts[name]
+
+
+def abstract_like(tree, shardings):
+    """jax.ShapeDtypeStructs of `tree` (arrays or the like), to be placed by `shardings`, a tree like it."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+    )
+
+
+class _Unusable(Exception):
+    """A checkpoint is damaged, or is not of the shapes that are asked for."""
+
+
+def _folder(workdir: epath.PathLike) -> epath.Path:
+    path = path_of(workdir)
+    # Orbax wants absolute paths; resolve() would take gs:// for a local folder's name.
+    return (path if "://" in str(path) else path.resolve()) / "checkpoints"
+
+
+def _steps(checkpointer) -> list[int]:
+    return [checkpoint.step for checkpoint in checkpointer.checkpoints]
+
+
+def _newest_whole(folder, steps, abstract_parts):
+    """(step, parts, {newer step: what is wrong with it}). Raises UserError if none of `steps` can be used.
+
+    All checkpoints of a run have the same shapes: where an older one fits, one that does not is damaged.
+    """
+    unusable = {}
+    for step in reversed(steps):
+        try:
+            return step, _load(folder / str(step), abstract_parts), unusable
+        except _Unusable as error:
+            unusable[step] = error
+    reasons = "; ".join(f"{step}: {reason}" for step, reason in unusable.items())
+    raise UserError(f"{folder}: no checkpoint can be used: {reasons}. Nothing was changed; put back a copy of one")
+
+
+def _load(path, abstract_parts) -> dict:
+    """The parts of one checkpoint. Raises _Unusable, or UserError if it may be whole but cannot be read now."""
+    problem = None
+    with _quiet():
+        try:
+            for name, abstract in abstract_parts.items():
+                checksums = _check_metadata(path, name, abstract)
+            parts = ocp.load_checkpointables(path, abstract_parts)
+            wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
+            if wrong:
+                raise _Unusable(f"by the checksum, not what was saved: {', '.join(wrong)}")
+        except _Unusable as error:
+            problem = error
+        except Exception as error:
+            problem = _Unusable(_reason(error))
+            at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+            if isinstance(error, at_fault) or any(word in str(problem) for word in NOT_DAMAGE):
+                problem = UserError(f"{path}: this checkpoint cannot be read: {problem}")
+        if problem:
+            gc.collect()  # Tasks that nobody awaits any more complain when they go.
+    if problem:
+        raise problem
+    return parts
+
+
+def _check_metadata(path, part: str, abstract) -> dict[str, int]:
+    """The checksums of all parts. Raises _Unusable if there are none or `part` is not like `abstract`.
+
+    No memory is taken for arrays yet.
+    """
+    metadata = ocp.metadata(path, part)
+    if metadata.metadata is None or not (metadata.custom_metadata or {}).get("checksums"):
+        raise _Unusable("its metadata cannot be read")
+    there, here = _named(metadata.metadata), _named(abstract)
+    for name in sorted({*there, *here}):
+        on_disk, wanted = (_describe(leaves.get(name)) for leaves in (there, here))
+        if on_disk != wanted:
+            raise _Unusable(f"{part} {name} is {on_disk}, and by the run's config {wanted}")
+        pieces = there[name].storage_metadata
+        if any(
+            math.prod(shape or ()) > math.prod(there[name].shape) for shape in (pieces.chunk_shape, pieces.write_shape)
+        ):
+            raise _Unusable(f"{part} {name} lies in pieces larger than itself")
+    return metadata.custom_metadata["checksums"]
+
+
+def _named(tree) -> dict:
+    """{"1.0.count": leaf, ...}: the same for tuples of any name and for the lists that metadata have."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _describe(leaf) -> str:
+    return "not there" if leaf is None else f"{leaf.dtype} of shape {tuple(leaf.shape)}"
+
+
+def _set_aside(path) -> str:
+    number, aside = 1, path.parent / f"{path.name}.damaged"
+    while aside.exists():
+        number += 1
+        aside = path.parent / f"{path.name}.damaged-{number}"
+    if is_first():
+        path.rename(aside)
+    return aside.name
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, where Orbax puts what happened; what it raises itself speaks of its handlers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).partition("[tensorstore_spec")[0].partition("See full TensorStore")[0]
+    words = " ".join(text.split()) or type(error).__name__
+    return words if len(words) < 300 else f"{words[:140]} ... {words[-140:]}"  # The system's own words come last.
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Holds back what Orbax and asyncio print of an error beside raising it: pages, from several threads."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hooks = [logger.level for logger in loggers], (sys.excepthook, sys.unraisablehook)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        sys.excepthook = sys.unraisablehook = lambda *_: None
+        try:
+            yield
+        finally:
+            sys.excepthook, sys.unraisablehook = hooks
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

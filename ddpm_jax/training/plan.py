@@ -1,0 +1,263 @@
+"""Whether a run fits its devices and how long it takes, from shapes and traced programs: no array is made."""
+
+import functools
+import importlib.util
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.extend.core import Literal
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from ddpm_jax.config import Config
+from ddpm_jax.ddpm import DDPM, seed_key
+from ddpm_jax.devices.mesh import batch_sharding, state_shardings
+from ddpm_jax.errors import UserError
+from ddpm_jax.training.flops import peak_of, step_flops
+from ddpm_jax.training.update import check_batch, init_state, train_step
+
+AXES = ("data", "fsdp")
+
+
+class Traffic(NamedTuple):
+    """Bytes of a step's collective operations: what each device brings or receives, and what it sends in a ring."""
+
+    operation: str
+    size: int
+    sent: float
+
+
+class Plan(NamedTuple):
+    """What a run takes; bytes are those of one device."""
+
+    config: Config
+    devices: int
+    fsdp: int
+    parameters: int
+    params: int
+    ema_params: int
+    opt_state: int
+    gathered: int
+    gradient: int
+    activations: int
+    flops: int
+    traffic: list[Traffic]
+
+    @property
+    def memory(self) -> int:
+        """Bytes of everything that lies on a device at the end of the backward pass; the activations are estimated."""
+        state = self.params + self.ema_params + self.opt_state
+        return state + self.gathered + self.gradient + self.activations
+
+    def hours(self, flops_per_s: float, utilisation: float) -> float:
+        """How long config.train.steps take where each device computes `utilisation` * `flops_per_s`."""
+        return self.flops * self.config.train.steps / (self.devices * flops_per_s * utilisation) / 3600
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of the train step on one device of `kind`: its bytes, or why there is no program."""
+
+    topology: str
+    kind: str
+    arguments: int = 0
+    temporaries: int = 0
+    program: int = 0
+    failure: str = ""
+
+    @property
+    def memory(self) -> int:
+        """Bytes in all; what the step returns takes the place of its arguments."""
+        return self.arguments + self.temporaries + self.program
+
+
+def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
+    """What the run of `config` takes on a mesh of devices / fsdp by fsdp devices.
+
+    Raises UserError if fsdp does not divide devices, or devices the batch.
+    """
+    mesh = AbstractMesh(_mesh_shape(config, devices, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    ddpm = DDPM(config)
+    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
+    return Plan(
+        config=config,
+        devices=devices,
+        fsdp=fsdp,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        params=bytes_a_device(state.params),
+        ema_params=bytes_a_device(state.ema_params),
+        opt_state=bytes_a_device(state.opt_state),
+        # Divided parameters are put together for the network; XLA may hold fewer of them at a time.
+        gathered=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params) if _is_divided(leaf)),
+        gradient=bytes_a_device(state.params),
+        activations=activation_bytes(ddpm, state.params, config.train.batch_size // devices // config.train.accumulate),
+        flops=step_flops(ddpm, state),
+        traffic=ring_traffic(state.params),
+    )
+
+
+def bytes_a_device(tree) -> int:
+    """Bytes that a tree of arrays, abstract or not, takes on each device of its sharding."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
+    """Bytes that JAX's backward pass keeps of the forward pass on `batch_size` images, but for the parameters.
+
+    An estimate: XLA computes some of it anew where that is cheaper, and needs room of its own. On the CPU they come
+    to about the same; a small network compiled for a TPU v5e took a tenth.
+    """
+    x_0 = jax.ShapeDtypeStruct((batch_size, *ddpm.image_shape), jnp.float32)
+    rng = jax.eval_shape(lambda: seed_key(0))
+
+    def residuals(params, rng, x_0):
+        return jax.tree.leaves(jax.vjp(lambda params: ddpm.loss(params, rng, x_0, train=True).mean(), params)[1])
+
+    jaxpr = jax.make_jaxpr(residuals)(params, rng, x_0).jaxpr
+    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)} - {*jaxpr.invars[:-1], *jaxpr.constvars}
+    return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
+
+
+def ring_traffic(params) -> list[Traffic]:
+    """What the devices exchange a step, over rings of n = data * fsdp devices; gradients are float32 as parameters.
+
+    An array of N bytes that is whole on every device: its gradient is all-reduced over all n, and each device
+    sends 2 N (n - 1) / n. One divided over fsdp: all-gathered for the forward pass and for the backward pass,
+    N (fsdp - 1) / fsdp each; its gradient is reduce-scattered, as much again, and the part of each device
+    all-reduced over data, 2 (N / fsdp) (data - 1) / data. The compiler may do with less: gather once, or in bfloat16.
+    """
+    data, fsdp = (jax.tree.leaves(params)[0].sharding.mesh.shape[axis] for axis in AXES)
+    whole = [leaf for leaf in jax.tree.leaves(params) if not _is_divided(leaf)]
+    N, all_N = (sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) for leaves in (whole, jax.tree.leaves(params)))
+    divided, n = all_N - N, data * fsdp
+    over_data = divided // fsdp if data > 1 else 0
+    rows = [
+        Traffic("all-reduced", N + over_data, 2 * N * (n - 1) / n + 2 * over_data * (data - 1) / data),
+        Traffic("reduce-scattered", divided, divided * (fsdp - 1) / fsdp),
+        Traffic("all-gathered", 2 * divided, 2 * divided * (fsdp - 1) / fsdp),
+    ]
+    return [row for row in rows if row.sent]
+
+
+def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> Compiled:
+    """Compiles the train step for the TPUs of `topology`, "v5e:2x2" for one, of which none need be here.
+
+    Raises UserError if libtpu is not installed, does not know the topology, or it has another number of devices.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("compile: libtpu is not installed; pip install 'ddpm-jax[tpu]'")
+    try:
+        tpus = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:
+        raise UserError(f"compile: {topology!r}: {_first_line(error)} (v5e:2x2 is a topology)") from None
+    if len(tpus) != devices:
+        raise UserError(f"compile: {topology} has {len(tpus)} devices, not {devices}; pass --devices {len(tpus)}")
+    mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
+    ddpm = DDPM(config)
+    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
+    shape = (config.train.batch_size, *config.data.image_shape)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
+    step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
+    try:
+        memory = step.lower(ddpm, state, images, mesh=mesh).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        return Compiled(topology, tpus[0].device_kind, failure=_first_line(error))
+    return Compiled(
+        topology,
+        tpus[0].device_kind,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        program=memory.generated_code_size_in_bytes,
+    )
+
+
+def table(
+    plan: Plan,
+    flops_per_s: float | None = None,
+    utilisation: float = 0.3,
+    memory_gib: float | None = None,
+    compiled: Compiled | None = None,
+) -> str:
+    """The plan in words, a device's memory held to `memory_gib` where that is given."""
+    train = plan.config.train
+    assumed = peak_of("NVIDIA A100-SXM4-80GB", plan.config.model.dtype)
+    rate = flops_per_s or assumed
+    in_what = {"float32": "in TF32", "bfloat16": "in bfloat16"}[plan.config.model.dtype]
+    source = "" if flops_per_s else f", an A100's peak {in_what}, which is an assumption (--flops-per-s)"
+    hours = plan.hours(rate, utilisation)
+    hours = f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}" if hours > 0.01 else "under 0.01"
+    rows = [
+        ("parameters", f"{plan.parameters:,}"),
+        ("mesh", f"data {plan.devices // plan.fsdp} x fsdp {plan.fsdp}"),
+        ("batch", f"{train.batch_size} images, {train.batch_size // plan.devices} a device"),
+        ("", ""),
+        ("a device's memory", ""),
+        ("  parameters", _mib(plan.params)),
+        ("  their average", _mib(plan.ema_params)),
+        ("  optimiser", _mib(plan.opt_state)),
+        *([("  whole parameters", f"{_mib(plan.gathered)}  at most, while they are used")] if plan.gathered else []),
+        ("  gradient", _mib(plan.gradient)),
+        ("  activations", f"{_mib(plan.activations)}  an estimate"),
+        ("  in all", f"{_mib(plan.memory)}{_verdict(plan.memory, memory_gib)}"),
+        ("", ""),
+        ("a step", ""),
+        ("  computes", f"{_si(plan.flops)}FLOP, {_si(plan.flops / train.batch_size)}FLOP an image"),
+        *((f"  {name}", f"{_mib(size)}  each device sends {_mib(sent).strip()}") for name, size, sent in plan.traffic),
+        ("", ""),
+        ("the run", f"{train.steps:,} steps, {train.steps * train.batch_size:,} images"),
+        ("  takes", f"{hours} hours at {utilisation:g} of {_si(rate)}FLOP/s a device{source}"),
+    ]
+    if compiled is not None:
+        rows += [("", ""), *_compiled_rows(compiled, memory_gib)]
+    return "\n".join(f"{name:20}{value}".rstrip() for name, value in rows)
+
+
+def _compiled_rows(compiled: Compiled, memory_gib: float | None) -> list[tuple[str, str]]:
+    title = ("compiled", f"for {compiled.topology}, {compiled.kind}")
+    if compiled.failure:
+        return [title, ("  fits", f"no: {compiled.failure}")]
+    return [
+        title,
+        ("  arguments", _mib(compiled.arguments)),
+        ("  temporaries", _mib(compiled.temporaries)),
+        ("  program", _mib(compiled.program)),
+        ("  in all", f"{_mib(compiled.memory)}{_verdict(compiled.memory, memory_gib)}"),
+    ]
+
+
+def _verdict(size: int, memory_gib: float | None) -> str:
+    if memory_gib is None:
+        return ""
+    return f"  {'fits' if size <= memory_gib * 2**30 else 'does not fit'} in {memory_gib:g} GiB"
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:>12,.1f} MiB"
+
+
+def _si(number: float) -> str:
+    """For example "12.4 G"."""
+    exponent = min(max(int(math.log10(number)) // 3 * 3, 0), 15)
+    return f"{number / 10**exponent:.4g} {dict(zip(range(0, 18, 3), ('', *'kMGTP'), strict=True))[exponent]}"
+
+
+def _mesh_shape(config: Config, devices: int, fsdp: int) -> tuple[int, int]:
+    if devices % fsdp:
+        raise UserError(f"fsdp: {fsdp} does not divide the {devices} devices; choose a divisor of {devices}")
+    check_batch(config.train, devices)
+    return devices // fsdp, fsdp
+
+
+def _on(mesh, tree):
+    """The abstract arrays of `tree` with the shardings they get on `mesh`."""
+    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), tree, state_shardings(tree, mesh))
+
+
+def _is_divided(leaf) -> bool:
+    return not leaf.sharding.is_fully_replicated
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,1 @@
+"""Trained models in and out: runs, .safetensors, diffusers folders, names on huggingface.co, StableHLO."""

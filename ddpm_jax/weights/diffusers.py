@@ -1,0 +1,135 @@
+"""Folders of the diffusers library, read and written without it.
+
+pipeline   model_index.json, unet/, scheduler/
+flat       config.json, diffusion_pytorch_model.safetensors, scheduler_config.json side by side
+U-Net      the same without scheduler_config.json
+"""
+
+import json
+import logging
+
+import jax
+from etils import epath
+from safetensors.numpy import save
+
+from ddpm_jax.config import Config
+from ddpm_jax.ddpm import DDPM
+from ddpm_jax.errors import UserError
+from ddpm_jax.storage.files import path_of, read_json, write_file
+from ddpm_jax.weights.architecture import SCHEDULERS, UNET, Fields, read_config, write_config
+from ddpm_jax.weights.tensors import from_params, read_tensors, to_params
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PICKLE = "diffusion_pytorch_model.bin"
+
+
+def is_diffusers(path: epath.PathLike) -> bool:
+    """Whether `path` is a folder that the diffusers library wrote; a run directory is none."""
+    folder = path_of(path)
+    if (folder / "model_index.json").exists():
+        return True
+    try:
+        values = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and "_class_name" in values
+
+
+def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
+    """(config, params) of the folder `path`; params is the tree of `DDPM(config).init`, NumPy float32.
+
+    A U-Net without a scheduler is taken to be of the paper's process, and a warning says so. Raises
+    UserError naming the file and the field, tensor or component that this package has no equal of.
+    """
+    folder = path_of(path)
+    index = folder / "model_index.json"
+    components = _read_json(index) if index.exists() else {}
+    for name, component in components.items():
+        if not name.startswith("_") and name not in ("unet", "scheduler") and component not in (None, [None, None]):
+            raise UserError(f"{index}: its {name} has no place here; a pipeline of unet and scheduler alone is needed")
+    unet, scheduler_file = folder, folder / "scheduler_config.json"
+    if (folder / "unet").exists():
+        unet, scheduler_file = folder / "unet", folder / "scheduler" / "scheduler_config.json"
+    scheduler = None
+    if index.exists() or scheduler_file.exists():
+        scheduler = _read_fields(scheduler_file, SCHEDULERS)
+    else:
+        log.warning("%s: no scheduler beside this U-Net; the paper's is taken: linear betas, fixed_large", folder)
+    config = read_config(_read_fields(unet / "config.json", {"UNet2DModel": UNET}), scheduler)
+    shapes = jax.eval_shape(DDPM(config).init, jax.random.key(0))
+    return config, to_params(_read_weights(unet), shapes, unet)
+
+
+def write_diffusers(path: epath.PathLike, config: Config, params) -> None:
+    """Writes a pipeline that diffusers' DDPMPipeline loads; weights are float32.
+
+    What belongs to training alone (loss, data, optimiser) and model.dtype are not in it. Raises UserError
+    naming the field of `config` that the library has no equal of.
+    """
+    folder = path_of(path)
+    unet, scheduler = write_config(config)
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "unet": ["diffusers", unet["_class_name"]],
+    }
+    write_file(folder / "unet" / WEIGHTS, save(from_params(params), {"format": "pt"}))
+    write_file(folder / "unet" / "config.json", _json(unet))
+    write_file(folder / "scheduler" / "scheduler_config.json", _json(scheduler))
+    write_file(folder / "model_index.json", _json(index))  # Last: with it the folder is a pipeline.
+
+
+def _json(values: dict) -> bytes:
+    return json.dumps(values, indent=2, sort_keys=True).encode()
+
+
+def _read_json(file: epath.Path) -> dict:
+    if not file.exists():
+        raise UserError(f"{file}: is missing; fetch the whole folder")
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: a table of fields is needed")
+    return values
+
+
+def _read_fields(file: epath.Path, classes: dict[str, dict]) -> Fields:
+    values = _read_json(file)
+    name = values.get("_class_name")
+    if not isinstance(name, str) or name not in classes:
+        raise UserError(f"{file}: _class_name is {json.dumps(name)}; it must be {' or '.join(classes)}")
+    return Fields(file, values, classes[name])
+
+
+def _read_weights(folder: epath.Path) -> dict:
+    """The tensors of one safetensors file, or of the several that an index names."""
+    if (folder / WEIGHTS).exists():
+        return read_tensors(folder / WEIGHTS)
+    index = folder / f"{WEIGHTS}.index.json"
+    if not index.exists():
+        raise UserError(f"{folder / WEIGHTS}: is missing{_instead(folder)}")
+    of_tensors = _read_json(index).get("weight_map")
+    if not isinstance(of_tensors, dict) or not all(isinstance(file, str) for file in of_tensors.values()):
+        raise UserError(f"{index}: its weight_map must name the file of each tensor")
+    tensors = {}
+    for name in sorted(set(of_tensors.values())):
+        if "/" in name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: {name!r} is not a safetensors file beside it")
+        of_file = read_tensors(folder / name)
+        twice = sorted(of_file.keys() & tensors.keys())
+        if twice:
+            raise UserError(f"{folder / name}: {twice[0]} is also in another of these files")
+        tensors |= of_file
+    return tensors
+
+
+def _instead(folder: epath.Path) -> str:
+    """What to do about weights of another kind."""
+    if (folder / PICKLE).exists() or (folder / f"{PICKLE}.index.json").exists():
+        return (
+            f", and {PICKLE} is a pickle, which can run any program; where you trust it, convert it with diffusers: "
+            f"UNet2DModel.from_pretrained({str(folder)!r}, use_safetensors=False).save_pretrained({str(folder)!r})"
+        )
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    return f"; rename {others[0]} if that is meant" if others else "; fetch the whole folder"

@@ -1,0 +1,98 @@
+"""The sampler and the denoiser as StableHLO programs, which jax alone runs: no network, no config, no this package.
+
+A folder holds
+
+  sampler.stablehlo    (params, key uint32 [2], indices uint32 [B]) -> images float32 [B,H,W,C] in [-1, 1]:
+                       image indices[i] of the key, as `DDPM.sample` draws it; `key` is jax.random.key_data of a
+                       threefry2x32 key
+  denoiser.stablehlo   (params, x_t float32 [B,H,W,C], t int32 [B]) -> the network's output
+  params.npz           the weights, an array a name, which both programs take as a dict
+  about.json           what the programs take and return, the config, where the weights come from, sha256 sums
+
+Each program holds for cpu, cuda and tpu and for any B. jax.export promises that a later jax reads it for six months;
+the weights and the config last.
+"""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax import export
+
+from ddpm_jax.config import to_dict
+from ddpm_jax.ddpm import ANCESTRAL, DDPM, Sampler, sample_batch
+from ddpm_jax.storage.files import npz, path_of, write_file
+from ddpm_jax.weights.names import flat_params, nested_params
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write_stablehlo(
+    folder: epath.PathLike,
+    ddpm: DDPM,
+    params,
+    about: dict,
+    sampler: Sampler = ANCESTRAL,
+) -> None:
+    """Writes the programs, which draw as `sampler` does, and the weights into `folder`.
+
+    `about` tells where the weights come from, as JSON. Raises UserError for a sampler that cannot be.
+    """
+    folder = path_of(folder)
+    sampler.check(ddpm.config)
+    weights = {name: np.asarray(leaf) for name, leaf in flat_params(params).items()}
+    files = {
+        "sampler.stablehlo": bytes(sampler_program(ddpm, params, sampler).serialize()),
+        "denoiser.stablehlo": bytes(denoiser_program(ddpm, params).serialize()),
+        "params.npz": npz(weights),
+    }
+    described = {
+        "programs": {
+            "sampler.stablehlo": "(params, key uint32 [2], indices uint32 [B]) -> images float32 [B,H,W,C] in [-1, 1]",
+            "denoiser.stablehlo": "(params, x_t float32 [B,H,W,C], t int32 [B]) -> float32 [B,H,W,C or 2C]",
+        },
+        "image_shape": ddpm.image_shape,
+        "platforms": PLATFORMS,
+        "jax": jax.__version__,
+        "sampler": sampler.options,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "config": to_dict(ddpm.config),
+        "about": about,
+    }
+    for name, content in files.items():
+        write_file(folder / name, content)
+    write_file(folder / "about.json", json.dumps(described, indent=1).encode())
+
+
+def sampler_program(ddpm: DDPM, params, sampler: Sampler) -> export.Exported:
+    """(params, key data uint32 [2], indices uint32 [B]) -> images float32 [B,H,W,C]; params a dict by flat names."""
+
+    def sample(flat, key, indices):
+        rng = jax.random.wrap_key_data(key, impl="threefry2x32")
+        return sample_batch(ddpm, sampler, nested_params(flat), rng, indices)
+
+    return _export(sample, params, jax.ShapeDtypeStruct((2,), jnp.uint32), _batch((), jnp.uint32))
+
+
+def denoiser_program(ddpm: DDPM, params) -> export.Exported:
+    """(params, x_t float32 [B,H,W,C], t int32 [B]) -> output float32 [B,H,W,C or 2C]; params a dict by flat names."""
+
+    def denoise(flat, x_t, t):
+        return ddpm.denoise(nested_params(flat), x_t, t)
+
+    # One scope, so that both B are the same.
+    scope = export.SymbolicScope()
+    return _export(denoise, params, _batch(ddpm.image_shape, jnp.float32, scope), _batch((), jnp.int32, scope))
+
+
+def _export(function, params, *args) -> export.Exported:
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat_params(params).items()}
+    return export.export(jax.jit(function), platforms=PLATFORMS)(shapes, *args)
+
+
+def _batch(shape, dtype, scope=None):
+    (B,) = export.symbolic_shape("B", scope=scope)
+    return jax.ShapeDtypeStruct((B, *shape), dtype)
