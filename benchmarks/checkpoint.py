@@ -22,11 +22,15 @@ from ddpm_jax.training.update import Update, init_state
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-size", type=int, default=8, help="the paper's 128 takes a CPU half a minute a step")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="the paper's 128 takes a CPU half a minute a step"
+    )
     parser.add_argument("--saves", type=int, default=3)
     options = parser.parse_args()
     config = load_config("cifar10")
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=options.batch_size))
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, batch_size=options.batch_size)
+    )
     images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), dtype=np.uint8)
     source, mesh, ddpm = from_array(images, (32, 32, 3)), make_mesh(), DDPM(config)
     update = Update(ddpm, mesh, Batches(source, np.arange(256), options.batch_size, 0))
@@ -54,10 +58,18 @@ def main():
             checkpoints.wait()
             saving.append(time.perf_counter() - start)
         checkpoints.close()
-    print(f"{size:.0f} MB of state, batch {options.batch_size}, {mesh.size} x {jax.devices()[0].device_kind}; seconds:")
-    rows = {"a step": plain, "save: the loop waits": blocked, "a step while it is written": while_saving}
+    print(
+        f"{size:.0f} MB of state, batch {options.batch_size}, {mesh.size} x {jax.devices()[0].device_kind}; seconds:"
+    )
+    rows = {
+        "a step": plain,
+        "save: the loop waits": blocked,
+        "a step while it is written": while_saving,
+    }
     for name, seconds in {**rows, "save: until it is on disk": saving}.items():
-        print(f"{name:28}{statistics.median(seconds):8.3f}  ({min(seconds):.3f} to {max(seconds):.3f})")
+        print(
+            f"{name:28}{statistics.median(seconds):8.3f}  ({min(seconds):.3f} to {max(seconds):.3f})"
+        )
 
 
 if __name__ == "__main__":

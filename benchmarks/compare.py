@@ -31,7 +31,10 @@ from ddpm_jax.storage.run import versions
 
 # A case is (network, kind, batch).
 CASES = [
-    *(("digits", kind, batch) for kind, batch in [("forward", 1), ("forward", 64), ("training", 32)]),
+    *(
+        ("digits", kind, batch)
+        for kind, batch in [("forward", 1), ("forward", 64), ("training", 32)]
+    ),
     *(("small32", "forward", batch) for batch in (1, 8)),
     ("small32", "training", 64),
     *(("small32", "reverse", batch) for batch in (1, 16)),
@@ -62,9 +65,15 @@ def contestants(network: str, kind: str, batch: int, dtype: str, variants) -> di
     config = ours.with_dtype(load_config(network), dtype)
     params, shape = ours.parameters(config), (batch, *config.data.image_shape)
     rng = np.random.default_rng(1)
-    images, x = rng.integers(0, 256, shape, dtype=np.uint8), rng.standard_normal(shape, dtype=np.float32)
+    images, x = (
+        rng.integers(0, 256, shape, dtype=np.uint8),
+        rng.standard_normal(shape, dtype=np.float32),
+    )
     t = rng.integers(0, 1000, batch, dtype=np.int32)
-    peer = {variant: peers.Peer(config, params, variant, dtype, train=kind == "training") for variant in variants}
+    peer = {
+        variant: peers.Peer(config, params, variant, dtype, train=kind == "training")
+        for variant in variants
+    }
     if kind == "forward":
         calls = {name: peers.forward(each, x, t) for name, each in peer.items()}
         calls = {"ours": ours.forward(config, params, x, t), **calls}
@@ -109,7 +118,9 @@ def measure(network: str, kind: str, batch: int, dtype: str, variants, number: i
 
 def table(results: list[dict]) -> str:
     """Markdown: our time, and every peer's by ours."""
-    names = list(dict.fromkeys(name for result in results for name in result["times"] if name != "ours"))
+    names = list(
+        dict.fromkeys(name for result in results for name in result["times"] if name != "ours")
+    )
     lines = [
         f"| case | ours, ms | {' | '.join(names)} | least |",
         f"|---|---|{'---|' * len(names)}---|",
@@ -119,7 +130,10 @@ def table(results: list[dict]) -> str:
         mine = times["ours"]
         ratios = {name: times[name]["seconds"] / mine["seconds"] for name in names if name in times}
         dtype = "" if result["dtype"] == "float32" else f", {result['dtype']}"
-        cells = [f"{ratios[name]:.2f} ± {times[name]['spread']:.0%}" if name in ratios else "" for name in names]
+        cells = [
+            f"{ratios[name]:.2f} ± {times[name]['spread']:.0%}" if name in ratios else ""
+            for name in names
+        ]
         lines.append(
             f"| {result['network']} {result['kind']}, batch {result['batch']}{dtype} "
             f"| {mine['seconds'] * 1e3:.4g} ± {mine['spread']:.0%} | {' | '.join(cells)} "
@@ -132,22 +146,34 @@ def machine() -> dict:
     """What the figures depend on."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+    )
     return {
-        **{"cpu": model or platform.processor(), "cores": os.cpu_count(), "device": jax.devices()[0].device_kind},
+        **{
+            "cpu": model or platform.processor(),
+            "cores": os.cpu_count(),
+            "device": jax.devices()[0].device_kind,
+        },
         "versions": {**versions(), "torch": torch.__version__, "diffusers": diffusers.__version__},
         "flags": os.environ.get("XLA_FLAGS", ""),
         "torch_threads": torch.get_num_threads(),
-        "cpu_flags": next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []),
+        "cpu_flags": next(
+            (line.partition(":")[2].split() for line in lines if line.startswith("flags")), []
+        ),
     }
 
 
-def main(networks, kinds, dtypes, variants, number: int, out: Path, seconds: float = math.inf) -> None:
+def main(
+    networks, kinds, dtypes, variants, number: int, out: Path, seconds: float = math.inf
+) -> None:
     """Measures the cases that begin within `seconds`, prints, writes; exits with 1 if one failed."""
     configure_jax()
     until = time.monotonic() + seconds
     if (jax.default_backend() == "gpu") != (peers.DEVICE == "cuda"):
-        sys.exit(f"jax is on {jax.default_backend()} and torch on {peers.DEVICE}: install both for the same device")
+        sys.exit(
+            f"jax is on {jax.default_backend()} and torch on {peers.DEVICE}: install both for the same device"
+        )
     if peers.DEVICE == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, which is jax's default there.
         torch.backends.cudnn.benchmark = True  # XLA tries algorithms, too.
@@ -177,11 +203,15 @@ def main(networks, kinds, dtypes, variants, number: int, out: Path, seconds: flo
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=["digits", "small32", "cifar10"])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
-    parser.add_argument("--variants", nargs="+", default=list(peers.VARIANTS), choices=peers.VARIANTS)
+    parser.add_argument(
+        "--variants", nargs="+", default=list(peers.VARIANTS), choices=peers.VARIANTS
+    )
     parser.add_argument("--rounds", type=int, default=5, dest="number")
     parser.add_argument("--seconds", type=float, default=math.inf, help="no case begins later")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))

@@ -44,7 +44,9 @@ def write(folder: Path, size: int) -> None:
 
         def _info(self):
             image = tfds.features.Image(shape=(size, size, 3), encoding_format=ENDINGS[size])
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"image": image}))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"image": image})
+            )
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples()}
@@ -95,7 +97,9 @@ def step_rate(name: str) -> tuple[int, float]:
     config = load_config(name)
     size = config.train.batch_size
     step, times = (
-        ours.training(config, ours.parameters(config), np.zeros((size, *config.data.image_shape), np.uint8)),
+        ours.training(
+            config, ours.parameters(config), np.zeros((size, *config.data.image_shape), np.uint8)
+        ),
         [],
     )
     for _ in range(ROUNDS + 1):
@@ -126,11 +130,16 @@ def main(config: str | None, seconds: float) -> None:
     print(f"{'images/s':32}" + "".join(f"{f'{size} px':>10}" for size in COUNTS))
     for name, row in table.items():
         cells = [row.get(size, math.nan) for size in COUNTS]
-        print(f"{name:32}" + "".join(f"{'' if math.isnan(cell) else f'{cell:,.0f}':>10}" for cell in cells))
+        print(
+            f"{name:32}"
+            + "".join(f"{'' if math.isnan(cell) else f'{cell:,.0f}':>10}" for cell in cells)
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     main(**vars(parser.parse_args()))

@@ -31,7 +31,9 @@ def hotspots(call) -> collections.Counter:
     for plane in on_gpu or profile.planes:
         for line in plane.lines:
             for event in line.events:
-                name = dict(event.stats).get("hlo_op") or (event.name if line.name.startswith("Stream") else None)
+                name = dict(event.stats).get("hlo_op") or (
+                    event.name if line.name.startswith("Stream") else None
+                )
                 if name is not None and (not on_gpu or line.name.startswith("Stream")):
                     found[re.sub(r"[._\d]+$", "", name)] += event.duration_ns / 1e6
     return found
@@ -41,7 +43,9 @@ def table(found: collections.Counter, top: int) -> str:
     """Markdown, the largest first."""
     total = sum(found.values())
     rows = [f"| {name} | {ms:.2f} | {ms / total:.1%} |" for name, ms in found.most_common(top)]
-    return "\n".join(["| operation | ms | |", "|---|---|---|", *rows, f"| all {len(found)} | {total:.2f} | |"])
+    return "\n".join(
+        ["| operation | ms | |", "|---|---|---|", *rows, f"| all {len(found)} | {total:.2f} | |"]
+    )
 
 
 def call_of(network: str, kind: str, batch: int, dtype: str):
@@ -50,8 +54,12 @@ def call_of(network: str, kind: str, batch: int, dtype: str):
     params, rng = ours.parameters(config), np.random.default_rng(0)
     shape = (batch, *config.data.image_shape)
     calls = {
-        "forward": lambda: ours.forward(config, params, np.zeros(shape, np.float32), np.zeros(batch, np.int32)),
-        "training": lambda: ours.training(config, params, rng.integers(0, 256, shape, dtype=np.uint8)),
+        "forward": lambda: ours.forward(
+            config, params, np.zeros(shape, np.float32), np.zeros(batch, np.int32)
+        ),
+        "training": lambda: ours.training(
+            config, params, rng.integers(0, 256, shape, dtype=np.uint8)
+        ),
         "reverse": lambda: ours.reverse(config, params, batch, 5),
     }
     call = calls[kind]()
@@ -61,7 +69,9 @@ def call_of(network: str, kind: str, batch: int, dtype: str):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network")
     parser.add_argument("kind", choices=["forward", "training", "reverse"])
     parser.add_argument("batch", type=int)
@@ -78,4 +88,6 @@ if __name__ == "__main__":
         times.append(time.perf_counter() - start)
     cores = (time.process_time() - processor) / sum(times)
     milliseconds = 1e3 * statistics.median(times)
-    print(f"\nA call takes {milliseconds:.2f} ms when nothing is recorded, with {cores:.2f} cores at work.")
+    print(
+        f"\nA call takes {milliseconds:.2f} ms when nothing is recorded, with {cores:.2f} cores at work."
+    )

@@ -26,7 +26,11 @@ def parameters(config: Config):
     leaves, tree = jax.tree.flatten(fresh)
     rng = np.random.default_rng(0)
     return jax.tree.unflatten(
-        tree, [np.float32(leaf + 0.02 * rng.standard_normal(leaf.shape).astype(np.float32)) for leaf in leaves]
+        tree,
+        [
+            np.float32(leaf + 0.02 * rng.standard_normal(leaf.shape).astype(np.float32))
+            for leaf in leaves
+        ],
     )
 
 
@@ -70,7 +74,9 @@ def sample(config: Config, params, n: int, steps: int):
     from ddpm_jax import to_uint8
 
     ddpm, params = DDPM(config), jax.device_put(params)
-    return lambda: to_uint8(ddpm.sample(params, jax.random.key(0), n, batch_size=n, sampler="ddim", steps=steps))
+    return lambda: to_uint8(
+        ddpm.sample(params, jax.random.key(0), n, batch_size=n, sampler="ddim", steps=steps)
+    )
 
 
 class _Same:

@@ -26,7 +26,9 @@ class Peer:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source="array"))
         with tempfile.TemporaryDirectory() as folder:
             write_diffusers(f"{folder}/model", config, params)
-            self.unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="model/unet").to(DEVICE)
+            self.unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="model/unet").to(
+                DEVICE
+            )
         self.config, self.dtype, self.train = config, getattr(torch, dtype), train
         self.format = torch.contiguous_format
         if variant == "channels_last" or (variant == "compile" and DEVICE == "cuda"):
@@ -37,7 +39,9 @@ class Peer:
                 module.p = config.model.dropout
         self.unet.train(train)
         if not train:
-            self.unet.to(self.dtype)  # Faster than autocast, which training needs for float32 weights.
+            self.unet.to(
+                self.dtype
+            )  # Faster than autocast, which training needs for float32 weights.
         self.call = torch.compile(self.unet) if variant == "compile" else self.unet
 
     def denoise(self, x, t):
@@ -47,7 +51,9 @@ class Peer:
 
     def images(self, array):
         """[B,H,W,C] on the device, as this variant has them."""
-        x = torch.from_numpy(np.array(array).transpose(0, 3, 1, 2)).to(DEVICE, None if self.train else self.dtype)
+        x = torch.from_numpy(np.array(array).transpose(0, 3, 1, 2)).to(
+            DEVICE, None if self.train else self.dtype
+        )
         return x.contiguous(memory_format=self.format)
 
 
@@ -77,7 +83,9 @@ def training(peer: Peer, images):
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(3), x_0)
         t = torch.randint(0, 1000, (len(x_0),), device=DEVICE)
         noise = torch.randn_like(x_0)
-        loss = torch.nn.functional.mse_loss(peer.denoise(scheduler.add_noise(x_0, noise, t), t).float(), noise)
+        loss = torch.nn.functional.mse_loss(
+            peer.denoise(scheduler.add_noise(x_0, noise, t), t).float(), noise
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, optim.clip_norm)
         adam.step()

@@ -80,7 +80,9 @@ def traffic(ddpm: DDPM, batch: int, itemsize: int) -> dict[str, float]:
         if isinstance(module, Attention):
             # Logits written and read and their gradient read in float32; probabilities written and read, the
             # gradient of the logits written.
-            found["attention"] += (3 * 4 + 3 * itemsize) * batch * math.prod(args[0].shape[1:3]) ** 2
+            found["attention"] += (
+                (3 * 4 + 3 * itemsize) * batch * math.prod(args[0].shape[1:3]) ** 2
+            )
         if isinstance(module, ResBlock) and module.name.startswith("up"):
             found["skips and sums"] += SKIP * args[0].size * itemsize
         return result
@@ -100,20 +102,29 @@ def measure(network: str, batch: int, dtype: str, rates: tuple[float, float]) ->
     ddpm = DDPM(config)
     flops = step_flops(ddpm, jax.eval_shape(lambda: init_state(ddpm)))
     parts = {"matrix": flops / rates[0]}
-    parts |= {name: size / rates[1] for name, size in traffic(ddpm, batch, 2 if dtype == "bfloat16" else 4).items()}
+    parts |= {
+        name: size / rates[1]
+        for name, size in traffic(ddpm, batch, 2 if dtype == "bfloat16" else 4).items()
+    }
     images = np.random.default_rng(0).integers(0, 256, (batch, *ddpm.image_shape), dtype=np.uint8)
     step = ours.training(config, ours.parameters(config), images)
     measured = seconds_of(step, waits=True)
     return {
-        name: 1e3 * seconds for name, seconds in {**parts, "sum": sum(parts.values()), "measured": measured}.items()
+        name: 1e3 * seconds
+        for name, seconds in {**parts, "sum": sum(parts.values()), "measured": measured}.items()
     }
 
 
-def table(network: str, dtype: str, rates: tuple[float, float], rows: dict[int, dict[str, float]]) -> str:
+def table(
+    network: str, dtype: str, rates: tuple[float, float], rows: dict[int, dict[str, float]]
+) -> str:
     """Markdown."""
     names = list(next(iter(rows.values())))
     head = f"{network}, {dtype}: {rates[0] / 1e12:.3g} TFLOP/s of matrix products, {rates[1] / 1e9:.3g} GB/s"
-    lines = [f"{head}\n", f"| batch | {', ms | '.join(names)}, ms | images/s | of the matrix rate |"]
+    lines = [
+        f"{head}\n",
+        f"| batch | {', ms | '.join(names)}, ms | images/s | of the matrix rate |",
+    ]
     lines.append("|---" * (len(names) + 3) + "|")
     for batch, row in rows.items():
         cells = " | ".join(f"{row[name]:.3g}" for name in names)
@@ -125,11 +136,15 @@ def table(network: str, dtype: str, rates: tuple[float, float], rows: dict[int, 
 def main(network: str, batches: list[int], dtype: str) -> str:
     """The table."""
     rates = matrix_rate(dtype), bandwidth()
-    return table(network, dtype, rates, {batch: measure(network, batch, dtype, rates) for batch in batches})
+    return table(
+        network, dtype, rates, {batch: measure(network, batch, dtype, rates) for batch in batches}
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network")
     parser.add_argument("batches", nargs="+", type=int, metavar="BATCH")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])

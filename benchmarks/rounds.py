@@ -50,7 +50,10 @@ def alternate(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[s
             taken = time.perf_counter() - start
             foreign = (_foreign_seconds() - before) / (taken * os.cpu_count())
             (seconds if foreign < FOREIGN else disturbed)[name].append(taken / repeats[name])
-    return {name: _timing((seconds[name] + disturbed[name])[:rounds], len(seconds[name])) for name in contestants}
+    return {
+        name: _timing((seconds[name] + disturbed[name])[:rounds], len(seconds[name]))
+        for name in contestants
+    }
 
 
 def _timing(seconds: list[float], counted: int) -> Timing:

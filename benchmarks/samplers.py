@@ -12,7 +12,13 @@ import numpy as np
 
 from ddpm_jax import load
 
-ROWS = [("ddim", None), ("ddim", "trailing"), ("ddim", "quad"), ("dpm-solver++", None), ("dpm-solver++", "linspace")]
+ROWS = [
+    ("ddim", None),
+    ("ddim", "trailing"),
+    ("ddim", "quad"),
+    ("dpm-solver++", None),
+    ("dpm-solver++", "linspace"),
+]
 
 
 def main(run: str, n: int) -> None:
@@ -38,7 +44,9 @@ def main(run: str, n: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run")
     parser.add_argument("--n", type=int, default=64)
     main(**vars(parser.parse_args()))

@@ -28,7 +28,10 @@ def sampling(n: int, steps: int) -> dict:
 
     config = load_config("digits")
     ddpm, params = DDPM(config), jax.device_put(ours.parameters(config))
-    draw = lambda: ddpm.sample(params, jax.random.key(0), n, batch_size=64, sampler="ddim", steps=steps)  # noqa: E731
+
+    def draw():
+        return ddpm.sample(params, jax.random.key(0), n, batch_size=64, sampler="ddim", steps=steps)
+
     seconds = _seconds(draw, 1)
     return {"s": seconds, "ms a step and batch": 1e3 * seconds / (steps * -(-n // 64))}
 
@@ -61,7 +64,9 @@ def training(batch: int, size: int = 32, devices: int = 1) -> dict:
     seconds = _seconds(counted, 3)
     ddpm, mesh = DDPM(config), make_mesh(devices)
     state = jax.eval_shape(lambda: init_state(ddpm))
-    state = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, state_shardings(state, mesh))
+    state = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding), state, state_shardings(state, mesh)
+    )
     images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=batch_sharding(mesh))
     step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
     step = step.lower(ddpm, state, images, mesh=mesh).compile()
@@ -81,10 +86,19 @@ def starting(count: int, cache_mb: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         _pictures(folder / "images", count)
-        train = ["train", "digits", "--data.source", f"folder:{folder}/images", "--workdir", f"{folder}/run"]
+        train = [
+            "train",
+            "digits",
+            "--data.source",
+            f"folder:{folder}/images",
+            "--workdir",
+            f"{folder}/run",
+        ]
         train += ["--data.cache-mb", str(cache_mb), "--train.steps", "1", "--train.log-every", "1"]
         for _ in range(2):  # The first compiles.
-            seconds, _ = startup.run([sys.executable, "-c", startup.OURS, *train], folder, startup.FIRST_UPDATE)
+            seconds, _ = startup.run(
+                [sys.executable, "-c", startup.OURS, *train], folder, startup.FIRST_UPDATE
+            )
     return {"s": seconds}
 
 
@@ -103,7 +117,11 @@ def reading(count: int) -> dict:
         return _seconds(lambda: jax.block_until_ready(jax.device_put(read(next(steps)))), repeats)
 
     pixels = seconds_of(lambda step: batches.batch_at(step)["image"])
-    return {"ms": 1e3 * pixels, "images/s": 128 / pixels, "ms on_device": 1e3 * seconds_of(batches.indices_at)}
+    return {
+        "ms": 1e3 * pixels,
+        "images/s": 128 / pixels,
+        "ms on_device": 1e3 * seconds_of(batches.indices_at),
+    }
 
 
 TABLES = {
@@ -112,7 +130,10 @@ TABLES = {
     "batch": (training, [{"batch": batch} for batch in (8, 16, 32, 64)]),
     "resolution": (training, [{"batch": 8, "size": size} for size in (16, 32, 64, 128)]),
     "devices": (training, [{"batch": 64, "devices": devices} for devices in (1, 2, 4, 8)]),
-    "start": (starting, [{"count": count, "cache_mb": mb} for mb in (4096, 0) for count in (500, 5000, 50_000)]),
+    "start": (
+        starting,
+        [{"count": count, "cache_mb": mb} for mb in (4096, 0) for count in (500, 5000, 50_000)],
+    ),
     "reading": (reading, [{"count": count} for count in (5000, 50_000)]),
 }
 
@@ -134,7 +155,9 @@ def _pictures(folder: Path, count: int) -> None:
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     for i, pixels in enumerate(noise):
-        Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{i:06}.png")
+        Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC).save(
+            folder / f"{i:06}.png"
+        )
 
 
 def measure(name: str, case: dict) -> dict:
@@ -155,7 +178,9 @@ def table(rows: list[tuple[dict, list[dict]]]) -> str:
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for case, rounds in rows:
         medians = [statistics.median(each[name] for each in rounds) for name in first[0]]
-        lines.append(f"| {' | '.join([*map(str, case.values()), *(f'{value:,.4g}' for value in medians)])} |")
+        lines.append(
+            f"| {' | '.join([*map(str, case.values()), *(f'{value:,.4g}' for value in medians)])} |"
+        )
     return "\n".join(lines)
 
 
@@ -164,7 +189,10 @@ def main(names: list[str], number: int) -> None:
     for name in names or TABLES:
         cases = TABLES[name][1]
         rounds = [[measure(name, case) for case in cases] for _ in range(number)]
-        print(f"\n{name}\n\n{table(list(zip(cases, map(list, zip(*rounds, strict=True)), strict=True)))}", flush=True)
+        print(
+            f"\n{name}\n\n{table(list(zip(cases, map(list, zip(*rounds, strict=True)), strict=True)))}",
+            flush=True,
+        )
 
 
 def only(name: str, case: str) -> None:
@@ -179,7 +207,9 @@ def only(name: str, case: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)

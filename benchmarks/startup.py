@@ -41,7 +41,9 @@ def prepare(folder: Path) -> None:
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     for i in range(64):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"images/{i}.png")
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+            folder / f"images/{i}.png"
+        )
 
 
 def peer(what: str, folder: Path, steps: int) -> None:
@@ -77,8 +79,24 @@ def peer(what: str, folder: Path, steps: int) -> None:
 def commands(folder: Path, steps: int) -> dict[str, dict[str, list[str]]]:
     """{what: {contestant: command}}."""
     python = sys.executable
-    sample = ["sample", f"{folder}/model.safetensors", "-n", "1", "--sampler", "ddim", "--steps", "50"]
-    train = ["train", "small32", "--data.source", f"folder:{folder}/images", "--workdir", f"{folder}/run"]
+    sample = [
+        "sample",
+        f"{folder}/model.safetensors",
+        "-n",
+        "1",
+        "--sampler",
+        "ddim",
+        "--steps",
+        "50",
+    ]
+    train = [
+        "train",
+        "small32",
+        "--data.source",
+        f"folder:{folder}/images",
+        "--workdir",
+        f"{folder}/run",
+    ]
     train += ["--train.eval-every", "0", "--train.sample-every", "0", "--train.num-samples", "1"]
     train += ["--train.steps", str(steps), "--train.log-every", "1"]
 
@@ -101,7 +119,11 @@ def commands(folder: Path, steps: int) -> dict[str, dict[str, list[str]]]:
 
 def run(command: list[str], folder: Path, until: str | None = None) -> tuple[float, float]:
     """(seconds, MiB of its largest memory) of one process, ended when the file `until` is there."""
-    environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor"}
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": f"{folder}/cache",
+        "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
+    }
     shutil.rmtree(folder / "run", ignore_errors=True)
     start = time.perf_counter()
     with open(folder / "output", "w") as output:
@@ -132,22 +154,31 @@ def measure(rounds: int, folder: Path) -> dict:
                 shutil.rmtree(folder / cache, ignore_errors=True)
             for when in ("cold", "again"):
                 for name, command in contestants.items():
-                    seconds, _ = run(command, folder, FIRST_UPDATE if what == "first update" else None)
+                    seconds, _ = run(
+                        command, folder, FIRST_UPDATE if what == "first update" else None
+                    )
                     print(f"{what}, {name}, {when}: {seconds:.1f} s", flush=True)
                     times[f"{name}, {when}"].append(seconds)
         result[what] = {name: statistics.median(values) for name, values in times.items()}
     memory = commands(folder, 10)["first update"]
-    result["MiB of ten updates"] = {name: run(command, folder)[1] for name, command in memory.items()}
+    result["MiB of ten updates"] = {
+        name: run(command, folder)[1] for name, command in memory.items()
+    }
     python = sys.executable
     quick = {
         "import ddpm_jax": [python, "-c", "import ddpm_jax"],
-        "import ddpm_jax and what sampling takes": [python, "-c", "from ddpm_jax import load, to_uint8"],
+        "import ddpm_jax and what sampling takes": [
+            python,
+            "-c",
+            "from ddpm_jax import load, to_uint8",
+        ],
         "import diffusers' UNet2DModel": [python, "-c", "from diffusers import UNet2DModel"],
         "ddpm-jax --help": [python, "-c", OURS, "--help"],
         "ddpm-jax train small32 --help": [python, "-c", OURS, "train", "small32", "--help"],
     }
     result["import and --help"] = {
-        name: statistics.median(run(command, folder)[0] for _ in range(rounds)) for name, command in quick.items()
+        name: statistics.median(run(command, folder)[0] for _ in range(rounds))
+        for name, command in quick.items()
     }
     return result
 
@@ -158,13 +189,16 @@ def table(result: dict) -> str:
     for what, values in result.items():
         unit = "MiB" if what.startswith("MiB") else "s"
         lines += [
-            f"| {what} | {name} | {value:.{0 if unit == 'MiB' else 2}f} {unit} |" for name, value in values.items()
+            f"| {what} | {name} | {value:.{0 if unit == 'MiB' else 2}f} {unit} |"
+            for name, value in values.items()
         ]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--peer", help=argparse.SUPPRESS)

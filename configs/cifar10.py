@@ -8,4 +8,6 @@ tfds makes the data set ready at the first start, which takes `pip install 'ddpm
 
 from ddpm_jax.config import Config, Data
 
-CONFIG = Config(data=Data(source="tfds:cifar10", test="tfds:cifar10", image_shape=(32, 32, 3), holdout=0.0))
+CONFIG = Config(
+    data=Data(source="tfds:cifar10", test="tfds:cifar10", image_shape=(32, 32, 3), holdout=0.0)
+)

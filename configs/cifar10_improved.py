@@ -15,7 +15,9 @@ BASE = load_config("cifar10")
 CONFIG = dataclasses.replace(
     BASE,
     model=Model(num_res_blocks=3, attention_resolutions=(16, 8), dropout=0.3),
-    diffusion=Diffusion(schedule="cosine", num_timesteps=4000, variance="learned_range", loss="hybrid"),
+    diffusion=Diffusion(
+        schedule="cosine", num_timesteps=4000, variance="learned_range", loss="hybrid"
+    ),
     optim=dataclasses.replace(BASE.optim, learning_rate=1e-4, warmup_steps=0),
     train=dataclasses.replace(BASE.train, steps=500_000),
 )

@@ -13,6 +13,8 @@ from ddpm_jax.config import load_config
 BASE = load_config("celebahq256")
 CONFIG = dataclasses.replace(
     BASE,
-    data=dataclasses.replace(BASE.data, source="tfds:lsun/bedroom", test="tfds:lsun/bedroom", flip=False),
+    data=dataclasses.replace(
+        BASE.data, source="tfds:lsun/bedroom", test="tfds:lsun/bedroom", flip=False
+    ),
     train=dataclasses.replace(BASE.train, steps=2_400_000),
 )

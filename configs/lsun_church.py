@@ -13,6 +13,8 @@ from ddpm_jax.config import load_config
 BASE = load_config("celebahq256")
 CONFIG = dataclasses.replace(
     BASE,
-    data=dataclasses.replace(BASE.data, source="tfds:lsun/church_outdoor", test="tfds:lsun/church_outdoor"),
+    data=dataclasses.replace(
+        BASE.data, source="tfds:lsun/church_outdoor", test="tfds:lsun/church_outdoor"
+    ),
     train=dataclasses.replace(BASE.train, steps=1_200_000),
 )

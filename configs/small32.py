@@ -19,6 +19,13 @@ CONFIG = Config(
     ),
     data=Data(source="folder:data/images", image_shape=(32, 32, 3), holdout=0.1),
     optim=Optim(learning_rate=1e-3, warmup_steps=200, ema_decay=0.998),
-    train=Train(steps=20_000, batch_size=32, log_every=50, eval_every=500, eval_images=512, sample_every=5000),
+    train=Train(
+        steps=20_000,
+        batch_size=32,
+        log_every=50,
+        eval_every=500,
+        eval_images=512,
+        sample_every=5000,
+    ),
     checkpoint=Checkpoint(every=500),
 )

@@ -39,7 +39,9 @@ class DDPM:
     def schedule(self) -> Schedule:
         """The diffusion process."""
         diffusion = self.config.diffusion
-        return make_schedule(diffusion.schedule, diffusion.num_timesteps, **diffusion.schedule_parameters)
+        return make_schedule(
+            diffusion.schedule, diffusion.num_timesteps, **diffusion.schedule_parameters
+        )
 
     @functools.cached_property
     def network(self) -> UNet:
@@ -61,7 +63,13 @@ class DDPM:
     def process_digest(self) -> str:
         """A hash of all that, beside the parameters, decides which image a key gives."""
         model, diffusion = self.config.model, self.config.diffusion
-        choices = (diffusion.prediction, diffusion.variance, diffusion.clip, model.norm_groups, model.dtype)
+        choices = (
+            diffusion.prediction,
+            diffusion.variance,
+            diffusion.clip,
+            model.norm_groups,
+            model.dtype,
+        )
         hashed = hashlib.blake2b(repr((*choices, self.image_shape)).encode(), digest_size=8)
         hashed.update(np.asarray(self.schedule.betas))
         return hashed.hexdigest()
@@ -90,7 +98,9 @@ class DDPM:
         """
         _check_images(x_0)
         keys = example_keys(rng, jnp.arange(len(x_0), dtype=jnp.uint32) if rows is None else rows)
-        t = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.schedule.num_timesteps))(_fold(keys, TIME))
+        t = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.schedule.num_timesteps))(
+            _fold(keys, TIME)
+        )
         noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
         dropout_keys = _fold(keys, DROPOUT) if train else None
 
@@ -98,13 +108,18 @@ class DDPM:
             return self.network.apply({"params": params}, x_t, timesteps, dropout_keys)
 
         diffusion = self.config.diffusion
-        learned, weighted = {"variance": diffusion.variance}, {"min_snr_gamma": diffusion.min_snr_gamma}
+        learned, weighted = (
+            {"variance": diffusion.variance},
+            {"min_snr_gamma": diffusion.min_snr_gamma},
+        )
         loss, options = {
             "simple": (losses.simple, weighted),
             "vlb": (losses.vlb, learned),
             "hybrid": (losses.hybrid, learned | weighted),
         }[diffusion.loss]
-        return loss(self.schedule, denoise_fn, x_0, t, noise, prediction=diffusion.prediction, **options)
+        return loss(
+            self.schedule, denoise_fn, x_0, t, noise, prediction=diffusion.prediction, **options
+        )
 
     def sample(
         self,
@@ -130,7 +145,9 @@ class DDPM:
         Raises ValueError for a negative n or start, a batch_size below 1, or a sampler that cannot be.
         """
         if n < 0 or start < 0 or start + n > 2**32:
-            raise ValueError(f"n and start: 0 <= start <= start + n <= 2**32 is needed, got {n} and {start}")
+            raise ValueError(
+                f"n and start: 0 <= start <= start + n <= 2**32 is needed, got {n} and {start}"
+            )
         chosen = Sampler(sampler, steps, eta, grid)
         chosen.check(self.config)
         n, mesh = operator.index(n), mesh_of(params)
@@ -149,8 +166,12 @@ class DDPM:
         at step t comes from fold_in(keys[i], t), keys [B]. Raises ValueError unless 0 <= stop < start <= T.
         """
         if not 0 <= stop < start <= self.schedule.num_timesteps:
-            raise ValueError(f"start and stop: 0 <= {stop} < {start} <= {self.schedule.num_timesteps} must hold")
-        return _share_rows(lambda keys, x: _reverse(self, params, keys, x, start, stop), params, keys, x)
+            raise ValueError(
+                f"start and stop: 0 <= {stop} < {start} <= {self.schedule.num_timesteps} must hold"
+            )
+        return _share_rows(
+            lambda keys, x: _reverse(self, params, keys, x, start, stop), params, keys, x
+        )
 
     def encode(self, params, x_0, *, steps: int | None = None):
         """The DDIM latents x_T [B,H,W,C] of images x_0 [B,H,W,C] in [-1, 1]; `steps` as in `sample`.
@@ -171,7 +192,9 @@ class DDPM:
         sampler.check(self.config)
         return sampler
 
-    def bits_per_dim(self, params, rng, x_0, *, start: int = 0, batch_size: int | None = None) -> BitsPerDim:
+    def bits_per_dim(
+        self, params, rng, x_0, *, start: int = 0, batch_size: int | None = None
+    ) -> BitsPerDim:
         """The bound on -log2 p of images x_0 [B,H,W,C] and its parts: NumPy arrays, see `likelihood.bits_per_dim`.
 
         Images are those of uint8, x / 127.5 - 1. Image i is diffused with noise of fold_in(rng, start + i).
@@ -182,7 +205,9 @@ class DDPM:
         if start < 0 or start + len(x_0) > 2**32:
             raise ValueError(f"start: 0 <= start <= start + images <= 2**32 is needed, got {start}")
         n, T, mesh = len(x_0), self.schedule.num_timesteps, mesh_of(params)
-        result = BitsPerDim(*(np.empty(shape, np.float32) for shape in ((n,), (n,), (n, T), (n, T))))
+        result = BitsPerDim(
+            *(np.empty(shape, np.float32) for shape in ((n,), (n,), (n, T), (n, T)))
+        )
         for done, count, size in _batches(n, batch_size, mesh):
             # A batch is filled up with the last image again, which does not count.
             images = x_0[np.minimum(done + np.arange(size), n - 1)]
@@ -209,9 +234,13 @@ class Sampler:
     def check(self, config: Config) -> None:
         """Raises UserError for what does not fit together, and says which variance a shortened chain takes."""
         if self.name not in get_args(SamplerName):
-            raise UserError(f"sampler: {self.name!r} is not one of {', '.join(get_args(SamplerName))}")
+            raise UserError(
+                f"sampler: {self.name!r} is not one of {', '.join(get_args(SamplerName))}"
+            )
         if self.steps is None and self.grid is not None:
-            raise UserError(f"grid: {self.grid} is for a number of steps; give one, or leave it out")
+            raise UserError(
+                f"grid: {self.grid} is for a number of steps; give one, or leave it out"
+            )
         try:
             self.timesteps(config.diffusion)
         except ValueError as error:
@@ -305,12 +334,18 @@ def _encode(ddpm: DDPM, sampler: Sampler, params, x_0):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode(ddpm: DDPM, sampler: Sampler, params, x_T):
     schedule, denoise_fn, options = _chain(ddpm, sampler, params)
-    return samplers.ddim(schedule, denoise_fn, None, ddpm.image_shape, x_T=x_T, clip=False, **options)
+    return samplers.ddim(
+        schedule, denoise_fn, None, ddpm.image_shape, x_T=x_T, clip=False, **options
+    )
 
 
 def _chain(ddpm: DDPM, sampler: Sampler, params):
     """(schedule, denoise_fn, {prediction, variance}) of the steps that `sampler` takes."""
-    diffusion, schedule, prediction = ddpm.config.diffusion, ddpm.schedule, ddpm.config.diffusion.prediction
+    diffusion, schedule, prediction = (
+        ddpm.config.diffusion,
+        ddpm.schedule,
+        ddpm.config.diffusion.prediction,
+    )
     variance, channels = sampler.variance(diffusion), ddpm.image_shape[-1]
 
     def denoise_fn(x_t, t):

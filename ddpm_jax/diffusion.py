@@ -33,7 +33,10 @@ class MeanVariance(NamedTuple):
 
 def q_sample(schedule: Schedule, x_0, t, noise):
     """Eq. 4: a draw of q(x_t | x_0) [B,H,W,C], made from `noise` ~ N(0, I) [B,H,W,C]."""
-    return _at(schedule.sqrt_alphas_bar, t, x_0) * x_0 + _at(schedule.sqrt_one_minus_alphas_bar, t, x_0) * noise
+    return (
+        _at(schedule.sqrt_alphas_bar, t, x_0) * x_0
+        + _at(schedule.sqrt_one_minus_alphas_bar, t, x_0) * noise
+    )
 
 
 def q_posterior(schedule: Schedule, x_0, x_t, t):
@@ -41,14 +44,24 @@ def q_posterior(schedule: Schedule, x_0, x_t, t):
 
     At t = 0 the variance is 0; its logarithm there is the one of t = 1.
     """
-    mean = _at(schedule.posterior_mean_coef_x_0, t, x_t) * x_0 + _at(schedule.posterior_mean_coef_x_t, t, x_t) * x_t
+    mean = (
+        _at(schedule.posterior_mean_coef_x_0, t, x_t) * x_0
+        + _at(schedule.posterior_mean_coef_x_t, t, x_t) * x_t
+    )
     variance = _at(schedule.posterior_variance, t, x_t)
     log_variance = _at(schedule.posterior_log_variance, t, x_t)
     return mean, jnp.broadcast_to(variance, mean.shape), jnp.broadcast_to(log_variance, mean.shape)
 
 
 def p_mean_variance(
-    schedule: Schedule, output, x_t, t, *, prediction: Prediction, variance: Variance, clip: bool = True
+    schedule: Schedule,
+    output,
+    x_t,
+    t,
+    *,
+    prediction: Prediction,
+    variance: Variance,
+    clip: bool = True,
 ) -> MeanVariance:
     """Eq. 1 and 11: mean, variance, log_variance and x_0 of p(x_{t-1} | x_t), each [B,H,W,C].
 
@@ -71,7 +84,8 @@ def predict_x_0(schedule: Schedule, output, x_t, t, *, prediction: Prediction):
     """The image [B,H,W,C] that `output` [B,H,W,C] implies, unclipped (for eps: Eq. 4 solved for x_0)."""
     if prediction == "eps":
         return (
-            _at(schedule.sqrt_recip_alphas_bar, t, x_t) * x_t - _at(schedule.sqrt_recipm1_alphas_bar, t, x_t) * output
+            _at(schedule.sqrt_recip_alphas_bar, t, x_t) * x_t
+            - _at(schedule.sqrt_recipm1_alphas_bar, t, x_t) * output
         )
     if prediction == "x_0":
         return output
@@ -79,7 +93,10 @@ def predict_x_0(schedule: Schedule, output, x_t, t, *, prediction: Prediction):
         of_x_t = _at(schedule.posterior_mean_coef_x_t, t, x_t) * x_t
         return (output - of_x_t) / _at(schedule.posterior_mean_coef_x_0, t, x_t)
     if prediction == "v":
-        return _at(schedule.sqrt_alphas_bar, t, x_t) * x_t - _at(schedule.sqrt_one_minus_alphas_bar, t, x_t) * output
+        return (
+            _at(schedule.sqrt_alphas_bar, t, x_t) * x_t
+            - _at(schedule.sqrt_one_minus_alphas_bar, t, x_t) * output
+        )
     raise ValueError(f"prediction: {prediction!r} is not one of eps, x_0, mean, v")
 
 
@@ -93,7 +110,9 @@ def x_0_denoiser(schedule: Schedule, denoise_fn: DenoiseFn, *, prediction: Predi
     def predict(x_t, t):
         output = denoise_fn(x_t, t)
         of_mean, of_variance = output[..., : x_t.shape[-1]], output[..., x_t.shape[-1] :]
-        return jnp.concatenate([predict_x_0(schedule, of_mean, x_t, t, prediction=prediction), of_variance], axis=-1)
+        return jnp.concatenate(
+            [predict_x_0(schedule, of_mean, x_t, t, prediction=prediction), of_variance], axis=-1
+        )
 
     return predict
 
@@ -110,7 +129,10 @@ def target(schedule: Schedule, x_0, x_t, t, noise, *, prediction: Prediction):
     if prediction == "mean":
         return q_posterior(schedule, x_0, x_t, t)[0]
     if prediction == "v":
-        return _at(schedule.sqrt_alphas_bar, t, x_0) * noise - _at(schedule.sqrt_one_minus_alphas_bar, t, x_0) * x_0
+        return (
+            _at(schedule.sqrt_alphas_bar, t, x_0) * noise
+            - _at(schedule.sqrt_one_minus_alphas_bar, t, x_0) * x_0
+        )
     raise ValueError(f"prediction: {prediction!r} is not one of eps, x_0, mean, v")
 
 
@@ -118,7 +140,9 @@ def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
     """KL(N(mean_1, e^log_variance_1) || N(mean_2, e^log_variance_2)) in nats, elementwise."""
     log_ratio = log_variance_1 - log_variance_2
     # expm1(x) - x >= 0 keeps the difference of nearly equal variances from cancelling below 0.
-    return 0.5 * (jnp.expm1(log_ratio) - log_ratio + (mean_1 - mean_2) ** 2 * jnp.exp(-log_variance_2))
+    return 0.5 * (
+        jnp.expm1(log_ratio) - log_ratio + (mean_1 - mean_2) ** 2 * jnp.exp(-log_variance_2)
+    )
 
 
 def decoder_log_likelihood(x_0, mean, log_variance):
@@ -150,7 +174,9 @@ def _split_variance(schedule, output, x_t, t, variance):
     learned = variance in ("learned", "learned_range")
     expected = x_t.shape[:-1] + ((2 if learned else 1) * x_t.shape[-1],)
     if output.shape != expected:
-        raise ValueError(f"output: {output.shape}, but variance {variance!r} of {x_t.shape} needs {expected}")
+        raise ValueError(
+            f"output: {output.shape}, but variance {variance!r} of {x_t.shape} needs {expected}"
+        )
     if variance == "fixed_large":
         return output, jnp.broadcast_to(_at(schedule.fixed_large_log_variance, t, x_t), x_t.shape)
     if variance == "fixed_small":
@@ -160,9 +186,14 @@ def _split_variance(schedule, output, x_t, t, variance):
     if variance == "learned_range":
         # Nichol & Dhariwal 2021, Eq. 15, with v in [-1, 1].
         output, v = jnp.split(output, 2, axis=-1)
-        low, high = _at(schedule.posterior_log_variance, t, x_t), jnp.log(_at(schedule.betas, t, x_t))
+        low, high = (
+            _at(schedule.posterior_log_variance, t, x_t),
+            jnp.log(_at(schedule.betas, t, x_t)),
+        )
         return output, low + (v + 1) / 2 * (high - low)
-    raise ValueError(f"variance: {variance!r} is not one of fixed_large, fixed_small, learned, learned_range")
+    raise ValueError(
+        f"variance: {variance!r} is not one of fixed_large, fixed_small, learned, learned_range"
+    )
 
 
 def _at(table, t, x):

@@ -74,4 +74,7 @@ def rate(prior, terms):
     """
     terms = np.asarray(terms)
     sent = np.flip(terms[..., 1:], axis=-1).cumsum(axis=-1)
-    return np.concatenate([np.zeros_like(terms[..., :1]), sent], axis=-1) + np.asarray(prior)[..., None]
+    return (
+        np.concatenate([np.zeros_like(terms[..., :1]), sent], axis=-1)
+        + np.asarray(prior)[..., None]
+    )

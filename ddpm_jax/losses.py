@@ -34,7 +34,9 @@ def simple(
     x_t = diffusion.q_sample(schedule, x_0, t, noise)
     output = denoise_fn(x_t, schedule.timesteps[t])
     if output.shape != x_0.shape:
-        raise ValueError(f"output: {output.shape}, but the simple loss of {x_0.shape} needs the same shape")
+        raise ValueError(
+            f"output: {output.shape}, but the simple loss of {x_0.shape} needs the same shape"
+        )
     error = diffusion.example_mean(
         jnp.square(output - diffusion.target(schedule, x_0, x_t, t, noise, prediction=prediction))
     )
@@ -77,20 +79,33 @@ def vlb_terms(
     `clip` is whether the predicted x_0 is clipped to [-1, 1]: yes to evaluate, no to train.
     """
     output = denoise_fn(x_t, schedule.timesteps[t])
-    p = diffusion.p_mean_variance(schedule, output, x_t, t, prediction=prediction, variance=variance, clip=clip)
+    p = diffusion.p_mean_variance(
+        schedule, output, x_t, t, prediction=prediction, variance=variance, clip=clip
+    )
     mean, _, log_variance = diffusion.q_posterior(schedule, x_0, x_t, t)
     kl = diffusion.example_mean(diffusion.normal_kl(mean, log_variance, p.mean, p.log_variance))
     decoder = -diffusion.example_mean(diffusion.decoder_log_likelihood(x_0, p.mean, p.log_variance))
     return jnp.where(t == 0, decoder, kl) / math.log(2)
 
 
-def vlb(schedule: Schedule, denoise_fn: DenoiseFn, x_0, t, noise, *, prediction: Prediction, variance: Variance):
+def vlb(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    x_0,
+    t,
+    noise,
+    *,
+    prediction: Prediction,
+    variance: Variance,
+):
     """Eq. 5, L [B] in bits/dim without L_T, which nothing is learned from: T times the term of step t, unclipped.
 
     Its mean over t uniform in 0, ..., T-1 is the whole sum.
     """
     x_t = diffusion.q_sample(schedule, x_0, t, noise)
-    terms = vlb_terms(schedule, denoise_fn, x_0, x_t, t, prediction=prediction, variance=variance, clip=False)
+    terms = vlb_terms(
+        schedule, denoise_fn, x_0, x_t, t, prediction=prediction, variance=variance, clip=False
+    )
     return schedule.num_timesteps * terms
 
 
@@ -113,6 +128,16 @@ def hybrid(
     x_t = diffusion.q_sample(schedule, x_0, t, noise)
     of_mean, of_variance = jnp.split(denoise_fn(x_t, schedule.timesteps[t]), 2, axis=-1)
     frozen = jnp.concatenate([jax.lax.stop_gradient(of_mean), of_variance], axis=-1)
-    mean_loss = simple(schedule, lambda *_: of_mean, x_0, t, noise, prediction=prediction, min_snr_gamma=min_snr_gamma)
-    bound = vlb(schedule, lambda *_: frozen, x_0, t, noise, prediction=prediction, variance=variance)
+    mean_loss = simple(
+        schedule,
+        lambda *_: of_mean,
+        x_0,
+        t,
+        noise,
+        prediction=prediction,
+        min_snr_gamma=min_snr_gamma,
+    )
+    bound = vlb(
+        schedule, lambda *_: frozen, x_0, t, noise, prediction=prediction, variance=variance
+    )
     return mean_loss + vlb_weight * bound

@@ -126,11 +126,19 @@ def ddim_step(schedule: Schedule, x_0, x_t, t, noise, *, eta: float):
     alpha, sigma = _previous(schedule, t)
     noise_variance = eta**2 * schedule.posterior_variance[t]
     towards_x_t = jnp.sqrt(jnp.maximum(sigma**2 - noise_variance, 0.0))
-    return alpha * x_0 + towards_x_t * _eps(schedule, x_0, x_t, t) + jnp.sqrt(noise_variance) * noise
+    return (
+        alpha * x_0 + towards_x_t * _eps(schedule, x_0, x_t, t) + jnp.sqrt(noise_variance) * noise
+    )
 
 
 def ddim_encode(
-    schedule: Schedule, denoise_fn: DenoiseFn, x_0, *, prediction: Prediction, variance: Variance, clip: bool = False
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    x_0,
+    *,
+    prediction: Prediction,
+    variance: Variance,
+    clip: bool = False,
 ):
     """The latent x_T [B,H,W,C] that `ddim` with eta = 0 and the same `clip` takes back to about x_0 [B,H,W,C].
 
@@ -145,7 +153,9 @@ def ddim_encode(
         predicted = p_fn(x, before).x_0
         eps = _eps(schedule, predicted, x, before)
         predicted = jnp.where(t == 0, x, predicted)
-        return schedule.sqrt_alphas_bar[t] * predicted + schedule.sqrt_one_minus_alphas_bar[t] * eps, None
+        return schedule.sqrt_alphas_bar[t] * predicted + schedule.sqrt_one_minus_alphas_bar[
+            t
+        ] * eps, None
 
     return jax.lax.scan(step, x_0, np.arange(schedule.num_timesteps, dtype=np.int32))[0]
 
@@ -198,7 +208,9 @@ def example_keys(rng, indices):
     Raises ValueError if `rng` is not a threefry key: what the others draw depends on the batch.
     """
     if "threefry" not in str(jax.random.key_impl(rng)):
-        raise ValueError(f"rng: a threefry key is needed, got {jax.random.key_impl(rng)}; use jax.random.key(seed)")
+        raise ValueError(
+            f"rng: a threefry key is needed, got {jax.random.key_impl(rng)}; use jax.random.key(seed)"
+        )
     return jax.vmap(lambda i: jax.random.fold_in(rng, i))(indices)
 
 
@@ -216,7 +228,9 @@ def _reverse(schedule, denoise_fn, **options):
 
     def p_fn(x_t, t):
         t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
-        return p_mean_variance(schedule, denoise_fn(x_t, schedule.timesteps[t_batch]), x_t, t_batch, **options)
+        return p_mean_variance(
+            schedule, denoise_fn(x_t, schedule.timesteps[t_batch]), x_t, t_batch, **options
+        )
 
     return p_fn
 

@@ -101,7 +101,9 @@ def strided(schedule: Schedule, timesteps) -> Schedule:
     timesteps = np.asarray(timesteps)
     T = schedule.num_timesteps
     if timesteps.ndim != 1 or not timesteps.size or timesteps[0] < 0 or timesteps[-1] >= T:
-        raise ValueError(f"timesteps: one or more numbers from 0 to {T - 1} are needed, got {timesteps}")
+        raise ValueError(
+            f"timesteps: one or more numbers from 0 to {T - 1} are needed, got {timesteps}"
+        )
     if (np.diff(timesteps) <= 0).any():
         raise ValueError(f"timesteps: must ascend, got {timesteps}")
     if timesteps.size == T:
@@ -140,7 +142,9 @@ def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters)
     accepted = schedule_parameters(name)
     for parameter in parameters:
         if parameter not in accepted:
-            raise ValueError(f"schedule {name!r} has no {parameter!r}; it takes {accepted or 'nothing'}")
+            raise ValueError(
+                f"schedule {name!r} has no {parameter!r}; it takes {accepted or 'nothing'}"
+            )
     return Schedule.from_betas(_BETAS[name](num_timesteps, **parameters))
 
 

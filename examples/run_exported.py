@@ -15,7 +15,9 @@ import jax
 import numpy as np
 from jax import export
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("folder", type=Path, help="what was exported")
 parser.add_argument("-n", type=int, default=16, help="number of images")
 parser.add_argument("--seed", type=int, default=0)
@@ -35,7 +37,9 @@ try:
 except (OSError, ValueError, KeyError) as error:
     sys.exit(f"{options.folder}: not an exported model ({error!r})")
 
-sample = jax.jit(export.deserialize(bytearray((options.folder / "sampler.stablehlo").read_bytes())).call)
+sample = jax.jit(
+    export.deserialize(bytearray((options.folder / "sampler.stablehlo").read_bytes())).call
+)
 params = dict(np.load(options.folder / "params.npz"))
 key = jax.random.key_data(jax.random.key(options.seed, impl="threefry2x32"))
 
@@ -43,7 +47,9 @@ images = []
 for start in range(0, options.n, options.batch_size):
     left = options.n - start
     # Powers of two, of which the first `left` count: as the command does it, down to the last bit.
-    indices = start + np.arange(min(options.batch_size, 1 << (left - 1).bit_length()), dtype=np.uint32)
+    indices = start + np.arange(
+        min(options.batch_size, 1 << (left - 1).bit_length()), dtype=np.uint32
+    )
     x = np.asarray(sample(params, key, indices))[:left]
     images.append(np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8))
 np.savez_compressed(options.out, images=np.concatenate(images))

@@ -24,7 +24,9 @@ def read_state_dict(path: Path):
     try:
         import torch
     except ImportError:
-        raise UserError("torch is not installed; pip install torch, here or on another machine") from None
+        raise UserError(
+            "torch is not installed; pip install torch, here or on another machine"
+        ) from None
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             scripted = any(name.endswith("constants.pkl") for name in archive.namelist())
@@ -39,9 +41,15 @@ def read_state_dict(path: Path):
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:
         words = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path}: torch cannot read it as weights alone ({words}); take a state dict") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise UserError(f"{path}: holds no state dict, a dict of tensors by name; take one saved as such")
+        raise UserError(
+            f"{path}: torch cannot read it as weights alone ({words}); take a state dict"
+        ) from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
+    ):
+        raise UserError(
+            f"{path}: holds no state dict, a dict of tensors by name; take one saved as such"
+        )
     return {
         name: tensor.detach().float().contiguous().numpy()
         for name, tensor in tensors.items()
@@ -61,7 +69,9 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", metavar="IN", type=Path)
     parser.add_argument("target", metavar="OUT.safetensors", type=Path)
     try:

@@ -30,12 +30,16 @@ def config_of(name: str, steps: int):
 
 def main(steps: int) -> None:
     """Trains, measures and prints them all."""
-    lines = [f"predicts, trained on, variance {'total':>8} {'rate':>8} {'distortion':>11}  the paper on CIFAR10"]
+    lines = [
+        f"predicts, trained on, variance {'total':>8} {'rate':>8} {'distortion':>11}  the paper on CIFAR10"
+    ]
     for row, (name, paper) in ROWS.items():
         workdir = f"runs/table2/{steps}/{name}"
         try:
             fit(config_of(name, steps), workdir)
-            figures = "{total:8.3f} {rate:8.3f} {distortion:11.3f}".format(**measure(workdir).summary)
+            figures = "{total:8.3f} {rate:8.3f} {distortion:11.3f}".format(
+                **measure(workdir).summary
+            )
         except NonFiniteLoss as error:
             figures = f"diverged: {error}"
         lines.append(f"{row:30} {figures}  {paper}")

@@ -24,7 +24,9 @@ from ddpm_jax.devices.runtime import configure_jax
 configure_jax()  # As the commands do, before anything is computed: all processes then run with the same flags.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # And many tests compile the same programs.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache/xla"))
+jax.config.update(
+    "jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache/xla")
+)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -48,7 +50,9 @@ def tiny():
         diffusion=Diffusion(num_timesteps=10, beta_start=0.01, beta_end=0.5),
         data=Data(source="array", image_shape=(8, 8, 1), flip=True, holdout=0.2),
         optim=Optim(learning_rate=1e-3, warmup_steps=2, ema_decay=0.5),
-        train=Train(steps=4, batch_size=8, log_every=2, eval_every=4, sample_every=0, num_samples=4),
+        train=Train(
+            steps=4, batch_size=8, log_every=2, eval_every=4, sample_every=0, num_samples=4
+        ),
         checkpoint=Checkpoint(every=2, keep=2),
     )
 
@@ -72,7 +76,9 @@ def run(tiny, pictures, tmp_path_factory):
 def with_(config, **groups):
     """The config with fields replaced: with_(config, train={"steps": 2})."""
     changed = {
-        name: dataclasses.replace(getattr(config, name), **fields) if isinstance(fields, dict) else fields
+        name: dataclasses.replace(getattr(config, name), **fields)
+        if isinstance(fields, dict)
+        else fields
         for name, fields in groups.items()
     }
     return dataclasses.replace(config, **changed)
@@ -96,7 +102,10 @@ def with_source(config, pictures, folder, **groups):
 
 def compiled_once(folder):
     """Environment variables of programs that start again and again: what one has compiled lies in `folder`."""
-    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 def refused(capsys, *args):

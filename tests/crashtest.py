@@ -24,15 +24,22 @@ NETWORK = "--model.base-channels 96 --model.channel-multipliers 1 --model.num-re
 NETWORK += " --model.attention-resolutions --diffusion.num-timesteps 20 --data.image-shape 4 4 1"
 LOOP = "--train.batch-size 4 --train.log-every 1 --train.eval-every 0 --train.sample-every 0 --train.num-samples 1"
 LOOP += " --checkpoint.every 4 --checkpoint.keep 2"
-CHILD = (
-    "import json, sys; from ddpm_jax.cli import main; [main(args) and sys.exit(2) for args in json.loads(sys.argv[1])]"
-)
+CHILD = """
+import json, sys
+from ddpm_jax.cli import main
+for args in json.loads(sys.argv[1]):
+    if main(args):
+        sys.exit(2)
+"""
 
 
 def crashtest(folder: Path, kills: int, saving: int, steps: int, seed: int) -> None:
     """Trains folder/whole in one go and folder/killed through `kills` kills, `saving` of them at least in a save."""
     rng = random.Random(seed)
-    np.savez(folder / "data.npz", images=np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), dtype=np.uint8))
+    np.savez(
+        folder / "data.npz",
+        images=np.random.default_rng(0).integers(0, 256, (50, 4, 4, 1), dtype=np.uint8),
+    )
     run, started = folder / "killed", time.monotonic()
     plan = [number < saving for number in range(kills)]
     rng.shuffle(plan)
@@ -49,21 +56,39 @@ def crashtest(folder: Path, kills: int, saving: int, steps: int, seed: int) -> N
             child.send_signal(signal.SIGKILL)
             child.wait()
         hits += bool(_unfinished(run))
-        written = f", while checkpoint {_unfinished(run)[0]} was being written" if _unfinished(run) else ""
+        written = (
+            f", while checkpoint {_unfinished(run)[0]} was being written"
+            if _unfinished(run)
+            else ""
+        )
         print(
-            f"{time.monotonic() - started:5.0f} s  kill {number + 1} after step {_last_step(run)}{written}", flush=True
+            f"{time.monotonic() - started:5.0f} s  kill {number + 1} after step {_last_step(run)}{written}",
+            flush=True,
         )
     with (folder / "killed.log").open("a") as log:
         # One process for both, since starting one takes longest.
-        assert _start(folder, ["killed", "whole"], steps, log).wait() == 0, (folder / "killed.log").read_text()[-2000:]
+        assert _start(folder, ["killed", "whole"], steps, log).wait() == 0, (
+            folder / "killed.log"
+        ).read_text()[-2000:]
     assert hits >= saving, f"only {hits} kills while a checkpoint was being written"
     _compare(run, folder / "whole", steps)
-    print(f"{time.monotonic() - started:5.0f} s  {kills} kills, {hits} of them while a checkpoint was being written:")
-    print(f"parameters and average bit for bit, {steps} lines of metrics the same as of an uninterrupted run")
+    print(
+        f"{time.monotonic() - started:5.0f} s  {kills} kills, {hits} of them while a checkpoint was being written:"
+    )
+    print(
+        f"parameters and average bit for bit, {steps} lines of metrics the same as of an uninterrupted run"
+    )
 
 
 def _start(folder, runs, steps, log) -> subprocess.Popen:
-    common = ["train", "digits", "--data.source", f"npz:{folder}/data.npz", *NETWORK.split(), *LOOP.split()]
+    common = [
+        "train",
+        "digits",
+        "--data.source",
+        f"npz:{folder}/data.npz",
+        *NETWORK.split(),
+        *LOOP.split(),
+    ]
     args = [[*common, "--train.steps", str(steps), "--workdir", str(folder / run)] for run in runs]
     environment = {
         **os.environ,
@@ -88,7 +113,9 @@ def _unfinished(run: Path) -> list[int]:
     """The steps whose checkpoints are half written."""
     folder = run / "checkpoints"
     return (
-        [int(path.name.partition(".")[0]) for path in folder.glob("*.orbax-checkpoint-tmp*")] if folder.exists() else []
+        [int(path.name.partition(".")[0]) for path in folder.glob("*.orbax-checkpoint-tmp*")]
+        if folder.exists()
+        else []
     )
 
 
@@ -100,8 +127,13 @@ def _compare(killed: Path, whole: Path, steps: int) -> None:
     for weights in ("raw", "ema"):
         trees = [load(run, weights=weights, step=steps)[1] for run in (killed, whole)]
         for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
-            assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes(), weights
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (killed, whole)]
+            assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes(), (
+                weights
+            )
+    lines = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (killed, whole)
+    ]
     assert [line["step"] for line in lines[0]] == list(range(1, steps + 1))
     for name in ("step", "loss", "grad_norm"):
         assert [line[name] for line in lines[0]] == [line[name] for line in lines[1]], name
@@ -113,7 +145,9 @@ def _compare(killed: Path, whole: Path, steps: int) -> None:
 
 def main() -> None:
     """Parses the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in {"kills": 20, "saving": 8, "steps": 210, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=Path, help="an empty folder to keep the runs in")

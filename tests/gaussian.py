@@ -31,7 +31,9 @@ def denoiser(schedule, prediction, extra=None):
         output = target(schedule, x_0, x_t, t, noise, prediction=prediction)
         if extra is None:
             return output
-        return jnp.concatenate([output, jnp.broadcast_to(extra(t).reshape(-1, 1, 1, 1), output.shape)], axis=-1)
+        return jnp.concatenate(
+            [output, jnp.broadcast_to(extra(t).reshape(-1, 1, 1, 1), output.shape)], axis=-1
+        )
 
     return denoise_fn
 
@@ -65,7 +67,11 @@ class Chain:
         error = self.c_0**2 * mmse(self.a)
         with np.errstate(divide="ignore", invalid="ignore"):
             kl = 0.5 * (np.log(variance / self.posterior) - 1 + (self.posterior + error) / variance)
-            kl[0] = np.log(255 / 2) + 0.5 * np.log(2 * np.pi * variance[0]) + mmse(self.a[0]) / (2 * variance[0])
+            kl[0] = (
+                np.log(255 / 2)
+                + 0.5 * np.log(2 * np.pi * variance[0])
+                + mmse(self.a[0]) / (2 * variance[0])
+            )
         return kl / np.log(2)
 
     def prior(self):

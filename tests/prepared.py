@@ -15,7 +15,10 @@ class OwnPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        features = {"image": tfds.features.Image(shape=(6, 5, 3)), "label": tfds.features.ClassLabel(num_classes=3)}
+        features = {
+            "image": tfds.features.Image(shape=(6, 5, 3)),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
@@ -28,7 +31,9 @@ class OwnPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def pixels(split):
     """uint8 [N,6,5,3], in the order of the keys; tfds shuffles them."""
-    return np.random.default_rng(COUNTS[split]).integers(0, 256, (COUNTS[split], 6, 5, 3), dtype=np.uint8)
+    return np.random.default_rng(COUNTS[split]).integers(
+        0, 256, (COUNTS[split], 6, 5, 3), dtype=np.uint8
+    )
 
 
 def prepare(folder, cls=OwnPictures):
@@ -40,7 +45,11 @@ class NoTensorFlow:
     """On sys.meta_path: importing TensorFlow fails, and tfds is not misled as by a None in sys.modules."""
 
     def find_spec(self, name, path=None, target=None):
-        return importlib.machinery.ModuleSpec(name, self) if name.partition(".")[0] == "tensorflow" else None
+        return (
+            importlib.machinery.ModuleSpec(name, self)
+            if name.partition(".")[0] == "tensorflow"
+            else None
+        )
 
     def create_module(self, spec):
         raise ModuleNotFoundError(f"No module named {spec.name!r}")

@@ -18,24 +18,46 @@ from ddpm_jax.cli import main
 from ddpm_jax.config import to_dict
 
 COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
-SMALL = ["--model.base-channels", "4", "--model.norm-groups", "2", "--model.channel-multipliers", "1"]
+SMALL = [
+    "--model.base-channels",
+    "4",
+    "--model.norm-groups",
+    "2",
+    "--model.channel-multipliers",
+    "1",
+]
 SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
 
 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["tarin"], "no command 'tarin'; there are train, plan, sample, likelihood, evaluate, figure, export"),
+        (
+            ["tarin"],
+            "no command 'tarin'; there are train, plan, sample, likelihood, evaluate, figure, export",
+        ),
         (["train"], "name the config first"),
         (["train", "digts"], "no file 'digts', and the shipped ones are"),
         (["train", "digits", "--optim.learning-rat", "1"], "--optim.learning-rate"),
         (["train", "digits", "--optim.learning-rate", "fast"], "learning-rate"),
-        (["train", "digits", "--optim.learning-rate", "-1"], "optim.learning_rate: must be above 0, got -1.0"),
+        (
+            ["train", "digits", "--optim.learning-rate", "-1"],
+            "optim.learning_rate: must be above 0, got -1.0",
+        ),
         (["train", "digits", "--optim.learning-rate"], "learning-rate"),
-        (["train", "digits", "--train.batch-size", "0"], "train.batch_size: must be at least 1, got 0"),
+        (
+            ["train", "digits", "--train.batch-size", "0"],
+            "train.batch_size: must be at least 1, got 0",
+        ),
         (["train", "digits", "--diffusion.schedule", "sine"], "sine"),
-        (["train", "digits", "--data.image-shape", "28", "28", "1"], "pass --data.image-shape 8 8 1"),
-        (["train", "small32"], "there is no data/images; name a folder or a zip: --data.source folder:PATH"),
+        (
+            ["train", "digits", "--data.image-shape", "28", "28", "1"],
+            "pass --data.image-shape 8 8 1",
+        ),
+        (
+            ["train", "small32"],
+            "there is no data/images; name a folder or a zip: --data.source folder:PATH",
+        ),
         (["train", "digits", "--data.source", "folder:/nowhere"], "there is no /nowhere"),
         (["train", "digits", "--workdir", "/dev/null/x"], "/dev/null/x"),
         (["sample"], "run"),
@@ -52,14 +74,19 @@ def test_help_and_version(capsys):
     assert main([]) == main(["--help"]) == 0
     assert "cifar10" in capsys.readouterr().out
     assert main(["--version"]) == 0
-    for args, option in [(["train", "--help"], "--optim.ema-decay"), (["sample", "-h"], "--weights")]:
+    for args, option in [
+        (["train", "--help"], "--optim.ema-decay"),
+        (["sample", "-h"], "--weights"),
+    ]:
         with pytest.raises(SystemExit) as exit:
             main(args)
         assert not exit.value.code and option in capsys.readouterr().out
 
 
 def test_samples_as_a_grid_as_arrays_and_as_files_are_the_same_images(run, tmp_path, capsys):
-    assert main(["sample", str(run), "-n", "5", "--out", str(tmp_path / "x.npz"), "--seed", "3"]) == 0
+    assert (
+        main(["sample", str(run), "-n", "5", "--out", str(tmp_path / "x.npz"), "--seed", "3"]) == 0
+    )
     images = np.load(tmp_path / "x.npz")["images"]
     assert images.shape == (5, 8, 8, 1) and images.dtype == np.uint8
     import jax
@@ -68,7 +95,9 @@ def test_samples_as_a_grid_as_arrays_and_as_files_are_the_same_images(run, tmp_p
     expected = to_uint8(ddpm.sample(params, jax.random.key(3), 5))
     assert np.abs(images.astype(int) - expected).max() <= 1
 
-    assert main(["sample", str(run), "-n", "5", "--out", str(tmp_path / "x.png"), "--seed", "3"]) == 0
+    assert (
+        main(["sample", str(run), "-n", "5", "--out", str(tmp_path / "x.png"), "--seed", "3"]) == 0
+    )
     picture = np.asarray(Image.open(tmp_path / "x.png"))
     assert picture.shape == (2 * 51 + 3, 3 * 51 + 3)
     np.testing.assert_array_equal(picture[3:51:6, 3:51:6], images[0, ..., 0])
@@ -76,7 +105,9 @@ def test_samples_as_a_grid_as_arrays_and_as_files_are_the_same_images(run, tmp_p
 
     assert main(["sample", str(run), "-n", "5", "--out", f"{tmp_path}/files/", "--seed", "3"]) == 0
     for i, image in enumerate(images):
-        difference = np.asarray(Image.open(tmp_path / f"files/{i:06d}.png")).astype(int) - image[..., 0]
+        difference = (
+            np.asarray(Image.open(tmp_path / f"files/{i:06d}.png")).astype(int) - image[..., 0]
+        )
         assert np.abs(difference).max() <= 1
 
 
@@ -104,7 +135,21 @@ def test_a_folder_of_samples_is_filled_up(run, tmp_path, capsys):
 def test_raw_and_averaged_weights_and_steps_are_told_apart(run, tmp_path, capsys):
     images = {}
     for weights in ("ema", "raw"):
-        assert main(["sample", str(run), "-n", "2", "--out", str(tmp_path / "x.npz"), "--weights", weights]) == 0
+        assert (
+            main(
+                [
+                    "sample",
+                    str(run),
+                    "-n",
+                    "2",
+                    "--out",
+                    str(tmp_path / "x.npz"),
+                    "--weights",
+                    weights,
+                ]
+            )
+            == 0
+        )
         assert f"{weights} weights of step 2" in capsys.readouterr().err
         images[weights] = np.load(tmp_path / "x.npz")["images"]
     assert images["ema"].shape == images["raw"].shape
@@ -132,19 +177,40 @@ def test_a_damaged_run_is_named(tiny, tmp_path, capsys):
 def test_a_run_killed_softly_goes_on_with_the_same_command(tmp_path):
     """A process of its own: trains, gets SIGTERM, exits cleanly, resumes to the end, on its own devices."""
     environment = {**os.environ, "XLA_FLAGS": QUICK, **compiled_once(tmp_path / "xla")}
-    command = [*COMMAND, "train", "digits", "--workdir", "run", *SMALL, "--train.log-every", "1", "--train.steps"]
-    process = subprocess.Popen([*command, "100000"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    command = [
+        *COMMAND,
+        "train",
+        "digits",
+        "--workdir",
+        "run",
+        *SMALL,
+        "--train.log-every",
+        "1",
+        "--train.steps",
+    ]
+    process = subprocess.Popen(
+        [*command, "100000"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 0 and "SIGTERM: saved after step" in error and "Traceback" not in error
+    assert (
+        process.returncode == 0
+        and "SIGTERM: saved after step" in error
+        and "Traceback" not in error
+    )
     saved = int(max((tmp_path / "run/checkpoints").iterdir(), key=lambda path: int(path.name)).name)
-    done = subprocess.run([*command, str(saved + 3)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(saved + 3)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert f"step {saved} of {saved + 3}" in done.stderr and "run: run (" in done.stderr
-    steps = [json.loads(line)["step"] for line in Path(tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in Path(tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, saved + 4))
     assert Image.open(tmp_path / "run/samples.png").size[0] > 100
 

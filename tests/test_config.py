@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from ddpm_jax import Config, UserError, load_config
-from ddpm_jax.config import Data, Diffusion, Model, Optim, Train, flatten, from_dict, shipped_configs, to_dict
+from ddpm_jax.config import (
+    Data,
+    Diffusion,
+    Model,
+    Optim,
+    Train,
+    flatten,
+    from_dict,
+    shipped_configs,
+    to_dict,
+)
 
 
 @pytest.mark.parametrize("name", shipped_configs())
@@ -26,11 +36,21 @@ def test_runs_from_before_a_field_take_its_default(tiny):
 
 def test_the_defaults_are_the_papers_cifar10():
     config = load_config("cifar10")
-    assert config.optim == Optim(learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0, ema_decay=0.9999)
-    assert (config.train.steps, config.train.batch_size, config.model.dropout) == (800_000, 128, 0.1)
+    assert config.optim == Optim(
+        learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0, ema_decay=0.9999
+    )
+    assert (config.train.steps, config.train.batch_size, config.model.dropout) == (
+        800_000,
+        128,
+        0.1,
+    )
     assert (config.diffusion.variance, config.data.flip) == ("fixed_large", True)
     large = load_config("lsun_bedroom")
-    assert (large.optim.learning_rate, large.train.batch_size, large.model.dropout) == (2e-5, 64, 0.0)
+    assert (large.optim.learning_rate, large.train.batch_size, large.model.dropout) == (
+        2e-5,
+        64,
+        0.0,
+    )
     assert (large.diffusion.variance, large.data.flip) == ("fixed_small", False)
     assert load_config("lsun_cat").data.flip and load_config("lsun_church").train.steps == 1_200_000
 
@@ -39,18 +59,39 @@ def test_the_defaults_are_the_papers_cifar10():
     ("make", "message"),
     [
         (lambda: Optim(learning_rate=-1.0), "optim.learning_rate: must be above 0, got -1.0"),
-        (lambda: Optim(learning_rate=float("nan")), "optim.learning_rate: must be above 0, got nan"),
+        (
+            lambda: Optim(learning_rate=float("nan")),
+            "optim.learning_rate: must be above 0, got nan",
+        ),
         (lambda: Optim(ema_decay=1.0), "optim.ema_decay: must be at least 0 and below 1, got 1.0"),
         (lambda: Train(batch_size="3"), "train.batch_size: int expected, got '3'"),
         (lambda: Train(steps=True), "train.steps: int expected, got True"),
         (lambda: Data(flip=1), "data.flip: bool expected, got 1"),
-        (lambda: Data(source="imagenet"), "data.source: 'imagenet' is not digits, folder:PATH, npz:PATH or tfds:NAME"),
-        (lambda: Data(source="tfds:"), "data.source: 'tfds:' is not digits, folder:PATH, npz:PATH or tfds:NAME"),
-        (lambda: Data(image_shape=(3, 3)), "data.image_shape: a tuple of 3 numbers is needed, got (3, 3)"),
+        (
+            lambda: Data(source="imagenet"),
+            "data.source: 'imagenet' is not digits, folder:PATH, npz:PATH or tfds:NAME",
+        ),
+        (
+            lambda: Data(source="tfds:"),
+            "data.source: 'tfds:' is not digits, folder:PATH, npz:PATH or tfds:NAME",
+        ),
+        (
+            lambda: Data(image_shape=(3, 3)),
+            "data.image_shape: a tuple of 3 numbers is needed, got (3, 3)",
+        ),
         (lambda: Data(image_shape=(8, 0, 3)), "data.image_shape: must be at least 1, got 0"),
-        (lambda: Model(channel_multipliers=()), "model.channel_multipliers: one number a level is needed, got none"),
-        (lambda: Model(base_channels=48), "model.norm_groups: 32 does not divide a level's width, 48"),
-        (lambda: Model(dtype="float16"), "model.dtype: must be one of float32, bfloat16, got 'float16'"),
+        (
+            lambda: Model(channel_multipliers=()),
+            "model.channel_multipliers: one number a level is needed, got none",
+        ),
+        (
+            lambda: Model(base_channels=48),
+            "model.norm_groups: 32 does not divide a level's width, 48",
+        ),
+        (
+            lambda: Model(dtype="float16"),
+            "model.dtype: must be one of float32, bfloat16, got 'float16'",
+        ),
         (
             lambda: Diffusion(schedule="cosine", beta_end=0.1),
             "diffusion.beta_end: schedule 'cosine' does not use it; leave it out",
@@ -102,7 +143,10 @@ def test_every_schedule_can_be_configured(schedule):
 
 def test_a_config_file_that_is_none_is_named(tmp_path):
     file = tmp_path / "mine.py"
-    for content, message in [("x = 1", "must define CONFIG"), ("1 / 0", "does not run: ZeroDivisionError")]:
+    for content, message in [
+        ("x = 1", "must define CONFIG"),
+        ("1 / 0", "does not run: ZeroDivisionError"),
+    ]:
         file.write_text(content)
         with pytest.raises(UserError, match=message):
             load_config(str(file))
@@ -131,8 +175,14 @@ def test_the_rows_of_table_2_differ_in_what_they_learn_alone():
     cifar10 = load_config("cifar10")
     for name, row in TABLE_2.items():
         config = load_config(name)
-        assert (config.diffusion.prediction, config.diffusion.loss, config.diffusion.variance) == row
-        clip_norm = 1000.0 if config.diffusion.loss == "vlb" else 1.0  # The bound is T times the released code's.
+        assert (
+            config.diffusion.prediction,
+            config.diffusion.loss,
+            config.diffusion.variance,
+        ) == row
+        clip_norm = (
+            1000.0 if config.diffusion.loss == "vlb" else 1.0
+        )  # The bound is T times the released code's.
         optim = dataclasses.replace(cifar10.optim, clip_norm=clip_norm)
         assert config == dataclasses.replace(cifar10, diffusion=config.diffusion, optim=optim)
 
@@ -142,5 +192,11 @@ def test_the_script_of_table_2_trains_the_same_six_on_the_digits():
     assert [name for name, _ in script["ROWS"].values()] == list(TABLE_2)
     for name in TABLE_2:
         config = script["config_of"](name, 7)
-        assert config.diffusion == load_config(name).diffusion and config.data == load_config("digits").data
-        assert (config.train.steps, config.optim.clip_norm) == (7, load_config(name).optim.clip_norm)
+        assert (
+            config.diffusion == load_config(name).diffusion
+            and config.data == load_config("digits").data
+        )
+        assert (config.train.steps, config.optim.clip_norm) == (
+            7,
+            load_config(name).optim.clip_norm,
+        )

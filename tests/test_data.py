@@ -72,7 +72,11 @@ def test_memory_and_disk_a_folder_and_its_zip_are_the_same_data(images, tmp_path
         for file in path.rglob("*.*"):
             archive.write(file, file.relative_to(path))
         archive.writestr("__MACOSX/cat/._0.png", b"junk")
-    cached, streamed, zipped = folder(path), folder(path, cache_mb=0), folder(tmp_path / "images.zip", cache_mb=0)
+    cached, streamed, zipped = (
+        folder(path),
+        folder(path, cache_mb=0),
+        folder(tmp_path / "images.zip", cache_mb=0),
+    )
     assert cached.fingerprint == streamed.fingerprint == zipped.fingerprint
     some = np.array([5, 0, 0, 3])
     np.testing.assert_array_equal(cached.read(some), streamed.read(some))
@@ -96,7 +100,11 @@ def test_a_file_that_does_not_decode_is_named_and_left_out(images, caplog):
     (path / "dog/1.png").write_bytes(whole[: len(whole) // 2])
     source = folder(path)
     assert len(source) == 5 and "dog/1.png" not in source.names
-    assert "left out 2 files" in caplog.text and "dog/bad.png" in caplog.text and "dog/1.png" in caplog.text
+    assert (
+        "left out 2 files" in caplog.text
+        and "dog/bad.png" in caplog.text
+        and "dog/1.png" in caplog.text
+    )
 
 
 def test_every_kind_of_pixel_becomes_rgb_or_grey(tmp_path, rng):
@@ -139,10 +147,17 @@ def bomb():
     """A PNG of 70,000 x 70,000 pixels in a hundred bytes."""
 
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", 70_000, 70_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_bad_folders_are_refused_in_one_line(tmp_path, images):
@@ -180,7 +195,11 @@ def test_an_npz_is_read(tmp_path, rng):
     np.testing.assert_array_equal(source.read(np.array([3]))[0, ..., 0], pixels[3])
     assert source.labels.tolist() == [0, 1, 2, 3, 4]
     other = from_array(pixels, (4, 4, 1), [0, 1, 2, 3, 3])
-    assert other.fingerprint != source.fingerprint == from_array(pixels, (4, 4, 1), range(5)).fingerprint
+    assert (
+        other.fingerprint
+        != source.fingerprint
+        == from_array(pixels, (4, 4, 1), range(5)).fingerprint
+    )
 
 
 def test_bad_npz_files_are_refused_in_one_line(tmp_path):
@@ -195,7 +214,9 @@ def test_bad_npz_files_are_refused_in_one_line(tmp_path):
     refuse("pass --data.image-shape 4 4 1", images=good[..., 0])
     refuse("there is not one image", images=good[:0])
     refuse("labels must be 2 integers", images=good, labels=np.zeros(3, int))
-    refuse("not an npz file of plain arrays", images=np.array([{"a": 1}, None]))  # would need pickle
+    refuse(
+        "not an npz file of plain arrays", images=np.array([{"a": 1}, None])
+    )  # would need pickle
     with pytest.raises(UserError, match="cannot read"):
         load_source(Data(source="npz:/nowhere.npz"))
     (tmp_path / "x.npz").write_text("x")
@@ -205,7 +226,9 @@ def test_bad_npz_files_are_refused_in_one_line(tmp_path):
 
 def numbered(n):
     """Images whose pixels tell their index."""
-    return from_array(np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 1, 1)), (1, 1, 1))
+    return from_array(
+        np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 1, 1)), (1, 1, 1)
+    )
 
 
 def test_batches_are_a_function_of_seed_and_step():
@@ -214,7 +237,9 @@ def test_batches_are_a_function_of_seed_and_step():
     batches = Batches(source, indices, 8, seed=3)
     stream = [batches.batch_at(step)["image"].ravel() for step in range(15)]
     for step in (14, 2, 7):
-        np.testing.assert_array_equal(Batches(source, indices, 8, seed=3).batch_at(step)["image"].ravel(), stream[step])
+        np.testing.assert_array_equal(
+            Batches(source, indices, 8, seed=3).batch_at(step)["image"].ravel(), stream[step]
+        )
     epochs = np.concatenate(stream).reshape(3, 40)
     for epoch in epochs:
         assert sorted(epoch) == indices.tolist()
@@ -230,7 +255,9 @@ def test_no_image_is_lost_where_epochs_meet_in_a_batch():
 
 
 def test_labels_travel_with_their_images():
-    source = from_array(np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1), (1, 1, 1), np.arange(20))
+    source = from_array(
+        np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1), (1, 1, 1), np.arange(20)
+    )
     batch = Batches(source, np.arange(20), 6, seed=0).batch_at(1)
     assert batch["label"].dtype == np.int32
     np.testing.assert_array_equal(batch["image"].ravel(), batch["label"])

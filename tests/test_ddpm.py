@@ -18,7 +18,9 @@ def model(tiny):
     ddpm = DDPM(tiny)
     params = ddpm.init(jax.random.key(0))
     # At the start the network's output is almost zero: give it something to say.
-    params["out_conv"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["out_conv"]["kernel"].shape)
+    params["out_conv"]["kernel"] = 0.1 * jax.random.normal(
+        jax.random.key(1), params["out_conv"]["kernel"].shape
+    )
     return ddpm, params
 
 
@@ -48,7 +50,9 @@ def test_image_i_is_the_same_on_any_number_of_devices(model, devices):
     spread = jax.device_put(params, replicated(make_mesh(devices)))
     x = ddpm.sample(params, jax.random.key(0), 7)
     np.testing.assert_allclose(ddpm.sample(spread, jax.random.key(0), 7), x, atol=1e-5)
-    np.testing.assert_allclose(ddpm.sample(spread, jax.random.key(0), 5, batch_size=2, start=2), x[2:], atol=1e-5)
+    np.testing.assert_allclose(
+        ddpm.sample(spread, jax.random.key(0), 5, batch_size=2, start=2), x[2:], atol=1e-5
+    )
 
 
 def test_several_devices_share_the_work(model):
@@ -69,7 +73,12 @@ def test_programs_do_not_multiply_with_n(model):
 
 def test_nonsense_counts_are_refused(model):
     ddpm, params = model
-    for arguments in [dict(n=-1), dict(n=1, start=-1), dict(n=1, batch_size=0), dict(n=2, start=2**32 - 1)]:
+    for arguments in [
+        dict(n=-1),
+        dict(n=1, start=-1),
+        dict(n=1, batch_size=0),
+        dict(n=2, start=2**32 - 1),
+    ]:
         with pytest.raises(ValueError, match=r"n and start|batch_size"):
             ddpm.sample(params, jax.random.key(0), **arguments)
 
@@ -92,7 +101,9 @@ def test_sampling_uses_no_dropout_and_clips_a_predicted_mean(tiny):
     params = ddpm.init(jax.random.key(0))
     params["out_conv"]["bias"] += 3.0
     np.testing.assert_array_equal(ddpm.sample(params, jax.random.key(0), 1), np.ones((1, 8, 8, 1)))
-    assert "random_bits" not in str(jax.make_jaxpr(ddpm.denoise)(params, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, int)))
+    assert "random_bits" not in str(
+        jax.make_jaxpr(ddpm.denoise)(params, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1, int))
+    )
 
 
 def test_the_loss_is_eq_14_with_each_examples_own_draws(model):
@@ -103,9 +114,13 @@ def test_the_loss_is_eq_14_with_each_examples_own_draws(model):
     keys = [jax.random.fold_in(rng, i) for i in range(6)]
     t = jnp.stack([jax.random.randint(jax.random.fold_in(key, TIME), (), 0, 10) for key in keys])
     # gaussian_noise(keys, NOISE) folds the number in.
-    noise = jnp.stack([jax.random.normal(jax.random.fold_in(key, NOISE), (8, 8, 1)) for key in keys])
+    noise = jnp.stack(
+        [jax.random.normal(jax.random.fold_in(key, NOISE), (8, 8, 1)) for key in keys]
+    )
     denoise_fn = partial(ddpm.denoise, params)
-    expected = jax.jit(lambda: losses.simple(ddpm.schedule, denoise_fn, x_0, t, noise, prediction="eps"))()
+    expected = jax.jit(
+        lambda: losses.simple(ddpm.schedule, denoise_fn, x_0, t, noise, prediction="eps")
+    )()
     loss = jax.jit(ddpm.loss)
     np.testing.assert_allclose(loss(params, rng, x_0), expected, rtol=1e-4)
     np.testing.assert_allclose(loss(params, rng, x_0[:3]), expected[:3], rtol=1e-4)
@@ -150,7 +165,9 @@ def test_to_uint8_rounds_and_inverts():
         np.testing.assert_array_equal(to_uint8(x), levels)
         np.testing.assert_array_equal(to_uint8(x + 0.003), levels)
         assert to_uint8(xp.asarray([-2.0, 2.0], xp.float32)).tolist() == [0, 255]
-    assert isinstance(to_uint8(np.zeros(1)), np.ndarray) and isinstance(to_uint8(jnp.zeros(1)), jax.Array)
+    assert isinstance(to_uint8(np.zeros(1)), np.ndarray) and isinstance(
+        to_uint8(jnp.zeros(1)), jax.Array
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +192,9 @@ def test_a_whole_grid_is_the_whole_chain(model):
     ddpm, params = model
     for options in ({"sampler": "ancestral"}, {"sampler": "ddim", "eta": 0.0}):
         images = ddpm.sample(params, jax.random.key(1), 2, **options)
-        np.testing.assert_array_equal(images, ddpm.sample(params, jax.random.key(1), 2, steps=10, **options))
+        np.testing.assert_array_equal(
+            images, ddpm.sample(params, jax.random.key(1), 2, steps=10, **options)
+        )
 
 
 @pytest.mark.parametrize(
@@ -184,7 +203,10 @@ def test_a_whole_grid_is_the_whole_chain(model):
         ({"sampler": "euler"}, "sampler: 'euler' is not one of ancestral, ddim, dpm-solver++"),
         ({"steps": 0}, "steps: must be from 1 to 10, got 0"),
         ({"steps": 11}, "steps: must be from 1 to 10, got 11"),
-        ({"steps": 5, "grid": "cubic"}, "grid: 'cubic' is not one of linspace, leading, trailing, quad"),
+        (
+            {"steps": 5, "grid": "cubic"},
+            "grid: 'cubic' is not one of linspace, leading, trailing, quad",
+        ),
         ({"grid": "quad"}, "grid: quad is for a number of steps; give one, or leave it out"),
         ({"eta": 0.5}, "eta: ancestral has none; choose ddim, or leave it out"),
         ({"sampler": "ddim", "eta": 1.5}, "eta: must be from 0 to 1, got 1.5"),
@@ -201,11 +223,17 @@ def test_striding_a_fixed_large_model_takes_the_posteriors_variance_and_says_so(
     config = dataclasses.replace(tiny, seed=123)  # Not yet spoken of.
     images = {}
     for variance in ("fixed_large", "fixed_small"):
-        ddpm = DDPM(dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, variance=variance)))
+        ddpm = DDPM(
+            dataclasses.replace(
+                config, diffusion=dataclasses.replace(config.diffusion, variance=variance)
+            )
+        )
         params = jax.tree.map(lambda leaf: leaf + 0.01, ddpm.init(jax.random.key(0)))
         caplog.clear()
         images[variance] = ddpm.sample(params, jax.random.key(1), 2, steps=6)
-        assert ("6 of 10 steps: sampling with the posterior's variance" in caplog.text) == (variance == "fixed_large")
+        assert ("6 of 10 steps: sampling with the posterior's variance" in caplog.text) == (
+            variance == "fixed_large"
+        )
     np.testing.assert_array_equal(images["fixed_large"], images["fixed_small"])
 
 
@@ -226,14 +254,19 @@ def test_reverse_is_the_chain_in_pieces(model):
 
 
 @pytest.mark.parametrize(
-    ("loss", "variance", "prediction"), [("vlb", "learned", "mean"), ("hybrid", "learned_range", "eps")]
+    ("loss", "variance", "prediction"),
+    [("vlb", "learned", "mean"), ("hybrid", "learned_range", "eps")],
 )
 def test_learned_variances_train_and_sample(tiny, pictures, loss, variance, prediction):
-    diffusion = dataclasses.replace(tiny.diffusion, loss=loss, variance=variance, prediction=prediction)
+    diffusion = dataclasses.replace(
+        tiny.diffusion, loss=loss, variance=variance, prediction=prediction
+    )
     ddpm = DDPM(dataclasses.replace(tiny, diffusion=diffusion))
     params = ddpm.init(jax.random.key(0))
     x_0 = np.float32(pictures[:2]) / 127.5 - 1
-    gradient = jax.jit(jax.grad(lambda params: ddpm.loss(params, jax.random.key(1), x_0, train=True).mean()))(params)
+    gradient = jax.jit(
+        jax.grad(lambda params: ddpm.loss(params, jax.random.key(1), x_0, train=True).mean())
+    )(params)
     last = gradient["out_conv"]["kernel"]
     assert last.shape[-1] == 2 and (np.abs(last).max(axis=(0, 1, 2)) > 0).all()
     assert ddpm.sample(params, jax.random.key(1), 2).shape == (2, 8, 8, 1)
@@ -243,13 +276,17 @@ def test_learned_variances_train_and_sample(tiny, pictures, loss, variance, pred
 def test_without_clip_the_predicted_image_stays_as_it_is(tiny, monkeypatch):
     """A network that says x_0 = 3 x_t: sampling and the bound take it at its word, or as no more than 1."""
     monkeypatch.setattr(DDPM, "denoise", lambda ddpm, params, x_t, t: 3 * x_t)
-    monkeypatch.setattr(losses, "vlb_terms", lambda *_, **__: jnp.zeros(2))  # Its CDFs take seconds to compile.
+    monkeypatch.setattr(
+        losses, "vlb_terms", lambda *_, **__: jnp.zeros(2)
+    )  # Its CDFs take seconds to compile.
     keys = samplers.example_keys(jax.random.key(1), np.arange(2, dtype=np.uint32))
     x = samplers.gaussian_noise(keys, samplers.START, (8, 8, 1))
     params, images = {"none": np.zeros(1)}, {}
     for clip in (True, False):
         diffusion = dataclasses.replace(tiny.diffusion, prediction="x_0", clip=clip)
-        ddpm = DDPM(dataclasses.replace(tiny, diffusion=diffusion, seed=124))  # A program of its own.
+        ddpm = DDPM(
+            dataclasses.replace(tiny, diffusion=diffusion, seed=124)
+        )  # A program of its own.
         x_0, predicted = ddpm.reverse(params, keys, x, 10)
         images[clip] = ddpm.sample(params, jax.random.key(1), 2)
         mse = ddpm.bits_per_dim(params, jax.random.key(1), jnp.zeros((2, 8, 8, 1))).mse

@@ -25,7 +25,9 @@ from ddpm_jax.weights.diffusers import read_diffusers, write_diffusers
 ABSENT = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
 pytestmark = [
     pytest.mark.interop,
-    pytest.mark.skipif(bool(ABSENT), reason=f"{', '.join(ABSENT)} not installed: scripts/test_interop.sh does that"),
+    pytest.mark.skipif(
+        bool(ABSENT), reason=f"{', '.join(ABSENT)} not installed: scripts/test_interop.sh does that"
+    ),
 ]
 
 # What all the paper's published networks have in common.
@@ -33,10 +35,29 @@ PAPER = architecture.PAPER | {"attention_head_dim": None, "layers_per_block": 2}
 NETWORKS = {
     "CIFAR10": {"sample_size": 32, "block_out_channels": [128, 256, 256, 256], "attention": [1]},
     # A quarter of the published width.
-    "256x256": {"sample_size": 256, "block_out_channels": [32, 32, 64, 64, 128, 128], "attention": [4]},
-    "attention everywhere": {"sample_size": [8, 16], "block_out_channels": [16, 32], "attention": [0, 1]},
-    "one level": {"sample_size": 8, "block_out_channels": [24], "attention": [], "in_channels": 1, "out_channels": 1},
-    "three blocks": {"sample_size": 16, "block_out_channels": [8, 24, 8], "attention": [], "layers_per_block": 3},
+    "256x256": {
+        "sample_size": 256,
+        "block_out_channels": [32, 32, 64, 64, 128, 128],
+        "attention": [4],
+    },
+    "attention everywhere": {
+        "sample_size": [8, 16],
+        "block_out_channels": [16, 32],
+        "attention": [0, 1],
+    },
+    "one level": {
+        "sample_size": 8,
+        "block_out_channels": [24],
+        "attention": [],
+        "in_channels": 1,
+        "out_channels": 1,
+    },
+    "three blocks": {
+        "sample_size": 16,
+        "block_out_channels": [8, 24, 8],
+        "attention": [],
+        "layers_per_block": 3,
+    },
 }
 GROUPS = {"attention everywhere": 8, "one level": 4, "three blocks": 4}
 
@@ -54,8 +75,12 @@ def library():
 def make_unet(library, attention, **fields):
     """A UNet2DModel with random weights, norms included; `attention` are the levels that have it."""
     levels = range(len(fields["block_out_channels"]))
-    fields["down_block_types"] = ["AttnDownBlock2D" if level in attention else "DownBlock2D" for level in levels]
-    fields["up_block_types"] = ["AttnUpBlock2D" if level in attention else "UpBlock2D" for level in reversed(levels)]
+    fields["down_block_types"] = [
+        "AttnDownBlock2D" if level in attention else "DownBlock2D" for level in levels
+    ]
+    fields["up_block_types"] = [
+        "AttnUpBlock2D" if level in attention else "UpBlock2D" for level in reversed(levels)
+    ]
     library.torch.manual_seed(0)
     unet = library.diffusers.UNet2DModel(**(PAPER | fields)).eval()
     for parameter in unet.parameters():
@@ -96,16 +121,28 @@ def test_outputs_are_the_librarys(library, tmp_path, name):
     found = jax.jit(ddpm.denoise)(params, x, t)
     with library.torch.no_grad():
         expected = of_torch(unet(to_torch(library, x), library.torch.from_numpy(t)).sample)
-        exact = of_torch(unet.double()(to_torch(library, x).double(), library.torch.from_numpy(t)).sample)
-    print(f"{name}: {error(found, expected):.2g}, from float64 {error(found, exact):.2g} (theirs", end=" ")
+        exact = of_torch(
+            unet.double()(to_torch(library, x).double(), library.torch.from_numpy(t)).sample
+        )
+    print(
+        f"{name}: {error(found, expected):.2g}, from float64 {error(found, exact):.2g} (theirs",
+        end=" ",
+    )
     print(f"{error(expected, exact):.2g})")
     # At 256x256 the sums over pixels within its float32 norms are most of the difference.
-    assert error(found, exact) < 5e-6 and error(found, expected) < max(1e-5, 2 * error(expected, exact))
+    assert error(found, exact) < 5e-6 and error(found, expected) < max(
+        1e-5, 2 * error(expected, exact)
+    )
 
 
 def make_chain(library, tmp_path, scheduler, **fields):
     """(unet, ddpm, params, keys, x_T) of a small network beside `scheduler`; three images' keys and x_T."""
-    small = {"sample_size": 8, "block_out_channels": [16, 32], "attention": [1], "norm_num_groups": 8}
+    small = {
+        "sample_size": 8,
+        "block_out_channels": [16, 32],
+        "attention": [1],
+        "norm_num_groups": 8,
+    }
     unet = make_unet(library, **(small | {"layers_per_block": 1} | fields))
     library.diffusers.DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(tmp_path)
     config, params = read_diffusers(tmp_path)
@@ -122,7 +159,10 @@ def walk(library, unet, scheduler, x_T, steps, noise_at, options=lambda noise: {
         for t in scheduler.timesteps:
             noise = to_torch(library, noise_at(int(t)))
             # DDPMScheduler takes no noise as an argument: this is what it draws.
-            patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, noise=noise, **__: noise)
+            patch.setattr(
+                "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+                lambda *_, noise=noise, **__: noise,
+            )
             x = scheduler.step(unet(x, t).sample, t, x, **options(noise)).prev_sample
             xs.append(of_torch(x))
     return np.stack(xs)
@@ -131,7 +171,9 @@ def walk(library, unet, scheduler, x_T, steps, noise_at, options=lambda noise: {
 def use_our_table(library, scheduler, ddpm):
     """alphas_cumprod in float64, as this package computes it."""
     diffusion = ddpm.config.diffusion
-    betas = np.linspace(diffusion.beta_start or 1e-4, diffusion.beta_end or 0.02, diffusion.num_timesteps)
+    betas = np.linspace(
+        diffusion.beta_start or 1e-4, diffusion.beta_end or 0.02, diffusion.num_timesteps
+    )
     scheduler.alphas_cumprod = library.torch.from_numpy(np.cumprod(1 - betas))
     np.testing.assert_array_equal(np.float32(scheduler.alphas_cumprod), ddpm.schedule.alphas_bar)
 
@@ -154,7 +196,9 @@ def test_a_ddim_trajectory_is_the_librarys(library, tmp_path, eta):
     use_our_table(library, scheduler, ddpm)
 
     def options(noise):
-        return {"eta": eta, "use_clipped_model_output": True} | ({"variance_noise": noise} if eta else {})
+        return {"eta": eta, "use_clipped_model_output": True} | (
+            {"variance_noise": noise} if eta else {}
+        )
 
     expected = walk(library, unet, scheduler, x_T, 50, noises(keys, ddpm), options)
     chain = strided(ddpm.schedule, samplers.time_grid(1000, 50, "leading"))
@@ -163,24 +207,38 @@ def test_a_ddim_trajectory_is_the_librarys(library, tmp_path, eta):
     def ours(params, x_T):
         return samplers.ddim(
             *(chain, lambda x, t: ddpm.denoise(params, x, t), keys, ddpm.image_shape),
-            **{"prediction": "eps", "variance": "fixed_small", "eta": eta, "x_T": x_T, "trajectory": True},
+            **{
+                "prediction": "eps",
+                "variance": "fixed_small",
+                "eta": eta,
+                "x_T": x_T,
+                "trajectory": True,
+            },
         )
 
     x_0, xs = ours(params, x_T)
-    print(f"DDIM, eta {eta}: {errors(xs, expected).max():.2g}, the image {error(x_0, expected[-1]):.2g}")
+    print(
+        f"DDIM, eta {eta}: {errors(xs, expected).max():.2g}, the image {error(x_0, expected[-1]):.2g}"
+    )
     assert errors(xs, expected).max() < 2e-5
-    images = ddpm.sample(params, jax.random.key(0), 3, sampler="ddim", steps=50, eta=eta, grid="leading")
+    images = ddpm.sample(
+        params, jax.random.key(0), 3, sampler="ddim", steps=50, eta=eta, grid="leading"
+    )
     np.testing.assert_allclose(images, np.clip(expected[-1], -1, 1), atol=1e-4)
 
 
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "fixed_small_log", "learned_range"])
+@pytest.mark.parametrize(
+    "variance", ["fixed_small", "fixed_large", "fixed_small_log", "learned_range"]
+)
 def test_an_ancestral_trajectory_is_the_librarys(library, tmp_path, variance):
     fields = {"variance_type": variance, "clip_sample": variance != "fixed_large"}
     scheduler = library.diffusers.DDPMScheduler(100, beta_start=0.001, beta_end=0.2, **fields)
     outputs = 6 if variance == "learned_range" else 3
     unet, ddpm, params, keys, x_T = make_chain(library, tmp_path, scheduler, out_channels=outputs)
     diffusion = ddpm.config.diffusion
-    assert diffusion.variance == variance.removesuffix("_log") and diffusion.clip == (variance != "fixed_large")
+    assert diffusion.variance == variance.removesuffix("_log") and diffusion.clip == (
+        variance != "fixed_large"
+    )
     use_our_table(library, scheduler, ddpm)
     expected = walk(library, unet, scheduler, x_T, 100, noises(keys, ddpm))
 
@@ -193,7 +251,9 @@ def test_an_ancestral_trajectory_is_the_librarys(library, tmp_path, variance):
         )
 
     _, xs = ours(params, x_T)
-    print(f"ancestral, {variance}: {errors(xs, expected).max():.2g}, the image {errors(xs, expected)[-1]:.2g}")
+    print(
+        f"ancestral, {variance}: {errors(xs, expected).max():.2g}, the image {errors(xs, expected)[-1]:.2g}"
+    )
     assert errors(xs, expected).max() < 2e-5
 
 
@@ -212,7 +272,9 @@ def test_what_the_librarys_own_tables_cost(library, tmp_path):
 def test_its_pipeline_draws_the_same_picture_from_what_is_written(library, tmp_path, monkeypatch):
     config = Config(
         model=Model(8, (1, 2), 1, (4,), 0.1, 4),
-        diffusion=Diffusion(num_timesteps=20, beta_start=0.005, beta_end=0.5, prediction="v", schedule="quad"),
+        diffusion=Diffusion(
+            num_timesteps=20, beta_start=0.005, beta_end=0.5, prediction="v", schedule="quad"
+        ),
         data=Data(source="array", image_shape=(8, 8, 3)),
     )
     ddpm = DDPM(config)
@@ -224,7 +286,12 @@ def test_its_pipeline_draws_the_same_picture_from_what_is_written(library, tmp_p
 
     keys = samplers.example_keys(jax.random.key(7), np.arange(2, dtype=np.uint32))
     draws = [samplers.START, *range(19, 0, -1)]
-    noise = iter([to_torch(library, samplers.gaussian_noise(keys, np.uint32(t), ddpm.image_shape)) for t in draws])
+    noise = iter(
+        [
+            to_torch(library, samplers.gaussian_noise(keys, np.uint32(t), ddpm.image_shape))
+            for t in draws
+        ]
+    )
     for module in ("schedulers.scheduling_ddpm", "pipelines.ddpm.pipeline_ddpm"):
         monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *_, **__: next(noise))
     expected = pipeline(batch_size=2, num_inference_steps=20, output_type="np").images
@@ -258,29 +325,39 @@ def test_its_old_attention_names_are_read(library, tmp_path):
     from safetensors.torch import save_file
 
     save_file(tensors, tmp_path / "old/diffusion_pytorch_model.safetensors")
-    theirs = library.diffusers.UNet2DModel.from_pretrained(tmp_path / "old")  # The library knows them too.
+    theirs = library.diffusers.UNet2DModel.from_pretrained(
+        tmp_path / "old"
+    )  # The library knows them too.
     for name, tensor in theirs.state_dict().items():
         assert library.torch.equal(tensor, unet.state_dict()[name])
     jax.tree.map(
-        np.testing.assert_array_equal, read_diffusers(tmp_path / "old")[1], read_diffusers(tmp_path / "new")[1]
+        np.testing.assert_array_equal,
+        read_diffusers(tmp_path / "old")[1],
+        read_diffusers(tmp_path / "new")[1],
     )
 
 
 @pytest.mark.parametrize("name", ["UNet2DModel", *SCHEDULERS])
 def test_the_defaults_of_absent_fields_are_the_librarys(library, name):
     signature = inspect.signature(getattr(library.diffusers, name).__init__)
-    defaults = {field: value.default for field, value in signature.parameters.items() if field != "self"}
+    defaults = {
+        field: value.default for field, value in signature.parameters.items() if field != "self"
+    }
     assert json.loads(json.dumps(defaults)) == (UNET if name == "UNet2DModel" else SCHEDULERS[name])
 
 
 @pytest.mark.parametrize(
-    "name", ["PNDMScheduler", "LMSDiscreteScheduler", "ScoreSdeVeScheduler", "UniPCMultistepScheduler"]
+    "name",
+    ["PNDMScheduler", "LMSDiscreteScheduler", "ScoreSdeVeScheduler", "UniPCMultistepScheduler"],
 )
 def test_its_other_schedulers_are_refused(library, tmp_path, name):
     unet = make_unet(library, [], sample_size=8, block_out_channels=[8], norm_num_groups=4)
     unet.save_pretrained(tmp_path)
     getattr(library.diffusers, name)().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f'scheduler_config.json: _class_name is "{name}"; it must be DDPMScheduler or'):
+    with pytest.raises(
+        UserError,
+        match=f'scheduler_config.json: _class_name is "{name}"; it must be DDPMScheduler or',
+    ):
         read_diffusers(tmp_path)
 
 

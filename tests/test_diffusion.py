@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from ddpm_jax import decoder_log_likelihood, make_schedule, normal_kl, p_mean_variance, q_posterior, q_sample
+from ddpm_jax import (
+    decoder_log_likelihood,
+    make_schedule,
+    normal_kl,
+    p_mean_variance,
+    q_posterior,
+    q_sample,
+)
 from ddpm_jax.diffusion import predict_x_0, target
 
 SHAPE = (5, 2, 3, 2)
@@ -30,8 +37,12 @@ def test_iterating_eq_2_gives_eq_4():
         scales.append(scale)
         variances.append(variance)
     s, zero, one = make_schedule(), jnp.zeros(SHAPE), jnp.ones(SHAPE)
-    np.testing.assert_allclose(q_sample(s, one, T, zero)[:, 0, 0, 0], np.array(scales)[T], rtol=1e-6)
-    np.testing.assert_allclose(q_sample(s, zero, T, one)[:, 0, 0, 0] ** 2, np.array(variances)[T], rtol=1e-6)
+    np.testing.assert_allclose(
+        q_sample(s, one, T, zero)[:, 0, 0, 0], np.array(scales)[T], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        q_sample(s, zero, T, one)[:, 0, 0, 0] ** 2, np.array(variances)[T], rtol=1e-6
+    )
 
 
 def test_the_posterior_is_bayes_rule(rng):
@@ -44,9 +55,14 @@ def test_the_posterior_is_bayes_rule(rng):
         if t == 0:
             np.testing.assert_allclose(mean[b], x_0[b], rtol=1e-6)
             continue
-        prior_mean, prior_variance = np.sqrt(alphas_bar[t - 1]) * np.float64(x_0[b]), 1 - alphas_bar[t - 1]
+        prior_mean, prior_variance = (
+            np.sqrt(alphas_bar[t - 1]) * np.float64(x_0[b]),
+            1 - alphas_bar[t - 1],
+        )
         precision = 1 / prior_variance + (1 - beta[t]) / beta[t]
-        expected = (prior_mean / prior_variance + np.sqrt(1 - beta[t]) * np.float64(x_t[b]) / beta[t]) / precision
+        expected = (
+            prior_mean / prior_variance + np.sqrt(1 - beta[t]) * np.float64(x_t[b]) / beta[t]
+        ) / precision
         np.testing.assert_allclose(mean[b], expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(variance[b], 1 / precision, rtol=1e-5)
         np.testing.assert_allclose(log_variance[b], -np.log(precision), rtol=1e-5)
@@ -65,7 +81,9 @@ def test_a_perfect_output_gives_back_the_image_and_the_posterior(rng, prediction
     known = slice(None) if schedule == "linear" else slice(0, 4)
     x_0_again = predict_x_0(s, output, x_t, T, prediction=prediction)
     np.testing.assert_allclose(x_0_again[known], x_0[known], atol=tolerance)
-    p = p_mean_variance(s, output, x_t, T, prediction=prediction, variance="fixed_small", clip=False)
+    p = p_mean_variance(
+        s, output, x_t, T, prediction=prediction, variance="fixed_small", clip=False
+    )
     expected = q_posterior(s, x_0, x_t, T)[0]
     np.testing.assert_allclose(p.mean[known], expected[known], atol=1e-4)
 
@@ -75,7 +93,9 @@ def test_v_is_the_rotation_of_image_and_noise(rng):
     x_0, noise = draw(rng, "x_0", "noise")
     v = target(s, x_0, q_sample(s, x_0, T, noise), T, noise, prediction="v")
     a = column(s.alphas_bar)
-    np.testing.assert_allclose(v, np.sqrt(a) * np.float64(noise) - np.sqrt(1 - a) * np.float64(x_0), atol=1e-6)
+    np.testing.assert_allclose(
+        v, np.sqrt(a) * np.float64(noise) - np.sqrt(1 - a) * np.float64(x_0), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
@@ -88,7 +108,11 @@ def test_the_clip_comes_before_the_mean(rng, prediction):
     a_prev = np.append(1, a[:-1])[T][:, None, None, None]
     a, beta = a[T][:, None, None, None], np.linspace(1e-4, 0.02, 1000)[T][:, None, None, None]
     x, out = np.float64(x_t), np.float64(output)
-    image = {"eps": (x - np.sqrt(1 - a) * out) / np.sqrt(a), "x_0": out, "v": np.sqrt(a) * x - np.sqrt(1 - a) * out}
+    image = {
+        "eps": (x - np.sqrt(1 - a) * out) / np.sqrt(a),
+        "x_0": out,
+        "v": np.sqrt(a) * x - np.sqrt(1 - a) * out,
+    }
     image = np.clip(image[prediction], -1, 1)
     expected = (np.sqrt(a_prev) * beta * image + np.sqrt(1 - beta) * (1 - a_prev) * x) / (1 - a)
     np.testing.assert_allclose(p.mean, expected, rtol=1e-4, atol=1e-4)
@@ -134,20 +158,28 @@ def test_a_chain_that_ends_at_pure_noise_stays_finite():
         assert all(bool(jnp.isfinite(field).all()) for field in p)
 
 
-@pytest.mark.parametrize(("prediction", "variance"), [("epsilon", "fixed_large"), ("eps", "fixed"), ("eps", "learned")])
+@pytest.mark.parametrize(
+    ("prediction", "variance"), [("epsilon", "fixed_large"), ("eps", "fixed"), ("eps", "learned")]
+)
 def test_what_does_not_fit_is_refused(prediction, variance):
     x = jnp.zeros((1, 2, 2, 1))
     with pytest.raises(ValueError, match=r"prediction|variance"):
-        p_mean_variance(make_schedule(), x, x, jnp.zeros(1, jnp.int32), prediction=prediction, variance=variance)
+        p_mean_variance(
+            make_schedule(), x, x, jnp.zeros(1, jnp.int32), prediction=prediction, variance=variance
+        )
 
 
 def test_normal_kl_is_the_integral():
     for m1, v1, m2, v2 in [(0.0, 1.0, 0.0, 1.0), (0.3, 0.5, -0.2, 2.0), (1.0, 1e-2, 1.1, 2e-2)]:
         p, q = stats.norm(m1, np.sqrt(v1)), stats.norm(m2, np.sqrt(v2))
         expected = integrate.quad(
-            lambda x, p=p, q=q: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), m1 - 12 * v1**0.5, m1 + 12 * v1**0.5
+            lambda x, p=p, q=q: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)),
+            m1 - 12 * v1**0.5,
+            m1 + 12 * v1**0.5,
         )[0]
-        np.testing.assert_allclose(normal_kl(m1, np.log(v1), m2, np.log(v2)), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            normal_kl(m1, np.log(v1), m2, np.log(v2)), expected, rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("std", [3.0, 0.1, 0.0074, 1e-3])
@@ -162,14 +194,18 @@ def test_the_decoder_is_exact_far_into_the_tails():
     x = np.array([-1, -0.5, 0.2, 127 / 127.5 - 1, 1])
     levels = np.round((x + 1) * 127.5) / 127.5 - 1
     for mean, std in [(0.9, 0.02), (-0.9, 0.02), (0.0, 0.5), (0.1, 0.01)]:
-        lower, upper = stats.norm.logcdf([(levels - 1 / 255 - mean) / std, (levels + 1 / 255 - mean) / std])
+        lower, upper = stats.norm.logcdf(
+            [(levels - 1 / 255 - mean) / std, (levels + 1 / 255 - mean) / std]
+        )
         above = stats.norm.logsf((levels - 1 / 255 - mean) / std)
         right = stats.norm.logsf([(levels + 1 / 255 - mean) / std, (levels - 1 / 255 - mean) / std])
         left_side = levels < mean
         small, large = np.where(left_side, lower, right[0]), np.where(left_side, upper, right[1])
         expected = large + np.log1p(-np.exp(small - large))
         expected = np.where(levels < -0.999, upper, np.where(levels > 0.999, above, expected))
-        got = decoder_log_likelihood(jnp.float32(levels), jnp.full(5, mean), jnp.full(5, 2 * np.log(std)))
+        got = decoder_log_likelihood(
+            jnp.float32(levels), jnp.full(5, mean), jnp.full(5, 2 * np.log(std))
+        )
         np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -177,7 +213,9 @@ def test_the_decoders_gradient_is_finite():
     x_0 = jnp.array([-1.0, 0.0, 1.0])
     gradient = jax.grad(lambda m, v: decoder_log_likelihood(x_0, m, v).sum(), argnums=(0, 1))
     for mean in (-3.0, 0.0, 3.0):
-        assert all(bool(jnp.isfinite(g).all()) for g in gradient(jnp.full(3, mean), jnp.full(3, -9.0)))
+        assert all(
+            bool(jnp.isfinite(g).all()) for g in gradient(jnp.full(3, mean), jnp.full(3, -9.0))
+        )
 
 
 def test_the_released_codes_tanh_is_near_where_the_decoder_is_likely_and_wrong_in_the_tails():
@@ -193,9 +231,13 @@ def test_the_released_codes_tanh_is_near_where_the_decoder_is_likely_and_wrong_i
     x, std = 101 / 127.5 - 1, 0.02
 
     def ours(mean):
-        return decoder_log_likelihood(jnp.float32([x]), jnp.float32([mean]), jnp.float32([2 * np.log(std)]))[0]
+        return decoder_log_likelihood(
+            jnp.float32([x]), jnp.float32([mean]), jnp.float32([2 * np.log(std)])
+        )[0]
 
     for sigmas in (0, 1, 2):
-        np.testing.assert_allclose(ours(x + sigmas * std), tanh_form(x, x + sigmas * std, std), atol=0.01)
+        np.testing.assert_allclose(
+            ours(x + sigmas * std), tanh_form(x, x + sigmas * std, std), atol=0.01
+        )
     assert -0.45 < tanh_form(x, x + 4 * std, std) - ours(x + 4 * std) < -0.25
     assert ours(x + 12 * std) < -60 and tanh_form(x, x + 12 * std, std) == np.log(1e-12)

@@ -55,23 +55,39 @@ def test_a_row_is_printed_written_and_made_of_all_images(copy, digits, capsys):
     assert main(command) == 0
     out = capsys.readouterr()
     assert (
-        "37 samples of seed 0 against 150 images of train" in out.out and "ema weights of step 2, ancestral" in out.out
+        "37 samples of seed 0 against 150 images of train" in out.out
+        and "ema weights of step 2, ancestral" in out.out
     )
-    assert "proxy FID (train)" in out.out and "the paper" not in out.out and "37 samples for 64 features" in out.err
+    assert (
+        "proxy FID (train)" in out.out
+        and "the paper" not in out.out
+        and "37 samples for 64 features" in out.err
+    )
     result = json.loads(only(copy, "evaluation/*/proxy-37-*.json").read_text())
     assert list(result["values"]) == [
-        f"proxy_{name}" for name in ("is", "fid_train", "kid_train", "precision_train", "recall_train")
+        f"proxy_{name}"
+        for name in ("is", "fid_train", "kid_train", "precision_train", "recall_train")
     ]
-    assert (result["weights"], result["step"], result["sampler"], result["seed"]) == ("ema", 2, "ancestral", 0)
+    assert (result["weights"], result["step"], result["sampler"], result["seed"]) == (
+        "ema",
+        2,
+        "ancestral",
+        0,
+    )
     assert result["features"]["kind"] == "proxy" and len(result["features"]["sha256"]) == 64
 
     source = load_source(Data(source=digits, image_shape=(8, 8, 1)))
-    extractor = features.proxy(source, np.arange(150), features.cache_root(source, None), make_mesh(1))
+    extractor = features.proxy(
+        source, np.arange(150), features.cache_root(source, None), make_mesh(1)
+    )
     assert extractor.sha256 == result["features"]["sha256"]
     files = sorted(only(copy, "evaluation/*/samples").glob("*.png"))
     drawn = np.stack([np.asarray(Image.open(file))[..., None] for file in files])
     assert len(drawn) == 37
-    a, b = (np.float64(extractor.apply(extractor.params, images)[0]) for images in (drawn, source.read(np.arange(150))))
+    a, b = (
+        np.float64(extractor.apply(extractor.params, images)[0])
+        for images in (drawn, source.read(np.arange(150)))
+    )
     root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     fid = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     np.testing.assert_allclose(result["values"]["proxy_fid_train"]["value"], fid, rtol=1e-3)
@@ -82,11 +98,20 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(copy, digits):
     folder = only(copy, "evaluation/*")
     files = sorted(folder.rglob("*.*"))
     stamps = {file: file.stat().st_mtime_ns for file in files}
-    for file in [folder / "samples/000020.png", only(folder, "features-*/00000016-0016-*.npz"), *folder.glob("*.json")]:
+    for file in [
+        folder / "samples/000020.png",
+        only(folder, "features-*/00000016-0016-*.npz"),
+        *folder.glob("*.json"),
+    ]:
         file.unlink()
     assert evaluate(copy, digits, 37, likelihood=False) == once
-    made = [file.name for file in sorted(folder.rglob("*.*")) if file.stat().st_mtime_ns != stamps[file]]
-    assert [name[:13] for name in made if name.endswith((".png", ".npz"))] == ["00000016-0016", "000020.png"]
+    made = [
+        file.name for file in sorted(folder.rglob("*.*")) if file.stat().st_mtime_ns != stamps[file]
+    ]
+    assert [name[:13] for name in made if name.endswith((".png", ".npz"))] == [
+        "00000016-0016",
+        "000020.png",
+    ]
     # Images that somebody else put there are not taken for those that were compared before.
     for file in (folder / "samples").glob("*.png"):
         file.write_bytes((folder / "samples/000000.png").read_bytes())
@@ -98,7 +123,9 @@ def test_sample_and_evaluate_share_images(copy, digits, tmp_path):
     assert main(["sample", str(copy), "-n", "30", "--out", f"{tmp_path}/drawn/"]) == 0
     before = (tmp_path / "drawn/000029.png").stat().st_mtime_ns
     shared = evaluate(copy, digits, 37, likelihood=False, samples=tmp_path / "drawn")
-    assert (tmp_path / "drawn/000029.png").stat().st_mtime_ns == before and (tmp_path / "drawn/000036.png").exists()
+    assert (tmp_path / "drawn/000029.png").stat().st_mtime_ns == before and (
+        tmp_path / "drawn/000036.png"
+    ).exists()
     assert shared == evaluate(copy, digits, 37, likelihood=False)
 
 
@@ -109,7 +136,10 @@ def test_a_runs_own_images_are_the_reference_and_its_holdout_the_bound(copy, dig
     assert list(result["values"])[-1] == "nll_holdout" and "proxy_fid_holdout" in result["values"]
     likelihood = json.loads(only(copy, "likelihood/*/likelihood.json").read_text())
     value = result["values"]["nll_holdout"]
-    assert value["value"] == likelihood["total"] and value["error"] == likelihood["standard_error_over_images"] > 0
+    assert (
+        value["value"] == likelihood["total"]
+        and value["error"] == likelihood["standard_error_over_images"] > 0
+    )
     # Without measuring it again what was measured stays; and other images have a file of their own.
     assert evaluate(copy, n=24, likelihood=False)["values"]["nll_holdout"] == value
     assert "nll_holdout" not in evaluate(copy, digits, 24, likelihood=False)["values"]
@@ -128,13 +158,29 @@ def _mean_colour(*_):
 
 
 def test_only_inceptions_numbers_stand_beside_the_papers(copy, digits, monkeypatch):
-    monkeypatch.setattr(module, "inception", lambda *_: _mean_colour()._replace(kind="inception", about={}))
-    monkeypatch.setattr(module, "results_of", lambda *_: paper.results_of(load_config("cifar10"), "tfds:cifar10"))
+    monkeypatch.setattr(
+        module, "inception", lambda *_: _mean_colour()._replace(kind="inception", about={})
+    )
+    monkeypatch.setattr(
+        module, "results_of", lambda *_: paper.results_of(load_config("cifar10"), "tfds:cifar10")
+    )
     result = evaluate(copy, digits, 24, likelihood=False, inception_file="x.npz")
     words = table(result)
-    assert "the paper" in words and "3.17" in words and "9.46 +- 0.11" in words and "proxy" not in words
-    assert paper.results_of(load_config("cifar10_mean_vlb_learned"), "folder:cifar-10.zip")["fid_train"] == "23.69"
-    assert paper.results_of(load_config("lsun_cat"), load_config("lsun_cat").data.source) == {"fid_train": "19.75"}
+    assert (
+        "the paper" in words
+        and "3.17" in words
+        and "9.46 +- 0.11" in words
+        and "proxy" not in words
+    )
+    assert (
+        paper.results_of(load_config("cifar10_mean_vlb_learned"), "folder:cifar-10.zip")[
+            "fid_train"
+        ]
+        == "23.69"
+    )
+    assert paper.results_of(load_config("lsun_cat"), load_config("lsun_cat").data.source) == {
+        "fid_train": "19.75"
+    }
     assert paper.results_of(load_config("cifar10"), "tfds:cifar10")["nll_test"] == "<= 3.75"
     for data in (
         "digits",
@@ -149,7 +195,9 @@ def test_only_inceptions_numbers_stand_beside_the_papers(copy, digits, monkeypat
 def test_raw_weights_are_evaluated_only_where_that_is_said(copy, digits, tmp_path, capsys):
     file = tmp_path / "raw.safetensors"
     assert main(["export", str(copy), "--weights", "raw", "--out", str(file)]) == 0
-    assert "say --weights raw" in refused(capsys, "evaluate", file, "--data", digits, "--out", tmp_path / "e")
+    assert "say --weights raw" in refused(
+        capsys, "evaluate", file, "--data", digits, "--out", tmp_path / "e"
+    )
     result = evaluate(file, digits, 24, weights="raw", likelihood=False, out=tmp_path / "e")
     assert result["weights"] == "raw" and "raw weights of step 2" in table(result)
 
@@ -162,12 +210,20 @@ def test_neighbours_are_searched_in_the_same_features(run, digits, tmp_path, cap
     assert main([str(word) for word in [*command, "--features"]]) == 0
     numbers = np.load(picture.with_suffix(".npz"))
     source = load_source(Data(source=digits, image_shape=(8, 8, 1)))
-    extractor = features.proxy(source, np.arange(150), features.cache_root(source, None), make_mesh(1))
+    extractor = features.proxy(
+        source, np.arange(150), features.cache_root(source, None), make_mesh(1)
+    )
     images = [numbers["samples"], numbers["samples"][:, :, ::-1], source.read(np.arange(150))]
-    drawn, mirrored, real = (np.asarray(extractor.apply(extractor.params, some)[0]) for some in images)
-    distances = np.minimum(*(scipy.spatial.distance.cdist(some, real) for some in (drawn, mirrored)))
+    drawn, mirrored, real = (
+        np.asarray(extractor.apply(extractor.params, some)[0]) for some in images
+    )
+    distances = np.minimum(
+        *(scipy.spatial.distance.cdist(some, real) for some in (drawn, mirrored))
+    )
     np.testing.assert_allclose(numbers["distance"][:, 0], distances.min(axis=1), rtol=1e-4)
-    np.testing.assert_array_equal(numbers["neighbours"][:, 0], source.read(distances.argmin(axis=1)))
+    np.testing.assert_array_equal(
+        numbers["neighbours"][:, 0], source.read(distances.argmin(axis=1))
+    )
     assert "add --features" in refused(capsys, *command, "--inception", "x.npz")
 
 
@@ -175,7 +231,10 @@ def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
     for arguments, says in [
         (("-n", 19), "n: must be at least 20, got 19"),
         (("--batch-size", 0), "batch_size: must be at least 1"),
-        (("-n", 24), "have no labels to train the proxy on; name FID's InceptionV3 with --inception PATH"),
+        (
+            ("-n", 24),
+            "have no labels to train the proxy on; name FID's InceptionV3 with --inception PATH",
+        ),
         (("--inception", tmp_path / "no.safetensors"), "no.safetensors: cannot be read"),
         (("--inception", tmp_path / "x.pth"), "convert_inception.py"),
         (("--data", "npz:/nowhere.npz"), "cannot read /nowhere.npz"),
@@ -186,7 +245,9 @@ def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
     assert "this is not a run directory" in refused(capsys, "evaluate", tmp_path)
     np.savez(tmp_path / "few.npz", images=np.zeros((19, 8, 8, 1), np.uint8), labels=np.arange(19))
     few = f"npz:{tmp_path}/few.npz"
-    assert "at least 20 images are needed" in refused(capsys, "evaluate", run, "--data", few, "-n", 24)
+    assert "at least 20 images are needed" in refused(
+        capsys, "evaluate", run, "--data", few, "-n", 24
+    )
     other = tmp_path / "other"
     other.mkdir()
     (other / "picture.png").write_bytes(b"")

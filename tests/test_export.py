@@ -30,7 +30,10 @@ def exported(run, tmp_path_factory):
 def test_a_file_holds_the_run_bit_for_bit(run, exported):
     ddpm, params = load(exported)
     of_run, params_of_run = load(run)
-    assert ddpm.config.model == of_run.config.model and ddpm.config.diffusion == of_run.config.diffusion
+    assert (
+        ddpm.config.model == of_run.config.model
+        and ddpm.config.diffusion == of_run.config.diffusion
+    )
     assert ddpm.image_shape == of_run.image_shape
     assert_equal_trees(params, params_of_run)
 
@@ -38,11 +41,15 @@ def test_a_file_holds_the_run_bit_for_bit(run, exported):
 def test_a_file_says_where_it_comes_from(run, exported):
     _, _, about = read_single_file(exported)
     assert (about["weights"], about["step"]) == ("ema", 2) and about["versions"]["jax"]
-    assert about["data_fingerprint"] == json.loads((run / "run.json").read_text())["data_fingerprint"]
+    assert (
+        about["data_fingerprint"] == json.loads((run / "run.json").read_text())["data_fingerprint"]
+    )
     assert load_weights(exported).words == "ema weights of step 2"
     assert str(run.parent).encode() not in exported.read_bytes()
     tensors = load_file(exported)  # Any reader of the format finds the network's names.
-    np.testing.assert_array_equal(tensors["mid_0_block.conv_0.kernel"], load(run)[1]["mid_0_block"]["conv_0"]["kernel"])
+    np.testing.assert_array_equal(
+        tensors["mid_0_block.conv_0.kernel"], load(run)[1]["mid_0_block"]["conv_0"]["kernel"]
+    )
 
 
 def test_the_same_weights_make_the_same_file(run, exported, tmp_path):
@@ -53,7 +60,9 @@ def test_the_same_weights_make_the_same_file(run, exported, tmp_path):
 def test_a_file_knows_what_was_held_out(run, exported, tmp_path, pictures):
     data = f"npz:{run.parent}/pictures.npz"
     for split in ("train", "holdout"):
-        of_file, of_run = (read_split(load_weights(path), split, data)[1] for path in (exported, run))
+        of_file, of_run = (
+            read_split(load_weights(path), split, data)[1] for path in (exported, run)
+        )
         np.testing.assert_array_equal(of_file, of_run)
     np.savez(tmp_path / "other.npz", images=pictures[:40])
     with pytest.raises(UserError, match="holds other images than this model was trained on"):
@@ -71,7 +80,10 @@ def test_a_file_samples_what_the_run_samples(run, exported, tmp_path, capsys):
 
 def test_raw_weights_stay_raw(run, tmp_path):
     out = tmp_path / "raw.safetensors"
-    assert main(["export", str(run), "--format", "safetensors", "--out", str(out), "--weights", "raw"]) == 0
+    assert (
+        main(["export", str(run), "--format", "safetensors", "--out", str(out), "--weights", "raw"])
+        == 0
+    )
     assert load_weights(out).kind == "raw"
     assert_equal_trees(load(out, weights="raw")[1], load(run, weights="raw")[1])
 
@@ -97,7 +109,9 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
         "short": "cannot be read as safetensors",
         "text": "cannot be read as safetensors",
     }.items():
-        assert says in refused(capsys, "sample", tmp_path / f"{name}.safetensors", "--out", tmp_path / "x.png")
+        assert says in refused(
+            capsys, "sample", tmp_path / f"{name}.safetensors", "--out", tmp_path / "x.png"
+        )
     assert not (tmp_path / "x.png").exists()
     (tmp_path / "model.pth").touch()
     for arguments, says in [
@@ -107,19 +121,46 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
             ("likelihood", exported, "--split", "test", "--data", f"npz:{run.parent}/pictures.npz"),
             "say where with --out",
         ),
-        (("likelihood", exported, "--split", "train", "--out", tmp_path / "x"), "had its images from elsewhere"),
+        (
+            ("likelihood", exported, "--split", "train", "--out", tmp_path / "x"),
+            "had its images from elsewhere",
+        ),
         (("figure", "progressive", exported), "say where with --out"),
-        (("export", run, "--format", "safetensors", "--out", tmp_path / "model.bin"), "to a file, --out NAME.safet"),
-        (("export", run, "--format", "diffusers"), "to a folder, --out NAME; model.safetensors is none"),
+        (
+            ("export", run, "--format", "safetensors", "--out", tmp_path / "model.bin"),
+            "to a file, --out NAME.safet",
+        ),
+        (
+            ("export", run, "--format", "diffusers"),
+            "to a folder, --out NAME; model.safetensors is none",
+        ),
         (("export", run, "--out", exported), "model.safetensors is there already"),
-        (("export", run, "--format", "diffusers", "--out", tmp_path), "is there already; choose another --out or move"),
-        (("export", run, "--format", "stablehlo", "--out", tmp_path), "is there already; choose another --out or move"),
+        (
+            ("export", run, "--format", "diffusers", "--out", tmp_path),
+            "is there already; choose another --out or move",
+        ),
+        (
+            ("export", run, "--format", "stablehlo", "--out", tmp_path),
+            "is there already; choose another --out or move",
+        ),
         (("sample", tmp_path / "model.pth"), "model.pth: a pickle can run any program"),
         (
-            ("export", run, "--format", "safetensors", "--out", tmp_path / "x.safetensors", "--steps", 2),
+            (
+                "export",
+                run,
+                "--format",
+                "safetensors",
+                "--out",
+                tmp_path / "x.safetensors",
+                "--steps",
+                2,
+            ),
             "weights alone",
         ),
-        (("export", tmp_path, "--format", "safetensors", "--out", tmp_path / "x.safetensors"), "not a run directory"),
+        (
+            ("export", tmp_path, "--format", "safetensors", "--out", tmp_path / "x.safetensors"),
+            "not a run directory",
+        ),
     ]:
         assert says in refused(capsys, *arguments)
 

@@ -17,7 +17,14 @@ from ddpm_jax.cli import main
 from ddpm_jax.data import from_array
 from ddpm_jax.evaluation.bound import Likelihood
 from ddpm_jax.evaluation.splits import read_split
-from ddpm_jax.figures import interpolate, neighbours, progressive, rate_distortion, schedules, shared_latent
+from ddpm_jax.figures import (
+    interpolate,
+    neighbours,
+    progressive,
+    rate_distortion,
+    schedules,
+    shared_latent,
+)
 from ddpm_jax.figures.base import keys_of, steps_at
 from ddpm_jax.samplers import START, gaussian_noise
 from ddpm_jax.weights.load import load_weights
@@ -46,7 +53,11 @@ def test_steps_are_named_by_fractions_of_any_chain():
 
 @pytest.mark.parametrize("k", [1, 500, 1000])
 def test_interpolation_starts_exactly_at_k_with_the_same_noise_for_every_weight(rng, k):
-    x_0, weights, stub = np.float32(rng.uniform(-1, 1, (2, 4, 4, 1))), np.linspace(0, 1, 5, dtype=np.float32), Stub()
+    x_0, weights, stub = (
+        np.float32(rng.uniform(-1, 1, (2, 4, 4, 1))),
+        np.linspace(0, 1, 5, dtype=np.float32),
+        Stub(),
+    )
     images = interpolate.mix_latents(stub, None, jax.random.key(3), x_0, weights, k)
     ((keys, mixed, start, stop),) = stub.calls
     assert (start, stop) == (k, 0) and images.shape == (5, 4, 4, 1)
@@ -55,13 +66,17 @@ def test_interpolation_starts_exactly_at_k_with_the_same_noise_for_every_weight(
     a = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[k - 1]
     noise = np.asarray(gaussian_noise(keys_of(jax.random.key(3), 2), START, (4, 4, 1)))
     x_k = np.sqrt(a) * x_0 + np.sqrt(1 - a) * noise
-    np.testing.assert_allclose(mixed, [(1 - w) * x_k[0] + w * x_k[1] for w in weights], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        mixed, [(1 - w) * x_k[0] + w * x_k[1] for w in weights], rtol=1e-4, atol=1e-5
+    )
     assert np.abs(noise[0] - noise[1]).max() > 0.1
 
 
 def test_interpolation_at_k_0_mixes_pixels(rng):
     x_0, stub = np.float32(rng.uniform(-1, 1, (2, 4, 4, 1))), Stub()
-    images = interpolate.mix_latents(stub, None, jax.random.key(3), x_0, np.float32([0, 0.25, 1]), 0)
+    images = interpolate.mix_latents(
+        stub, None, jax.random.key(3), x_0, np.float32([0, 0.25, 1]), 0
+    )
     np.testing.assert_allclose(images, [x_0[0], 0.75 * x_0[0] + 0.25 * x_0[1], x_0[1]], rtol=1e-6)
     assert not stub.calls
 
@@ -90,7 +105,9 @@ def test_samples_that_share_nothing_part_and_those_that_share_all_do_not():
 def test_the_progressive_chain_is_the_samplers(run):
     ddpm, params = load(run)
     xs, x_0s = progressive.chain(ddpm, params, keys_of(jax.random.key(1), 3), [10, 7, 1, 0])
-    np.testing.assert_allclose(np.clip(xs[-1], -1, 1), ddpm.sample(params, jax.random.key(1), 3), atol=1e-5)
+    np.testing.assert_allclose(
+        np.clip(xs[-1], -1, 1), ddpm.sample(params, jax.random.key(1), 3), atol=1e-5
+    )
     np.testing.assert_array_equal(x_0s[-1], xs[-1])
     # What is predicted from x_k is the network's own answer at t = k - 1.
     a = np.cumprod(1 - np.linspace(0.01, 0.5, 10))
@@ -106,19 +123,27 @@ def test_neighbours_are_those_of_a_full_search(rng, monkeypatch):
     queries[2] = images[47]
     indices = np.flatnonzero(np.arange(50) % 5)
     source = from_array(images, (4, 4, 3))
-    space = neighbours.Space(functools.partial(neighbours.nearest, source=source, indices=indices), "")
+    space = neighbours.Space(
+        functools.partial(neighbours.nearest, source=source, indices=indices), ""
+    )
     found = space.nearest(queries, 7)
-    distances = cdist(queries.reshape(6, -1), images[indices].reshape(len(indices), -1)) / np.sqrt(48)
+    distances = cdist(queries.reshape(6, -1), images[indices].reshape(len(indices), -1)) / np.sqrt(
+        48
+    )
     np.testing.assert_array_equal(found.index, np.argsort(distances, axis=1)[:, :7])
     np.testing.assert_allclose(found.distance, np.sort(distances, axis=1)[:, :7], rtol=1e-12)
     assert indices[found.index[2, 0]] == 47 and found.distance[2, 0] == 0
-    between = cdist(images[indices].reshape(len(indices), -1), images[indices].reshape(len(indices), -1)) / np.sqrt(48)
+    between = cdist(
+        images[indices].reshape(len(indices), -1), images[indices].reshape(len(indices), -1)
+    ) / np.sqrt(48)
     np.fill_diagonal(between, np.inf)
     np.testing.assert_allclose(
         neighbours.distance_between(space, source, indices, flip=False), np.median(between.min(1))
     )
     mirrored = images[indices][:, :, ::-1].reshape(len(indices), -1)
-    between = np.minimum(between, cdist(mirrored, images[indices].reshape(len(indices), -1)) / np.sqrt(48))
+    between = np.minimum(
+        between, cdist(mirrored, images[indices].reshape(len(indices), -1)) / np.sqrt(48)
+    )
     np.fill_diagonal(between, np.inf)
     np.testing.assert_allclose(
         neighbours.distance_between(space, source, indices, flip=True), np.median(between.min(1))
@@ -130,14 +155,18 @@ def test_neighbours_in_feature_space_are_those_of_a_full_search(rng):
     queries[1] = real[12]
     found = neighbours.nearest_features(queries, real, 6)
     np.testing.assert_array_equal(found.index, np.argsort(cdist(queries, real), axis=1)[:, :6])
-    np.testing.assert_allclose(found.distance, np.sort(cdist(queries, real), axis=1)[:, :6], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found.distance, np.sort(cdist(queries, real), axis=1)[:, :6], rtol=1e-5, atol=1e-6
+    )
     others = neighbours.nearest_features(real[:3], real, 1, own=np.arange(3))
     between = cdist(real, real) + np.diag(np.full(30, np.inf))
     np.testing.assert_array_equal(others.index[:, 0], between[:3].argmin(axis=1))
 
 
 def test_no_neighbour_is_counted_twice():
-    best = neighbours._best(neighbours.Nearest(np.array([[3, 5, 5, 8]]), np.array([[4.0, 2.0, 1.0, 3.0]])), 3)
+    best = neighbours._best(
+        neighbours.Nearest(np.array([[3, 5, 5, 8]]), np.array([[4.0, 2.0, 1.0, 3.0]])), 3
+    )
     assert best.index.tolist() == [[5, 8, 3]] and best.distance.tolist() == [[1.0, 3.0, 4.0]]
 
 
@@ -169,11 +198,26 @@ def test_table_4_reads_the_curves_where_the_paper_does():
 @pytest.mark.parametrize(
     ("args", "shapes"),
     [
-        (["progressive", "--n", "3", "--frames", "4"], {"x_0": (11, 3, 8, 8, 1), "x": (11, 3, 8, 8, 1)}),
-        (["shared-latent", "--n", "2"], {"x_k": (5, 2, 8, 8, 1), "samples": (5, 2, 3, 8, 8, 1), "spread": (5,)}),
-        (["interpolate", "--between", "0", "2", "--weights-across", "3"], {"images": (9, 3, 8, 8, 1)}),
-        (["interpolate", "--slerp", "--steps", "5", "--weights-across", "4"], {"images": (2, 4, 8, 8, 1)}),
-        (["neighbours", "--n", "3", "--neighbours", "5"], {"index": (3, 5), "neighbours": (3, 5, 8, 8, 1)}),
+        (
+            ["progressive", "--n", "3", "--frames", "4"],
+            {"x_0": (11, 3, 8, 8, 1), "x": (11, 3, 8, 8, 1)},
+        ),
+        (
+            ["shared-latent", "--n", "2"],
+            {"x_k": (5, 2, 8, 8, 1), "samples": (5, 2, 3, 8, 8, 1), "spread": (5,)},
+        ),
+        (
+            ["interpolate", "--between", "0", "2", "--weights-across", "3"],
+            {"images": (9, 3, 8, 8, 1)},
+        ),
+        (
+            ["interpolate", "--slerp", "--steps", "5", "--weights-across", "4"],
+            {"images": (2, 4, 8, 8, 1)},
+        ),
+        (
+            ["neighbours", "--n", "3", "--neighbours", "5"],
+            {"index": (3, 5), "neighbours": (3, 5, 8, 8, 1)},
+        ),
         (["rate-distortion"], {"rate": (10,), "rmse": (10,)}),
     ],
 )
@@ -198,7 +242,9 @@ def test_a_figure_goes_into_the_run_and_schedules_need_none(run, tmp_path, monke
     assert main(["figure", "neighbours", str(run), "--n", "1"]) == 0
     assert (run / "figures/neighbours.png").exists() and (run / "figures/neighbours.npz").exists()
     monkeypatch.chdir(tmp_path)
-    assert main(["figure", "schedule", "--schedules", "linear", "jsd", "--num-timesteps", "20"]) == 0
+    assert (
+        main(["figure", "schedule", "--schedules", "linear", "jsd", "--num-timesteps", "20"]) == 0
+    )
     assert (tmp_path / "schedule.png").exists()
     assert np.load("schedule.npz")["jsd_alphas_bar"][-1] == 0
 
@@ -206,7 +252,9 @@ def test_a_figure_goes_into_the_run_and_schedules_need_none(run, tmp_path, monke
 def test_images_to_interpolate_come_from_files_too(run, tmp_path, pictures):
     Image.fromarray(pictures[3, ..., 0]).save(tmp_path / "three.png")
     model = load_weights(run)
-    np.testing.assert_array_equal(interpolate.read_image(model, str(tmp_path / "three.png")), pictures[3])
+    np.testing.assert_array_equal(
+        interpolate.read_image(model, str(tmp_path / "three.png")), pictures[3]
+    )
     np.testing.assert_array_equal(interpolate.read_image(model, "3"), pictures[3])
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(UserError, match=r"between: .*float.tif cannot be read"):
@@ -237,16 +285,28 @@ def test_mirrored_copies_are_found(run, pictures, monkeypatch):
         (["figure", "progressive", "RUN", "--n", "0"], "ddpm-jax: n: must be at least 1, got 0"),
         (["figure", "progressive", "RUN", "--out", "x.jpg"], "out: x.jpg must end in .png"),
         (["figure", "progressive", "RUN", "--out", "/dev/null/x.png"], "/dev/null"),
-        (["figure", "schedule", "--num-timesteps", "100000000000"], "num_timesteps: must be at least 1 and at most"),
+        (
+            ["figure", "schedule", "--num-timesteps", "100000000000"],
+            "num_timesteps: must be at least 1 and at most",
+        ),
         (["figure", "progressive", "RUN", "--seed", "-1"], "seed: must be at least 0"),
         (["figure", "interpolate", "RUN", "--between", "0", "99"], "number 99 is not one of them"),
-        (["figure", "interpolate", "RUN", "--between", "0", "nowhere.png"], "between: nowhere.png cannot be read"),
+        (
+            ["figure", "interpolate", "RUN", "--between", "0", "nowhere.png"],
+            "between: nowhere.png cannot be read",
+        ),
         (["figure", "interpolate", "RUN", "--between", "0", __file__], "cannot be read"),
         (["figure", "interpolate", "RUN", "--steps", "3"], "add --slerp"),
-        (["figure", "interpolate", "RUN", "--slerp", "--steps", "11"], "steps: must be from 1 to 10, got 11"),
+        (
+            ["figure", "interpolate", "RUN", "--slerp", "--steps", "11"],
+            "steps: must be from 1 to 10, got 11",
+        ),
         (["figure", "rate-distortion", "RUN", "--split", "test"], "no test images"),
         (["figure", "schedule", "--schedules", "sine"], "sine"),
-        (["figure", "schedule", "--schedules", "cosine", "--beta-end", "0.1"], "'cosine' does not use it"),
+        (
+            ["figure", "schedule", "--schedules", "cosine", "--beta-end", "0.1"],
+            "'cosine' does not use it",
+        ),
     ],
 )
 def test_bad_figures_get_one_clear_line(run, capsys, monkeypatch, tmp_path, args, says):

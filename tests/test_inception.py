@@ -34,7 +34,9 @@ def test_images_are_resized_as_by_tensorflow_1(rng, shape):
         upper = p[:, top, left] * (1 - x + left) + p[:, top, right] * (x - left)
         lower = p[:, bottom, left] * (1 - x + left) + p[:, bottom, right] * (x - left)
         expected = (upper * (1 - y + top) + lower * (y - top) - 128) / 128
-        np.testing.assert_allclose(out[:, i, j], np.broadcast_to(expected, (2, 3)), atol=1e-4, err_msg=f"{i} {j}")
+        np.testing.assert_allclose(
+            out[:, i, j], np.broadcast_to(expected, (2, 3)), atol=1e-4, err_msg=f"{i} {j}"
+        )
         assert C == 3 or len(np.unique(out[0, i, j])) == 1
 
 
@@ -43,7 +45,9 @@ def test_an_image_of_the_networks_own_size_is_left_as_it_is(rng):
     np.testing.assert_array_equal(preprocess(images), (images.astype(np.float32) - 128) / 128)
 
 
-@pytest.mark.parametrize("images", [np.zeros((1, 8, 8, 2), np.uint8), np.zeros((1, 8, 8, 3), np.float32)])
+@pytest.mark.parametrize(
+    "images", [np.zeros((1, 8, 8, 2), np.uint8), np.zeros((1, 8, 8, 3), np.float32)]
+)
 def test_other_images_are_refused(images):
     with pytest.raises(ValueError, match="uint8"):
         preprocess(images)
@@ -55,15 +59,25 @@ def state_dict(shapes):
     for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
         *path, last = (key.key for key in keys)
         if last == "fc":
-            state |= {"fc.weight": rng.normal(0, 0.02, leaf.shape[::-1]), "fc.bias": rng.normal(size=leaf.shape[1:])}
+            state |= {
+                "fc.weight": rng.normal(0, 0.02, leaf.shape[::-1]),
+                "fc.bias": rng.normal(size=leaf.shape[1:]),
+            }
         elif last == "kernel":
             h, w, before, after = leaf.shape
             he = np.sqrt(2 / (h * w * before))
             state[".".join([*path, "conv.weight"])] = rng.normal(0, he, (after, before, h, w))
         else:
-            name = {"scale": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}[last]
+            name = {
+                "scale": "weight",
+                "bias": "bias",
+                "mean": "running_mean",
+                "variance": "running_var",
+            }[last]
             draw = (
-                rng.uniform(0.5, 1.5, leaf.shape) if last in ("scale", "variance") else rng.normal(0, 0.1, leaf.shape)
+                rng.uniform(0.5, 1.5, leaf.shape)
+                if last in ("scale", "variance")
+                else rng.normal(0, 0.1, leaf.shape)
             )
             state[".".join([*path, "bn", name])] = draw
     return {name: np.float32(tensor) for name, tensor in state.items()}
@@ -82,7 +96,9 @@ def state(shapes):
 def test_the_network_has_the_number_of_parameters_it_shall_have(shapes):
     """21,785,568 without the last layer, moments of 17,216 channels, 2048 x 1008 of the last layer."""
     moments = 2 * sum(
-        leaf.size for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0] if keys[-1].key == "mean"
+        leaf.size
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
+        if keys[-1].key == "mean"
     )
     assert moments == 2 * 17_216
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) - moments - 2048 * 1008 == 21_785_568
@@ -97,14 +113,22 @@ def test_weights_come_from_npz_and_safetensors(state, tmp_path):
     a, b = load_inception(tmp_path / "a.npz"), load_inception(str(tmp_path / "a.safetensors"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     kernel = a["Mixed_6b"]["branch7x7_2"]["kernel"]
-    np.testing.assert_array_equal(kernel[0, 5, 3, 2], state["Mixed_6b.branch7x7_2.conv.weight"][2, 3, 0, 5])
+    np.testing.assert_array_equal(
+        kernel[0, 5, 3, 2], state["Mixed_6b.branch7x7_2.conv.weight"][2, 3, 0, 5]
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.pop("Mixed_7c.branch_pool.bn.running_var"), "Mixed_7c.branch_pool.bn.running_var is missing"),
-        (lambda s: s.update({"AuxLogits.fc.bias": s["fc.bias"], "b": s["fc.bias"]}), r"AuxLogits.fc.bias \(and 1 more"),
+        (
+            lambda s: s.pop("Mixed_7c.branch_pool.bn.running_var"),
+            "Mixed_7c.branch_pool.bn.running_var is missing",
+        ),
+        (
+            lambda s: s.update({"AuxLogits.fc.bias": s["fc.bias"], "b": s["fc.bias"]}),
+            r"AuxLogits.fc.bias \(and 1 more",
+        ),
         (
             lambda s: s.update({"fc.weight": s["fc.weight"][:1000]}),
             r"fc.weight is float32 \[1000, 2048\].*\[1008, 2048",
@@ -116,7 +140,9 @@ def test_other_networks_weights_are_named(state, tmp_path, monkeypatch, change, 
     state = dict(state)
     change(state)
     (tmp_path / "a.npz").write_bytes(b"")
-    monkeypatch.setitem(sys.modules["ddpm_jax.evaluation.inception_weights"]._READERS, ".npz", lambda content: state)
+    monkeypatch.setitem(
+        sys.modules["ddpm_jax.evaluation.inception_weights"]._READERS, ".npz", lambda content: state
+    )
     with pytest.raises(UserError, match=words) as caught:
         load_inception(tmp_path / "a.npz")
     assert "\n" not in str(caught.value) and "a.npz" in str(caught.value)
@@ -179,17 +205,27 @@ def test_every_layer_is_torch_fidelitys(pth, tmp_path, rng):
     params = load_inception(target)
 
     wanted = ["2048", "logits_unbiased"]
-    network = module.FeatureExtractorInceptionV3("inception", wanted, feature_extractor_weights_path=str(pth))
+    network = module.FeatureExtractorInceptionV3(
+        "inception", wanted, feature_extractor_weights_path=str(pth)
+    )
     theirs = {}
     for name, child in network.named_children():
-        child.register_forward_hook(lambda _, __, out, name=name: theirs.update({name: out.numpy()}))
+        child.register_forward_hook(
+            lambda _, __, out, name=name: theirs.update({name: out.numpy()})
+        )
     images = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     with torch.no_grad():
         features, logits = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
 
-    apply = jax.jit(lambda p, x: Inception().apply({"params": p}, preprocess(x), capture_intermediates=True))
+    apply = jax.jit(
+        lambda p, x: Inception().apply({"params": p}, preprocess(x), capture_intermediates=True)
+    )
     ours, found = apply(params, images)
-    found = {name: out["__call__"][0] for name, out in found["intermediates"].items() if name != "__call__"}
+    found = {
+        name: out["__call__"][0]
+        for name, out in found["intermediates"].items()
+        if name != "__call__"
+    }
     assert len(found) == 16 and set(theirs) - set(found) == {"MaxPool_1", "MaxPool_2", "AvgPool"}
     for name, out in found.items():
         close(out, theirs[name].transpose(0, 2, 3, 1), name)
@@ -215,7 +251,9 @@ def test_the_resize_is_torch_fidelitys(rng):
     for shape in ((32, 32), (400, 77)):
         images = rng.integers(0, 256, (1, *shape, 3), dtype=np.uint8)
         x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32))
-        theirs = (other(x, (299, 299), align_corners=False).numpy().transpose(0, 2, 3, 1) - 128) / 128
+        theirs = (
+            other(x, (299, 299), align_corners=False).numpy().transpose(0, 2, 3, 1) - 128
+        ) / 128
         np.testing.assert_allclose(preprocess(images), theirs, atol=1e-6)
 
 
@@ -223,7 +261,10 @@ def test_the_resize_is_torch_fidelitys(rng):
 def test_the_converter_refuses_in_one_line(state, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "script.pt")
-    torch.save({name: torch.from_numpy(tensor) for name, tensor in list(state.items())[:4]}, tmp_path / "part.pth")
+    torch.save(
+        {name: torch.from_numpy(tensor) for name, tensor in list(state.items())[:4]},
+        tmp_path / "part.pth",
+    )
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pkl")
     (tmp_path / "noise.pth").write_bytes(b"noise")

@@ -83,10 +83,18 @@ def tensors(params):
     def add(name, p):
         axes = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
         weight = p["scale"] if "scale" in p else p["kernel"]
-        found[f"{name}.weight"], found[f"{name}.bias"] = weight.transpose(axes[weight.ndim]).copy(), p["bias"]
+        found[f"{name}.weight"], found[f"{name}.bias"] = (
+            weight.transpose(axes[weight.ndim]).copy(),
+            p["bias"],
+        )
 
     def add_block(name, p):
-        for theirs, ours in {"norm1": "norm_0", "conv1": "conv_0", "norm2": "norm_1", "conv2": "conv_1"}.items():
+        for theirs, ours in {
+            "norm1": "norm_0",
+            "conv1": "conv_0",
+            "norm2": "norm_1",
+            "conv2": "conv_1",
+        }.items():
             add(f"{name}.{theirs}", p[ours])
         add(f"{name}.time_emb_proj", p["time"])
         if "shortcut" in p:
@@ -121,7 +129,11 @@ def tensors(params):
 def write(folder, unet=UNET, scheduler=SCHEDULER, index=None, weights=b""):
     """A flat folder of the library's."""
     folder.mkdir(exist_ok=True, parents=True)
-    for name, values in {"config": unet, "scheduler_config": scheduler, "model_index": index}.items():
+    for name, values in {
+        "config": unet,
+        "scheduler_config": scheduler,
+        "model_index": index,
+    }.items():
         if values is not None:
             (folder / f"{name}.json").write_text(json.dumps(values))
     (folder / WEIGHTS).write_bytes(weights)
@@ -137,7 +149,9 @@ def refusal(call, *arguments):
 
 def assert_same(one, other):
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    assert all(leaf.dtype == np.float32 and leaf.flags.c_contiguous for leaf in jax.tree.leaves(one))
+    assert all(
+        leaf.dtype == np.float32 and leaf.flags.c_contiguous for leaf in jax.tree.leaves(one)
+    )
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
@@ -150,10 +164,16 @@ def test_a_flat_folder_is_read(tmp_path, tensors, params):
 
 
 def test_a_pipeline_and_its_lone_unet_are_read(tmp_path, tensors, params, caplog):
-    index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"], "vae": [None, None]}
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "vae": [None, None],
+    }
     write(tmp_path / "unet", scheduler=None, weights=save(tensors))
     (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER | {"variance_type": "fixed_small"}))
+    (tmp_path / "scheduler/scheduler_config.json").write_text(
+        json.dumps(SCHEDULER | {"variance_type": "fixed_small"})
+    )
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     assert is_diffusers(tmp_path) and is_diffusers(tmp_path / "unet")
     config, found = read_diffusers(tmp_path)
@@ -195,15 +215,22 @@ def test_half_precision_becomes_float32(tmp_path, tensors, params, dtype):
 
 def test_other_numbers_are_refused(tmp_path, tensors):
     folder = write(tmp_path, weights=save(tensors | {"conv_in.bias": np.zeros(4, np.float64)}))
-    assert "conv_in.bias is F64, and must be one of F32, F16, BF16" in refusal(read_diffusers, folder)
+    assert "conv_in.bias is F64, and must be one of F32, F16, BF16" in refusal(
+        read_diffusers, folder
+    )
 
 
 def test_shards_are_joined(tmp_path, tensors, params):
     folder, names = write(tmp_path), sorted(tensors)
     (folder / WEIGHTS).unlink()
-    files = {name: f"diffusion_pytorch_model-0000{i % 3 + 1}-of-00003.safetensors" for i, name in enumerate(names)}
+    files = {
+        name: f"diffusion_pytorch_model-0000{i % 3 + 1}-of-00003.safetensors"
+        for i, name in enumerate(names)
+    }
     for file in set(files.values()):
-        (folder / file).write_bytes(save({name: tensors[name] for name in names if files[name] == file}))
+        (folder / file).write_bytes(
+            save({name: tensors[name] for name in names if files[name] == file})
+        )
     index = folder / f"{WEIGHTS}.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
     assert_same(read_diffusers(folder)[1], params)
@@ -211,9 +238,13 @@ def test_shards_are_joined(tmp_path, tensors, params):
     last.write_bytes(save({names[0]: tensors[names[0]]}))
     assert f"00003.safetensors: {names[0]} is also in another" in refusal(read_diffusers, folder)
     last.unlink()
-    assert "00003-of-00003.safetensors: cannot be read as safetensors" in refusal(read_diffusers, folder)
+    assert "00003-of-00003.safetensors: cannot be read as safetensors" in refusal(
+        read_diffusers, folder
+    )
     index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
-    assert "'../elsewhere.safetensors' is not a safetensors file beside it" in refusal(read_diffusers, folder)
+    assert "'../elsewhere.safetensors' is not a safetensors file beside it" in refusal(
+        read_diffusers, folder
+    )
     index.write_text(json.dumps({"weights": {}}))
     assert "weight_map must name the file" in refusal(read_diffusers, folder)
 
@@ -222,15 +253,23 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tensors):
     folder = write(tmp_path)
 
     def says(**changes):
-        changed = {name: tensor for name, tensor in (tensors | changes).items() if tensor is not None}
+        changed = {
+            name: tensor for name, tensor in (tensors | changes).items() if tensor is not None
+        }
         (folder / WEIGHTS).write_bytes(save(changed))
         return refusal(read_diffusers, folder).removeprefix(f"{folder}: ")
 
     assert says(**{"conv_in.bias": None}) == "conv_in.bias is missing"
-    assert says(**{"conv_in.bias": None, "conv_out.bias": None}) == "conv_in.bias, conv_out.bias are missing"
+    assert (
+        says(**{"conv_in.bias": None, "conv_out.bias": None})
+        == "conv_in.bias, conv_out.bias are missing"
+    )
     assert says(**dict.fromkeys(list(tensors)[:9])).endswith(" and 6 more are missing")
     left_over = "class_embedding.weight"
-    assert says(**{left_over: np.ones(1, np.float32)}) == f"{left_over} is not of the network its JSON describes"
+    assert (
+        says(**{left_over: np.ones(1, np.float32)})
+        == f"{left_over} is not of the network its JSON describes"
+    )
     for name, shape in {
         "conv_in.weight": [4, 3, 1, 1],
         "conv_in.bias": [5],
@@ -244,7 +283,9 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tensors):
 def test_a_pickle_alone_is_not_read(tmp_path):
     folder = write(tmp_path)
     (folder / WEIGHTS).unlink()
-    assert refusal(read_diffusers, folder).endswith(f"{WEIGHTS}: is missing; fetch the whole folder")
+    assert refusal(read_diffusers, folder).endswith(
+        f"{WEIGHTS}: is missing; fetch the whole folder"
+    )
     (folder / "diffusion_pytorch_model.bin").write_bytes(b"\x80")
     assert f"use_safetensors=False).save_pretrained('{folder}')" in refusal(read_diffusers, folder)
     (folder / "diffusion_pytorch_model.bin").unlink()
@@ -260,18 +301,30 @@ ABSENT = object()
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_class_name": "UNet2DConditionModel"}, '_class_name is "UNet2DConditionModel"; it must be UNet2DModel'),
+        (
+            {"_class_name": "UNet2DConditionModel"},
+            '_class_name is "UNet2DConditionModel"; it must be UNet2DModel',
+        ),
         ({"act_fn": "gelu"}, 'act_fn is "gelu"; it must be "silu"'),
         ({"norm_eps": 1e-5}, "norm_eps is 1e-05; it must be 1e-06"),
         (
             {"norm_eps": ABSENT},
             "norm_eps is 1e-05 (it is absent, and that the library's default); it must be 1e-06",
         ),
-        ({"freq_shift": ABSENT}, "freq_shift is 0 (it is absent, and that the library's default); it must be 1"),
+        (
+            {"freq_shift": ABSENT},
+            "freq_shift is 0 (it is absent, and that the library's default); it must be 1",
+        ),
         ({"flip_sin_to_cos": True}, "flip_sin_to_cos is true; it must be false"),
         ({"downsample_padding": 1}, "downsample_padding is 1; it must be 0"),
-        ({"attention_head_dim": 4}, "attention_head_dim is 4; it must be null: one head, as wide as its level"),
-        ({"attention_head_dim": ABSENT, "block_out_channels": [8, 16]}, "attention_head_dim is 8 (it is absent"),
+        (
+            {"attention_head_dim": 4},
+            "attention_head_dim is 4; it must be null: one head, as wide as its level",
+        ),
+        (
+            {"attention_head_dim": ABSENT, "block_out_channels": [8, 16]},
+            "attention_head_dim is 8 (it is absent",
+        ),
         ({"attention_head_dim": [8]}, "attention_head_dim is [8]; it must be null"),
         (
             {
@@ -281,9 +334,15 @@ ABSENT = object()
             },
             "attention_head_dim is 8; it must be null",
         ),
-        ({"time_embedding_type": "fourier"}, 'time_embedding_type is "fourier"; it must be "positional"'),
+        (
+            {"time_embedding_type": "fourier"},
+            'time_embedding_type is "fourier"; it must be "positional"',
+        ),
         ({"time_embedding_dim": 4}, "time_embedding_dim is 4; it must be null or 16"),
-        ({"resnet_time_scale_shift": "scale_shift"}, 'resnet_time_scale_shift is "scale_shift"; it must be "default"'),
+        (
+            {"resnet_time_scale_shift": "scale_shift"},
+            'resnet_time_scale_shift is "scale_shift"; it must be "default"',
+        ),
         ({"class_embed_type": "timestep"}, 'class_embed_type is "timestep"; it must be null'),
         ({"num_class_embeds": 10}, "num_class_embeds is 10; it must be null"),
         ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor is 1.4; it must be 1"),
@@ -292,28 +351,49 @@ ABSENT = object()
         ({"add_attention": False}, "add_attention is false; it must be true"),
         ({"downsample_type": "resnet"}, 'downsample_type is "resnet"; it must be "conv"'),
         ({"upsample_type": "resnet"}, 'upsample_type is "resnet"; it must be "conv"'),
-        ({"attn_norm_num_groups": 4}, "attn_norm_num_groups is 4; it must be null, or what norm_num_groups is"),
+        (
+            {"attn_norm_num_groups": 4},
+            "attn_norm_num_groups is 4; it must be null, or what norm_num_groups is",
+        ),
         (
             {"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]},
             "it must be DownBlock2D or AttnDownBlock2D for each",
         ),
-        ({"down_block_types": ["DownBlock2D"]}, "it must be DownBlock2D or AttnDownBlock2D for each of the 2 levels"),
+        (
+            {"down_block_types": ["DownBlock2D"]},
+            "it must be DownBlock2D or AttnDownBlock2D for each of the 2 levels",
+        ),
         ({"down_block_types": "DownBlock2D"}, "it must be a list of names"),
         (
             {"up_block_types": ["UpBlock2D", "AttnUpBlock2D"]},
             'it must be ["AttnUpBlock2D", "UpBlock2D"], the mirror of down_block_types',
         ),
-        ({"block_out_channels": [4, 6]}, "block_out_channels is [4, 6]; it must be whole multiples of the first, 4"),
-        ({"block_out_channels": []}, "block_out_channels is []; it must be a list of whole numbers of at least 1"),
-        ({"sample_size": None}, "sample_size is null; it must be the images' side, or their height and width"),
+        (
+            {"block_out_channels": [4, 6]},
+            "block_out_channels is [4, 6]; it must be whole multiples of the first, 4",
+        ),
+        (
+            {"block_out_channels": []},
+            "block_out_channels is []; it must be a list of whole numbers of at least 1",
+        ),
+        (
+            {"sample_size": None},
+            "sample_size is null; it must be the images' side, or their height and width",
+        ),
         ({"sample_size": ABSENT}, "sample_size is null (it is absent"),
         ({"sample_size": 7}, "data.image_shape: 7x7 is not divisible by 2"),
         ({"norm_num_groups": 3}, "model.norm_groups: 3 does not divide a level's width, 4"),
-        ({"norm_num_groups": None}, "norm_num_groups is null; it must be a whole number of at least 1"),
+        (
+            {"norm_num_groups": None},
+            "norm_num_groups is null; it must be a whole number of at least 1",
+        ),
         ({"layers_per_block": 0}, "layers_per_block is 0; it must be a whole number of at least 1"),
         ({"dropout": 1}, "model.dropout: must be at least 0 and below 1, got 1"),
         ({"out_channels": 6}, "out_channels is 6; it must be 3: in_channels"),
-        ({"only_cross_attention": False}, "only_cross_attention is false, and nothing is known of such a field"),
+        (
+            {"only_cross_attention": False},
+            "only_cross_attention is false, and nothing is known of such a field",
+        ),
     ],
 )
 def test_networks_that_this_one_cannot_be_are_refused(tmp_path, change, message):
@@ -323,34 +403,63 @@ def test_networks_that_this_one_cannot_be_are_refused(tmp_path, change, message)
 
 
 def test_an_unknown_field_that_is_null_is_nothing(tmp_path, tensors):
-    unet = UNET | {"new_feature": None, "_name_or_path": "there", "attention_head_dim": 8, "act_fn": "swish"}
-    unet |= {"down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"], "sample_size": [8, 8]}
+    unet = UNET | {
+        "new_feature": None,
+        "_name_or_path": "there",
+        "attention_head_dim": 8,
+        "act_fn": "swish",
+    }
+    unet |= {
+        "down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"],
+        "sample_size": [8, 8],
+    }
     assert read_diffusers(write(tmp_path, unet=unet, weights=save(tensors)))[0] == CONFIG
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_class_name": "PNDMScheduler"}, '_class_name is "PNDMScheduler"; it must be DDPMScheduler or DDIMScheduler'),
+        (
+            {"_class_name": "PNDMScheduler"},
+            '_class_name is "PNDMScheduler"; it must be DDPMScheduler or DDIMScheduler',
+        ),
         ({"_class_name": ABSENT}, "_class_name is null; it must be DDPMScheduler or DDIMScheduler"),
         (
             {"beta_schedule": "sigmoid"},
             'beta_schedule is "sigmoid"; it must be one of linear, scaled_linear, sq',
         ),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas is [0.1, 0.2]; it must be null"),
-        ({"trained_betas": [0.25] * 99}, "trained_betas is [0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0."),
-        ({"prediction_type": "flow"}, 'prediction_type is "flow"; it must be one of epsilon, sample, v_prediction'),
+        (
+            {"trained_betas": [0.25] * 99},
+            "trained_betas is [0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.",
+        ),
+        (
+            {"prediction_type": "flow"},
+            'prediction_type is "flow"; it must be one of epsilon, sample, v_prediction',
+        ),
         ({"variance_type": "learned"}, "the library takes the output for the variance there"),
-        ({"variance_type": "fixed_large_log"}, "the library takes the root of log beta there, which is no number"),
-        ({"variance_type": "small"}, 'variance_type is "small"; it must be one of fixed_small, fixed_small_log, fixed'),
+        (
+            {"variance_type": "fixed_large_log"},
+            "the library takes the root of log beta there, which is no number",
+        ),
+        (
+            {"variance_type": "small"},
+            'variance_type is "small"; it must be one of fixed_small, fixed_small_log, fixed',
+        ),
         ({"variance_type": None}, "variance_type is null; it must be one of fixed_small"),
         ({"thresholding": True}, "thresholding is true; it must be false"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is true; it must be false"),
         ({"clip_sample_range": 2.0}, "clip_sample_range is 2.0; it must be 1"),
         ({"clip_sample": None}, "clip_sample is null; it must be true or false"),
-        ({"num_train_timesteps": 0}, "num_train_timesteps is 0; it must be a whole number of at least 1"),
+        (
+            {"num_train_timesteps": 0},
+            "num_train_timesteps is 0; it must be a whole number of at least 1",
+        ),
         ({"beta_start": 0}, "diffusion.beta_start: must be at most 1 and above 0"),
-        ({"final_sigmas_type": "zero"}, 'final_sigmas_type is "zero", and nothing is known of such a field'),
+        (
+            {"final_sigmas_type": "zero"},
+            'final_sigmas_type is "zero", and nothing is known of such a field',
+        ),
         (
             {"_class_name": "DDIMScheduler", "variance_type": ABSENT, "set_alpha_to_one": False},
             "set_alpha_to_one is false; it must be true",
@@ -369,9 +478,15 @@ def test_processes_that_this_one_cannot_be_are_refused(tmp_path, change, message
         ({}, {}),
         ({"variance_type": ABSENT}, {"variance": "fixed_small"}),
         ({"variance_type": "fixed_small_log"}, {"variance": "fixed_small"}),
-        ({"beta_schedule": "scaled_linear", "beta_end": 0.01}, {"schedule": "quad", "beta_end": 0.01}),
+        (
+            {"beta_schedule": "scaled_linear", "beta_end": 0.01},
+            {"schedule": "quad", "beta_end": 0.01},
+        ),
         ({"beta_schedule": "squaredcos_cap_v2", "beta_end": 0.01}, {"schedule": "cosine"}),
-        ({"num_train_timesteps": 50, "beta_start": 0.002}, {"num_timesteps": 50, "beta_start": 0.002}),
+        (
+            {"num_train_timesteps": 50, "beta_start": 0.002},
+            {"num_timesteps": 50, "beta_start": 0.002},
+        ),
         ({"prediction_type": "sample"}, {"prediction": "x_0"}),
         ({"prediction_type": "v_prediction"}, {"prediction": "v"}),
         ({"clip_sample": False, "clip_sample_range": 2.0}, {"clip": False}),
@@ -387,11 +502,20 @@ def test_what_the_schedulers_fields_stand_for(change, expected):
 
 
 def test_folders_that_are_not_whole_are_named(tmp_path):
-    assert refusal(read_diffusers, tmp_path / "x") == f"{tmp_path}/x/config.json: is missing; fetch the whole folder"
-    folder = write(tmp_path, index={"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]})
-    assert refusal(read_diffusers, folder).startswith(f"{folder}/model_index.json: its vqvae has no place here")
+    assert (
+        refusal(read_diffusers, tmp_path / "x")
+        == f"{tmp_path}/x/config.json: is missing; fetch the whole folder"
+    )
+    folder = write(
+        tmp_path, index={"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
+    )
+    assert refusal(read_diffusers, folder).startswith(
+        f"{folder}/model_index.json: its vqvae has no place here"
+    )
     (folder / "model_index.json").write_text("[]")
-    assert refusal(read_diffusers, folder) == f"{folder}/model_index.json: a table of fields is needed"
+    assert (
+        refusal(read_diffusers, folder) == f"{folder}/model_index.json: a table of fields is needed"
+    )
     (folder / "model_index.json").write_text("{")
     assert "model_index.json: cannot be read: " in refusal(read_diffusers, folder)
 
@@ -399,7 +523,13 @@ def test_folders_that_are_not_whole_are_named(tmp_path):
 PROCESSES = {
     "learned": {"variance": "learned_range", "loss": "hybrid"},
     "cosine": {"schedule": "cosine", "prediction": "v", "variance": "fixed_small", "clip": False},
-    "quad": {"schedule": "quad", "prediction": "x_0", "num_timesteps": 20, "beta_start": 0.01, "beta_end": 0.5},
+    "quad": {
+        "schedule": "quad",
+        "prediction": "x_0",
+        "num_timesteps": 20,
+        "beta_start": 0.01,
+        "beta_end": 0.5,
+    },
 }
 
 
@@ -418,7 +548,9 @@ def test_what_is_written_comes_back_to_the_bit(tmp_path, params):
         diffusion=Diffusion(**PROCESSES["learned"]),
         data=dataclasses.replace(CONFIG.data, image_shape=(8, 16, 3)),
     )
-    params = params | {"out_conv": {"kernel": np.ones((3, 3, 4, 6), np.float32), "bias": np.ones(6, np.float32)}}
+    params = params | {
+        "out_conv": {"kernel": np.ones((3, 3, 4, 6), np.float32), "bias": np.ones(6, np.float32)}
+    }
     for _ in range(2):  # A second time over the first.
         write_diffusers(tmp_path / "out", config, params)
     assert is_diffusers(tmp_path / "out")
@@ -428,7 +560,9 @@ def test_what_is_written_comes_back_to_the_bit(tmp_path, params):
 
 
 def test_bfloat16_models_are_written_as_float32(tmp_path, params):
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dtype="bfloat16", remat=(0,)))
+    config = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(CONFIG.model, dtype="bfloat16", remat=(0,))
+    )
     write_diffusers(tmp_path, config, params)
     again, found = read_diffusers(tmp_path)
     assert again == CONFIG
@@ -443,18 +577,28 @@ def test_bfloat16_models_are_written_as_float32(tmp_path, params):
             {"prediction": "mean"},
             "diffusion.prediction: diffusers' schedulers have no 'mean', only eps",
         ),
-        ("diffusion", {"variance": "learned", "loss": "hybrid"}, "diffusion.variance: diffusers' schedulers have no"),
+        (
+            "diffusion",
+            {"variance": "learned", "loss": "hybrid"},
+            "diffusion.variance: diffusers' schedulers have no",
+        ),
         (
             "diffusion",
             {"schedule": "jsd"},
             "diffusion.schedule: diffusers' schedulers have no 'jsd', only linear",
         ),
-        ("model", {"channel_multipliers": (2, 2)}, "model.channel_multipliers: the first is 2, and diffusers has only"),
+        (
+            "model",
+            {"channel_multipliers": (2, 2)},
+            "model.channel_multipliers: the first is 2, and diffusers has only",
+        ),
     ],
 )
 def test_what_the_library_cannot_be_told_is_refused(tmp_path, params, group, fields, message):
     changed = dataclasses.replace(getattr(CONFIG, group), **fields)
-    said = refusal(write_diffusers, tmp_path / "out", dataclasses.replace(CONFIG, **{group: changed}), params)
+    said = refusal(
+        write_diffusers, tmp_path / "out", dataclasses.replace(CONFIG, **{group: changed}), params
+    )
     assert said.startswith(message) and not (tmp_path / "out").exists()
 
 
@@ -462,7 +606,9 @@ def test_a_name_on_the_hub_is_downloaded_without_pickles(tmp_path, monkeypatch, 
     """A stub of its client serves a flat folder's files, those that the patterns allow."""
     from fnmatch import fnmatch
 
-    remote = write(tmp_path / "remote", index={"_class_name": "DDPMPipeline"}, weights=save(tensors))
+    remote = write(
+        tmp_path / "remote", index={"_class_name": "DDPMPipeline"}, weights=save(tensors)
+    )
     (remote / "diffusion_pytorch_model.bin").write_bytes(b"\x80")
     (remote / "README.md").write_text("A model.")
 
@@ -492,7 +638,9 @@ def test_a_name_on_the_hub_is_downloaded_without_pickles(tmp_path, monkeypatch, 
 
 def test_names_on_the_hub_are_told_from_most_paths():
     assert is_hub_name("google/ddpm-cifar10-32") and is_hub_name("runs/digits")
-    assert not any(map(is_hub_name, ["digits", "/a/b", "a/b/c", "./a", "../a", "gs://a/b", "~/a", "a/"]))
+    assert not any(
+        map(is_hub_name, ["digits", "/a/b", "a/b/c", "./a", "../a", "gs://a/b", "~/a", "a/"])
+    )
 
 
 def test_patterns_take_shards_and_no_variants():
@@ -502,7 +650,15 @@ def test_patterns_take_shards_and_no_variants():
     from ddpm_jax.weights.hub import FILES, FOLDERS
 
     patterns = [re.compile(translate(folder + file)) for folder in FOLDERS for file in FILES]
-    taken = "unet/config.json", f"unet/{WEIGHTS}.index.json", "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
-    left = "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.safetensors", "vae/config.json"
+    taken = (
+        "unet/config.json",
+        f"unet/{WEIGHTS}.index.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+    )
+    left = (
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/config.json",
+    )
     for name in taken + left:
         assert any(pattern.match(name) for pattern in patterns) == (name in taken), name

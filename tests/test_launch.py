@@ -74,7 +74,9 @@ def options_of(arguments):
 
 def launch(fakes, *arguments, **environment):
     command = [SCRIPTS / "launch_tpu_pod.sh", *arguments]
-    return subprocess.run(command, env=fakes.environment(**environment), capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, env=fakes.environment(**environment), capture_output=True, text=True, timeout=60
+    )
 
 
 def verbs(fakes):
@@ -95,18 +97,42 @@ def cloud(tmp_path):
 
 def test_every_script_is_clean_in_the_eyes_of_shellcheck():
     files = [*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("*.sbatch"), ROOT / ".ci/run"]
-    command = [Path(sys.executable).parent / "shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *files]
+    command = [
+        Path(sys.executable).parent / "shellcheck",
+        "--external-sources",
+        "--source-path=SCRIPTDIR",
+        *files,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 def test_a_slice_is_made_trained_on_and_made_anew_when_it_is_taken_away(cloud):
     states = ["", "READY", "PREEMPTED", "PREEMPTED", "", "CREATING", "READY", "READY"]
-    cloud.answers(describe=[[state, 0] for state in states], **{"ddpm-jax train": [["", 255], ["", 0]]})
+    cloud.answers(
+        describe=[[state, 0] for state in states], **{"ddpm-jax train": [["", 255], ["", 0]]}
+    )
     arguments = ["cifar10", "--workdir", "gs://bucket/run", *TRAIN]
-    done = launch(cloud, *arguments, NAME="mine", ZONE="here", TYPE="v5litepod-16", CREATE="--network=a --tags=b")
+    done = launch(
+        cloud,
+        *arguments,
+        NAME="mine",
+        ZONE="here",
+        TYPE="v5litepod-16",
+        CREATE="--network=a --tags=b",
+    )
     assert done.returncode == 0, done.stderr
-    assert verbs(cloud) == ["create", "scp", "install", "train", "delete", "create", "scp", "install", "train"]
+    assert verbs(cloud) == [
+        "create",
+        "scp",
+        "install",
+        "train",
+        "delete",
+        "create",
+        "scp",
+        "install",
+        "train",
+    ]
     calls = {call[4]: call[1:] for call in cloud.log() if call[0] == "gcloud"}
     tpu = ["compute", "tpus", "tpu-vm"]
     of_slice = ["mine", "--zone=here"]
@@ -130,12 +156,16 @@ def test_a_worker_gets_the_arguments_as_they_were_given(cloud, tmp_path):
     cloud.answers(describe=[["READY", 0]])
     arguments = ["cifar10", "--workdir=gs://bucket/run", *TRAIN]
     assert launch(cloud, *arguments).returncode == 0
-    (command,) = [call[-1].removeprefix("--command=") for call in cloud.log() if "ddpm-jax train" in call[-1]]
+    (command,) = [
+        call[-1].removeprefix("--command=") for call in cloud.log() if "ddpm-jax train" in call[-1]
+    ]
     (tmp_path / "home/ddpm-jax/.venv/bin").mkdir(parents=True)
     (tmp_path / "home/ddpm-jax/.venv/bin/ddpm-jax").symlink_to(cloud.folder / "bin/ddpm-jax")
     (tmp_path / "log").unlink()
     cloud.answers(pgrep=[["", 0], ["", 1]])
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path / "home", env=cloud.environment(), timeout=30)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path / "home", env=cloud.environment(), timeout=30
+    )
     assert done.returncode == 0
     pkill, *looks, trained = cloud.log()
     assert pkill == ["pkill", "-x", "ddpm-jax"] and looks == 2 * [["pgrep", "-x", "ddpm-jax"]]
@@ -146,7 +176,9 @@ def test_a_worker_gets_the_arguments_as_they_were_given(cloud, tmp_path):
     # The machine goes down: everything is sent SIGTERM, and training exits with 0 when it has saved.
     cloud.answers(pgrep=[["", 1]])
     cloud.write(cloud.folder / "bin/ddpm-jax", "#!/bin/bash\nkill -TERM $PPID\nexit 0\n")
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path / "home", env=cloud.environment(), timeout=30)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path / "home", env=cloud.environment(), timeout=30
+    )
     assert done.returncode == 75
 
 
@@ -164,7 +196,17 @@ def test_failures_are_tried_again_but_not_for_ever_and_wrong_options_not_at_all(
     states = ["READY", "STOPPING", "STOPPED", "", "READY", "READY"]
     cloud.answers(describe=[[state, 0] for state in states], **{"ddpm-jax train": [["", 0]]})
     assert launch(cloud, *run, DELETE="1", SPOT="0").returncode == 0
-    assert verbs(cloud) == ["scp", "install", "train", "delete", "create", "scp", "install", "train", "delete"]
+    assert verbs(cloud) == [
+        "scp",
+        "install",
+        "train",
+        "delete",
+        "create",
+        "scp",
+        "install",
+        "train",
+        "delete",
+    ]
     assert not any("--spot" in call for call in cloud.log())
 
 
@@ -182,14 +224,25 @@ def test_what_is_copied_to_the_workers_is_all_that_installing_needs(cloud, tmp_p
     package = tmp_path / "package"
     package.mkdir()
     subprocess.run(["tar", "-xzf", tmp_path / "package.tgz", "-C", package], check=True)
-    (package / "setuptools.py").write_text("import json\n\n\ndef setup(**options):\n    print(json.dumps(options))\n")
-    said = subprocess.run([sys.executable, "setup.py"], cwd=package, check=True, capture_output=True).stdout
+    (package / "setuptools.py").write_text(
+        "import json\n\n\ndef setup(**options):\n    print(json.dumps(options))\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "setup.py"], cwd=package, check=True, capture_output=True
+    ).stdout
     options = json.loads(said)
-    folders = {name: package / options["package_dir"].get(name, name.replace(".", "/")) for name in options["packages"]}
+    folders = {
+        name: package / options["package_dir"].get(name, name.replace(".", "/"))
+        for name in options["packages"]
+    }
     for name, folder in folders.items():
-        ours = {path.name for path in (ROOT / folder.relative_to(package)).iterdir() if path.is_file()}
+        ours = {
+            path.name for path in (ROOT / folder.relative_to(package)).iterdir() if path.is_file()
+        }
         assert {path.name for path in folder.iterdir() if path.is_file()} == ours, name
-    assert {"tpu", "gcs"} <= options["extras_require"].keys() and not list(package.rglob("__pycache__"))
+    assert {"tpu", "gcs"} <= options["extras_require"].keys() and not list(
+        package.rglob("__pycache__")
+    )
 
 
 def test_slurm_starts_the_tasks_and_passes_their_exit_code_on(tmp_path):
@@ -197,7 +250,12 @@ def test_slurm_starts_the_tasks_and_passes_their_exit_code_on(tmp_path):
     fakes.answers(srun=[["", 3]])
     arguments = ["cifar10", "--workdir", "/shared/runs/my run", *TRAIN]
     environment = fakes.environment(SLURM_JOB_ID="17", SLURM_CPUS_PER_TASK="8")
-    assert subprocess.run(["bash", SCRIPTS / "slurm.sbatch", *arguments], env=environment, timeout=30).returncode == 3
+    assert (
+        subprocess.run(
+            ["bash", SCRIPTS / "slurm.sbatch", *arguments], env=environment, timeout=30
+        ).returncode
+        == 3
+    )
     (call,) = fakes.log()
     start = call.index("train")
     assert call[start - 1] == ".venv/bin/ddpm-jax" and call[start + 1 :] == arguments
@@ -226,9 +284,17 @@ def test_slurm_saves_before_the_time_limit_and_queues_the_job_again(tmp_path, co
 def test_slurm_reads_the_settings_of_the_script():
     """sbatch reads them up to the first command."""
     head = (SCRIPTS / "slurm.sbatch").read_text().partition("\nset -euo pipefail\n")[0]
-    settings = dict(line[len("#SBATCH --") :].partition("=")[::2] for line in head.splitlines() if "#SBATCH" in line)
+    settings = dict(
+        line[len("#SBATCH --") :].partition("=")[::2]
+        for line in head.splitlines()
+        if "#SBATCH" in line
+    )
     assert settings["ntasks-per-node"] == settings["gpus-per-node"]
-    assert settings["signal"] == "B:USR1@300" and "requeue" in settings and settings["open-mode"] == "append"
+    assert (
+        settings["signal"] == "B:USR1@300"
+        and "requeue" in settings
+        and settings["open-mode"] == "append"
+    )
     assert (SCRIPTS / "slurm.sbatch").read_text().count("\n#SBATCH") == len(settings)
 
 
@@ -246,17 +312,29 @@ def of_pods(jobset):
 def test_kubernetes_starts_as_many_processes_as_pods_each_with_its_number(jobset):
     workers, job, pod = of_pods(jobset)
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert job["completionMode"] == "Indexed" and job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
-    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0 and pod["terminationGracePeriodSeconds"] >= 60
+    assert (
+        job["completionMode"] == "Indexed"
+        and job["backoffLimit"] == 0
+        and pod["restartPolicy"] == "Never"
+    )
+    assert (
+        jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+        and pod["terminationGracePeriodSeconds"] >= 60
+    )
     (container,) = pod["containers"]
     arguments = container["args"][2:]
-    by_host = {key: value for key, _, value in (argument.partition("=") for argument in arguments[-3:])}
-    name = jobset["metadata"]["name"]
-    assert by_host == {
-        "--coordinator": f"{name}-{workers}-0-0.{name}:8476",  # hostname.subdomain, as JobSet gives them
-        "--num-processes": str(job["parallelism"]),
-        "--process-id": "$(JOB_COMPLETION_INDEX)",
+    by_host = {
+        key: value for key, _, value in (argument.partition("=") for argument in arguments[-3:])
     }
+    name = jobset["metadata"]["name"]
+    assert (
+        by_host
+        == {
+            "--coordinator": f"{name}-{workers}-0-0.{name}:8476",  # hostname.subdomain, as JobSet gives them
+            "--num-processes": str(job["parallelism"]),
+            "--process-id": "$(JOB_COMPLETION_INDEX)",
+        }
+    )
     assert job["completions"] == job["parallelism"]
     options = options_of(arguments[:-3])
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
@@ -265,7 +343,9 @@ def test_kubernetes_starts_as_many_processes_as_pods_each_with_its_number(jobset
 
 
 @pytest.mark.parametrize(("code", "told", "exits"), [(0, False, 0), (3, False, 3), (0, True, 75)])
-def test_a_pod_that_was_told_to_go_does_not_pass_for_one_that_has_finished(jobset, tmp_path, code, told, exits):
+def test_a_pod_that_was_told_to_go_does_not_pass_for_one_that_has_finished(
+    jobset, tmp_path, code, told, exits
+):
     """The container's command, run by a shell here."""
     (container,) = of_pods(jobset)[2]["containers"]
     waits = f"""{PYTHON}

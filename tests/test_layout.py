@@ -73,11 +73,19 @@ def test_files_import_only_from_those_above(path):
         top, _, rest = imported.partition(".")
         if top == "ddpm_jax":
             other = rest.split(".")[0]
-            assert other in {name, "__version__"} or row[other] < row[name], f"{path} imports {imported}"
-        elif name in MATHEMATICS:
-            assert top in {"jax", "numpy", "collections", "dataclasses", "inspect", "math", "typing"}, (
-                f"{path}: {imported}"
+            assert other in {name, "__version__"} or row[other] < row[name], (
+                f"{path} imports {imported}"
             )
+        elif name in MATHEMATICS:
+            assert top in {
+                "jax",
+                "numpy",
+                "collections",
+                "dataclasses",
+                "inspect",
+                "math",
+                "typing",
+            }, f"{path}: {imported}"
         if top in PLACES:
             place = path.relative_to(ROOT / "ddpm_jax").with_suffix("").as_posix()
             assert {name, place} & PLACES[top], f"{path} imports {imported}"
@@ -87,11 +95,17 @@ def test_grain_and_tfds_are_imported_when_they_are_needed():
     """They take a second each, which a run on an array shall not."""
     late = {"tfds": "tensorflow_datasets", "stream": "grain"}
     for path in FILES:
-        for library in {"tensorflow_datasets", "grain"} & {name.partition(".")[0] for name in imports(path)}:
-            assert module(path) == "data" and late.get(path.stem) == library, f"{path} imports {library}"
+        for library in {"tensorflow_datasets", "grain"} & {
+            name.partition(".")[0] for name in imports(path)
+        }:
+            assert module(path) == "data" and late.get(path.stem) == library, (
+                f"{path} imports {library}"
+            )
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ImportFrom):
-                assert node.module not in {f"ddpm_jax.data.{name}" for name in late}, f"{path} imports {node.module}"
+                assert node.module not in {f"ddpm_jax.data.{name}" for name in late}, (
+                    f"{path} imports {node.module}"
+                )
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "scripts"])
@@ -100,10 +114,16 @@ def test_what_no_test_runs_imports_names_that_are_there(folder):
         (file.name, node.module, alias.name)
         for file in sorted((ROOT / folder).glob("*.py"))
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "ddpm_jax"
+        if isinstance(node, ast.ImportFrom)
+        and node.module
+        and node.module.partition(".")[0] == "ddpm_jax"
         for alias in node.names
     ]
-    assert imports and [each for each in imports if not hasattr(importlib.import_module(each[1]), each[2])] == []
+    assert (
+        imports
+        and [each for each in imports if not hasattr(importlib.import_module(each[1]), each[2])]
+        == []
+    )
 
 
 def test_every_name_of_the_package_is_there_and_documented():

@@ -31,7 +31,9 @@ def reverse_variance(variance):
     if variance == "learned":
         return learned, CHAIN.posterior + CHAIN.c_0**2 * mmse(CHAIN.a)
     if variance == "learned_range":
-        return (lambda t: jnp.full(t.shape, 0.5)), CHAIN.betas**0.75 * CHAIN.variance("fixed_small") ** 0.25
+        return (lambda t: jnp.full(t.shape, 0.5)), CHAIN.betas**0.75 * CHAIN.variance(
+            "fixed_small"
+        ) ** 0.25
     return None, CHAIN.variance(variance)
 
 
@@ -50,10 +52,14 @@ def test_every_term_equals_its_closed_form(prediction, variance):
             SCHEDULE, denoise_fn, x_0, x_t, t, prediction=prediction, variance=variance, clip=False
         )[0]
 
-    np.testing.assert_allclose(jax.lax.map(terms, jnp.arange(T)), CHAIN.terms(table), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.lax.map(terms, jnp.arange(T)), CHAIN.terms(table), rtol=1e-3, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("name", "options"), [("linear", {}), ("cosine", {}), ("const", {"beta_end": 0.01})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("linear", {}), ("cosine", {}), ("const", {"beta_end": 0.01})]
+)
 def test_the_prior_equals_its_closed_form(name, options):
     schedule = make_schedule(name, 1000, **options)
     a = np.cumprod(1 - np.float64(schedule.betas))[-1]
@@ -65,8 +71,12 @@ def test_the_prior_equals_its_closed_form(name, options):
 
 def test_the_prior_of_the_papers_schedule():
     # 0.5 (a x_0^2 - a - log(1 - a)) / log 2 for a = 4.0358e-5.
-    np.testing.assert_allclose(prior_bits(make_schedule(), jnp.ones((1, 1, 1, 1))), 2.9113e-5, rtol=1e-3)
-    np.testing.assert_allclose(prior_bits(make_schedule(), jnp.full((1, 1, 1, 1), 0.5)), 7.28e-6, rtol=1e-2)
+    np.testing.assert_allclose(
+        prior_bits(make_schedule(), jnp.ones((1, 1, 1, 1))), 2.9113e-5, rtol=1e-3
+    )
+    np.testing.assert_allclose(
+        prior_bits(make_schedule(), jnp.full((1, 1, 1, 1), 0.5)), 7.28e-6, rtol=1e-2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +90,10 @@ def measured():
 def test_the_whole_bound_equals_its_closed_form(measured):
     _, bits = measured
     expected = CHAIN.terms(CHAIN.variance("fixed_small"))
-    assert bits.total.shape == bits.prior.shape == (64,) and bits.terms.shape == bits.mse.shape == (64, T)
+    assert bits.total.shape == bits.prior.shape == (64,) and bits.terms.shape == bits.mse.shape == (
+        64,
+        T,
+    )
     np.testing.assert_allclose(bits.terms.mean(0), expected, rtol=0.05, atol=1e-5)
     np.testing.assert_allclose(bits.prior.mean(), CHAIN.prior(), rtol=0.02)
     np.testing.assert_allclose(bits.total.mean(), expected.sum() + CHAIN.prior(), rtol=2e-3)
@@ -90,7 +103,9 @@ def test_the_bound_is_tight_where_the_reverse_steps_are_exact(measured):
     """With the best variance too, p(x_{t-1} | x_t) is the truth: the bound is -log2 p(x_0) and what x_T costs."""
     x_0, bits = measured
     options = dict(prediction="eps", variance="learned", clip=False)
-    exact = bits_per_dim(SCHEDULE, denoiser(SCHEDULE, "eps", learned), jax.random.key(5), x_0, **options)
+    exact = bits_per_dim(
+        SCHEDULE, denoiser(SCHEDULE, "eps", learned), jax.random.key(5), x_0, **options
+    )
     truth = np.log2(255 / 2) - stats.norm.logpdf(np.float64(x_0), M, S).mean() / np.log(2)
     a = CHAIN.a[-1]
     variance = a * S**2 + 1 - a
@@ -116,11 +131,15 @@ def test_rate_and_distortion_at_reverse_steps_equal_their_closed_forms(measured)
 def test_an_image_has_its_own_noise_wherever_it_stands(measured):
     x_0, bits = measured
     options = dict(prediction="eps", variance="fixed_small", clip=False)
-    some = bits_per_dim(SCHEDULE, denoiser(SCHEDULE, "eps"), jax.random.key(5), x_0[10:13], start=10, **options)
+    some = bits_per_dim(
+        SCHEDULE, denoiser(SCHEDULE, "eps"), jax.random.key(5), x_0[10:13], start=10, **options
+    )
     np.testing.assert_allclose(some.terms, bits.terms[10:13], rtol=1e-4, atol=1e-6)
     # And it is fold_in(fold_in(rng, index), t), which anyone can draw.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 11), 7)
-    x_t = q_sample(SCHEDULE, x_0[11:12], jnp.array([7]), jax.random.normal(key, (1, *x_0.shape[1:])))
+    x_t = q_sample(
+        SCHEDULE, x_0[11:12], jnp.array([7]), jax.random.normal(key, (1, *x_0.shape[1:]))
+    )
     a = CHAIN.a[7]
     x_0_hat = M + np.sqrt(a) * S**2 / (a * S**2 + 1 - a) * (np.float64(x_t) - np.sqrt(a) * M)
     np.testing.assert_allclose(bits.mse[11, 7], ((x_0[11:12] - x_0_hat) ** 2).mean(), rtol=1e-4)
@@ -132,7 +151,15 @@ def test_the_evaluated_bound_clips_the_predicted_image():
 
     x_0 = jnp.ones((1, 2, 2, 1))
     clipped, not_clipped = (
-        bits_per_dim(SCHEDULE, denoise_fn, jax.random.key(0), x_0, prediction="x_0", variance="fixed_small", clip=clip)
+        bits_per_dim(
+            SCHEDULE,
+            denoise_fn,
+            jax.random.key(0),
+            x_0,
+            prediction="x_0",
+            variance="fixed_small",
+            clip=clip,
+        )
         for clip in (True, False)
     )
     np.testing.assert_array_equal(clipped.mse, 0)
@@ -141,7 +168,11 @@ def test_the_evaluated_bound_clips_the_predicted_image():
 
 
 def test_the_networks_bound_is_the_same_in_any_batch_and_on_devices(tiny, pictures):
-    ddpm = DDPM(dataclasses.replace(tiny, diffusion=dataclasses.replace(tiny.diffusion, variance="fixed_small")))
+    ddpm = DDPM(
+        dataclasses.replace(
+            tiny, diffusion=dataclasses.replace(tiny.diffusion, variance="fixed_small")
+        )
+    )
     params = jax.tree.map(lambda leaf: leaf + 0.01, ddpm.init(jax.random.key(0)))
     x_0, key = np.float32(pictures[:7]) / 127.5 - 1, jax.random.key(1)
     whole = ddpm.bits_per_dim(params, key, x_0)

@@ -26,7 +26,9 @@ def test_simple_is_the_mean_square_error_of_each_example(rng, prediction):
         seen["x_t"], seen["timesteps"] = x_t, timesteps
         return 0.5 * x_t
 
-    loss = losses.simple(schedule, denoise_fn, jnp.float32(x_0), t, jnp.float32(noise), prediction=prediction)
+    loss = losses.simple(
+        schedule, denoise_fn, jnp.float32(x_0), t, jnp.float32(noise), prediction=prediction
+    )
     a = np.cumprod(1 - betas)[t][:, None, None, None]
     x_t = np.sqrt(a) * x_0 + np.sqrt(1 - a) * noise
     np.testing.assert_allclose(seen["x_t"], x_t, rtol=1e-5, atol=1e-6)
@@ -38,7 +40,14 @@ def test_simple_is_the_mean_square_error_of_each_example(rng, prediction):
 def test_simple_refuses_a_learned_variance():
     schedule, x = Schedule.from_betas([0.1]), jnp.zeros((1, 2, 2, 1))
     with pytest.raises(ValueError, match="output"):
-        losses.simple(schedule, lambda x, t: jnp.concatenate([x, x], -1), x, jnp.zeros(1, int), x, prediction="eps")
+        losses.simple(
+            schedule,
+            lambda x, t: jnp.concatenate([x, x], -1),
+            x,
+            jnp.zeros(1, int),
+            x,
+            prediction="eps",
+        )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -48,7 +57,13 @@ def test_min_snr_weighs_the_error_of_the_image(rng, prediction):
     t = np.array([0, 10, 100, 250, 500, 999])
     x_0, noise, output = (jnp.float32(array) for array in rng.normal(size=(3, 6, 2, 2, 1)))
     loss = losses.simple(
-        schedule, lambda x_t, _: x_t + 0.1 * output, x_0, t, noise, prediction=prediction, min_snr_gamma=5.0
+        schedule,
+        lambda x_t, _: x_t + 0.1 * output,
+        x_0,
+        t,
+        noise,
+        prediction=prediction,
+        min_snr_gamma=5.0,
     )
     x_t = q_sample(schedule, x_0, t, noise)
     error = x_0 - predict_x_0(schedule, x_t + 0.1 * output, x_t, t, prediction=prediction)
@@ -56,7 +71,9 @@ def test_min_snr_weighs_the_error_of_the_image(rng, prediction):
     expected = np.minimum(a / (1 - a), 5.0) * np.mean(np.float64(error) ** 2, axis=(1, 2, 3))
     # At t = 0 a predicted mean is x_0 itself; elsewhere float32 loses digits where x_0 is divided out.
     np.testing.assert_allclose(loss, expected, rtol=2e-2 if prediction == "mean" else 1e-3)
-    assert (losses.min_snr_weight(make_schedule("jsd", 4), np.array([3]), 5.0, prediction="eps") == 1).all()
+    assert (
+        losses.min_snr_weight(make_schedule("jsd", 4), np.array([3]), 5.0, prediction="eps") == 1
+    ).all()
 
 
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
@@ -65,7 +82,13 @@ def test_the_bounds_mean_over_t_is_the_whole_sum(variance):
     schedule = Schedule.from_betas(betas)
     loss = jax.jit(
         lambda t: losses.vlb(
-            schedule, denoiser(schedule, "eps"), x_0, t[None], noise, prediction="eps", variance=variance
+            schedule,
+            denoiser(schedule, "eps"),
+            x_0,
+            t[None],
+            noise,
+            prediction="eps",
+            variance=variance,
         )
     )
     chain = Chain(betas)
@@ -97,7 +120,9 @@ def combinations():
             for variance in ("fixed_large", "fixed_small", "learned", "learned_range"):
                 for gamma in (None, 5.0):
                     try:
-                        Diffusion(loss=loss, prediction=prediction, variance=variance, min_snr_gamma=gamma)
+                        Diffusion(
+                            loss=loss, prediction=prediction, variance=variance, min_snr_gamma=gamma
+                        )
                     except UserError:
                         continue
                     yield loss, prediction, variance, gamma
@@ -116,7 +141,9 @@ def objective(loss, schedule, prediction, variance, gamma):
         options["variance"] = variance
     if loss != "vlb":
         options["min_snr_gamma"] = gamma
-    return lambda denoise_fn, *batch: getattr(losses, loss)(schedule, denoise_fn, *batch, **options).mean()
+    return lambda denoise_fn, *batch: getattr(losses, loss)(
+        schedule, denoise_fn, *batch, **options
+    ).mean()
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +165,9 @@ def test_every_allowed_objective_teaches(batch, loss, prediction, variance, gamm
     def train(params):
         def step(carry, _):
             params, state = carry
-            value, gradient = jax.value_and_grad(lambda params: total(lambda x_t, t: apply(params, x_t, t), *batch))(
-                params
-            )
+            value, gradient = jax.value_and_grad(
+                lambda params: total(lambda x_t, t: apply(params, x_t, t), *batch)
+            )(params)
             updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, updates), state), value
 
@@ -159,7 +186,9 @@ def test_the_hybrids_gradient_in_the_mean_is_the_simple_losss(batch, prediction,
 
     def gradient(loss, part):
         total = objective(loss, schedule, prediction, variance, None)
-        return jax.grad(lambda params: total(lambda x_t, t: apply(params, x_t, t)[..., part], *batch))(params)
+        return jax.grad(
+            lambda params: total(lambda x_t, t: apply(params, x_t, t)[..., part], *batch)
+        )(params)
 
     hybrid, simple = gradient("hybrid", slice(None)), gradient("simple", slice(1))
     bound = gradient("vlb", slice(None))

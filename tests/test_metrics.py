@@ -6,7 +6,13 @@ import pytest
 import scipy.linalg
 
 from ddpm_jax.evaluation import metrics
-from ddpm_jax.evaluation.metrics import Statistics, frechet_distance, inception_score, kernel_distance, precision_recall
+from ddpm_jax.evaluation.metrics import (
+    Statistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 
 
 def gaussian(mean, covariance, count=10**6):
@@ -26,12 +32,16 @@ def test_statistics_are_numpys_mean_and_covariance_whatever_the_blocks(rng):
         mean, covariance, count = metrics.statistics(way)
         assert count == 5000 and covariance.dtype == np.float64
         np.testing.assert_allclose(mean, np.float64(x).mean(0), rtol=1e-13)
-        np.testing.assert_allclose(covariance, np.cov(np.float64(x), rowvar=False), rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(
+            covariance, np.cov(np.float64(x), rowvar=False), rtol=1e-10, atol=1e-10
+        )
 
 
 def test_a_large_mean_does_not_cancel_the_covariance(rng):
     x = rng.normal(size=(3000, 2)) + 1e8
-    np.testing.assert_allclose(metrics.statistics(x).covariance, np.cov(x, rowvar=False), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(
+        metrics.statistics(x).covariance, np.cov(x, rowvar=False), rtol=1e-7, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("s", [0.0, 0.5, 3.0])
@@ -56,7 +66,9 @@ def test_frechet_distance_of_gaussians_that_share_their_axes(rng):
 def test_frechet_distance_is_that_of_scipys_matrix_root(rng):
     a, b = metrics.statistics(features_like(rng, 50)), metrics.statistics(rng.normal(size=(70, 6)))
     root = scipy.linalg.sqrtm(a.covariance @ b.covariance)
-    expected = np.square(a.mean - b.mean).sum() + np.trace(a.covariance + b.covariance - 2 * root.real)
+    expected = np.square(a.mean - b.mean).sum() + np.trace(
+        a.covariance + b.covariance - 2 * root.real
+    )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
 
 
@@ -65,7 +77,11 @@ def test_fewer_images_than_features_are_no_trouble(rng):
     x, y = rng.normal(size=(20, 100)), rng.normal(size=(35, 100)) * 3 + 1
     a, b = metrics.statistics(x), metrics.statistics(y)
     product = (x - x.mean(0)) @ (y - y.mean(0)).T / np.sqrt(19 * 34)
-    trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.linalg.svd(product, compute_uv=False).sum()
+    trace = (
+        np.trace(a.covariance)
+        + np.trace(b.covariance)
+        - 2 * np.linalg.svd(product, compute_uv=False).sum()
+    )
     expected = np.square(x.mean(0) - y.mean(0)).sum() + trace
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-10)
@@ -78,7 +94,9 @@ def test_fid_error_is_the_jackknife_computed_anew(rng):
     left = [frechet_distance(metrics.statistics(x[group != g]), reference) for g in range(7)]
     expected = np.sqrt(6 / 7 * np.square(left - np.mean(left)).sum())
     assert metrics.fid_error(x, reference, groups=7) == pytest.approx(expected, rel=1e-8)
-    assert metrics.fid_error(np.array_split(x, 31), reference, groups=7) == pytest.approx(expected, rel=1e-8)
+    assert metrics.fid_error(np.array_split(x, 31), reference, groups=7) == pytest.approx(
+        expected, rel=1e-8
+    )
 
 
 def test_fid_error_is_the_scatter_over_fresh_images():
@@ -91,7 +109,9 @@ def test_fid_error_is_the_scatter_over_fresh_images():
 
 def test_inception_score_of_the_two_extremes():
     """All alike: 1. Sure of their class, all classes alike: K."""
-    assert inception_score(np.zeros((60, 7), np.float32), splits=4) == pytest.approx((1, 0), abs=1e-12)
+    assert inception_score(np.zeros((60, 7), np.float32), splits=4) == pytest.approx(
+        (1, 0), abs=1e-12
+    )
     one_hot = np.tile(np.eye(10), (30, 1)) * 1e4
     assert inception_score(one_hot, splits=10) == pytest.approx((10, 0), abs=1e-9)
 
@@ -103,7 +123,9 @@ def test_inception_score_counts_every_image(rng):
     for i in range(4):
         part = p[i * 103 // 4 : (i + 1) * 103 // 4]
         scores.append(np.exp(np.mean([(q * np.log(q / part.mean(0))).sum() for q in part])))
-    assert inception_score(logits, splits=4) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-12)
+    assert inception_score(logits, splits=4) == pytest.approx(
+        (np.mean(scores), np.std(scores)), rel=1e-12
+    )
     assert inception_score(logits, splits=1).std == 0
 
 
@@ -120,8 +142,14 @@ def test_kernel_distance_is_the_mean_of_the_loops(rng):
     found = kernel_distance(x, y, subsets=6, subset_size=1000, seed=3)
     draw = lambda n, number: np.argsort(np.random.Philox(key=[3, number]).random_raw(n))[:8]  # noqa: E731
     values = [mmd(x[draw(25, 2 * i)], y[draw(17, 2 * i + 1)]) for i in range(6)]
-    assert (found.mean, found.subset_std) == pytest.approx((np.mean(values), np.std(values, ddof=1)), rel=1e-10)
-    assert found == kernel_distance(x, y, subsets=6, seed=3) != kernel_distance(x, y, subsets=6, seed=4)
+    assert (found.mean, found.subset_std) == pytest.approx(
+        (np.mean(values), np.std(values, ddof=1)), rel=1e-10
+    )
+    assert (
+        found
+        == kernel_distance(x, y, subsets=6, seed=3)
+        != kernel_distance(x, y, subsets=6, seed=4)
+    )
 
 
 @pytest.mark.parametrize("size", [30, 100])
@@ -131,7 +159,9 @@ def test_kernel_distance_has_the_mean_and_the_error_it_says(size):
     found = []
     for i in range(60):
         draws = np.random.default_rng(i)
-        found.append(kernel_distance(draws.normal(size=(300, 1)), draws.normal(size=(300, 1)) + 1, 20, size))
+        found.append(
+            kernel_distance(draws.normal(size=(300, 1)), draws.normal(size=(300, 1)) + 1, 20, size)
+        )
     means, scatter = [each.mean for each in found], np.std([each.mean for each in found])
     assert np.mean(means) == pytest.approx(expected, abs=4 * scatter / np.sqrt(60))
     assert np.sqrt(np.mean([each.error**2 for each in found])) == pytest.approx(scatter, rel=0.35)
@@ -163,7 +193,9 @@ def test_near_duplicates_far_from_zero_keep_their_distances(rng):
     y = 300 + 1e-2 * rng.normal(size=(60, 16)) * 1.2
     found = precision_recall(x, y)
     assert 0.05 < found.precision < 0.95
-    assert (found.precision, found.recall) == pytest.approx((covered(y, x, 3), covered(x, y, 3)), abs=1e-12)
+    assert (found.precision, found.recall) == pytest.approx(
+        (covered(y, x, 3), covered(x, y, 3)), abs=1e-12
+    )
 
 
 def test_copies_lie_in_balls_of_radius_zero(rng):
@@ -189,10 +221,19 @@ def test_a_subset_of_the_modes_is_precise_and_does_not_recall(rng):
         (lambda x: metrics.statistics([]), "at least 2 images, got 0"),
         (lambda x: metrics.statistics([x, x[:, :2]]), r"\[N,3\] is needed, got \[9, 2\]"),
         (lambda x: metrics.statistics(x / np.float64(x != x[0, 0])), "not finite"),
-        (lambda x: frechet_distance(metrics.statistics(x), metrics.statistics(x[:, :2])), "3 and of 2 features"),
-        (lambda x: metrics.fid_error(x, metrics.statistics(x), groups=10), "9 images cannot be divided into 10"),
+        (
+            lambda x: frechet_distance(metrics.statistics(x), metrics.statistics(x[:, :2])),
+            "3 and of 2 features",
+        ),
+        (
+            lambda x: metrics.fid_error(x, metrics.statistics(x), groups=10),
+            "9 images cannot be divided into 10",
+        ),
         (lambda x: metrics.fid_error(x, metrics.statistics(x), groups=1), "at least 2"),
-        (lambda x: metrics.fid_error(x[:2], metrics.statistics(x), groups=2), "at least 2 images, got 1"),
+        (
+            lambda x: metrics.fid_error(x[:2], metrics.statistics(x), groups=2),
+            "at least 2 images, got 1",
+        ),
         (lambda x: inception_score(x, splits=10), "from 1 to the 9 images"),
         (lambda x: kernel_distance(x[:3], x), "at least 4 images"),
         (lambda x: kernel_distance(x, x, subset_size=1), "at least 4 images"),

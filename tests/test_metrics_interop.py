@@ -14,7 +14,9 @@ def features(rng):
     """(reference [500,24], samples [400,24]) float32, correlated, positive, and unlike each other."""
     mix = rng.normal(size=(24, 24))
     reference = np.maximum(rng.normal(size=(500, 24)) @ mix + 1, 0)
-    return np.float32(reference), np.float32(np.maximum(rng.normal(size=(400, 24)) @ mix * 1.2 + 0.5, 0))
+    return np.float32(reference), np.float32(
+        np.maximum(rng.normal(size=(400, 24)) @ mix * 1.2 + 0.5, 0)
+    )
 
 
 def test_fid(features):
@@ -45,11 +47,17 @@ def test_kernel_distance(features):
     import torch
 
     x, y = features[0][:400], features[1]
-    assert metrics._mmd(x, y) == pytest.approx(other.kernel_mmd(np.float64(x), np.float64(y)), rel=1e-10)
+    assert metrics._mmd(x, y) == pytest.approx(
+        other.kernel_mmd(np.float64(x), np.float64(y)), rel=1e-10
+    )
     options = dict(kid_subsets=50, kid_subset_size=100, rng_seed=7, verbose=False)
-    theirs = other.kid_features_to_metric(*(torch.from_numpy(x).double() for x in features), **options)
+    theirs = other.kid_features_to_metric(
+        *(torch.from_numpy(x).double() for x in features), **options
+    )
     ours = metrics.kernel_distance(*features, subsets=50, subset_size=100)
-    assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=3 * ours.subset_std / np.sqrt(50))
+    assert ours.mean == pytest.approx(
+        theirs["kernel_inception_distance_mean"], abs=3 * ours.subset_std / np.sqrt(50)
+    )
     assert ours.subset_std == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.4)
 
 
@@ -61,5 +69,7 @@ def test_precision_and_recall(features, k):
     reference, samples = (torch.from_numpy(x).double() for x in features)
     theirs = other.prc_features_to_metric(samples, reference, prc_neighborhood=k, verbose=False)
     ours = metrics.precision_recall(*features, k=k)
-    assert (ours.precision, ours.recall) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
+    assert (ours.precision, ours.recall) == pytest.approx(
+        (theirs["precision"], theirs["recall"]), abs=1e-7
+    )
     assert 0.05 < ours.precision < ours.recall < 0.99

@@ -22,7 +22,9 @@ def keys(n):
 
 def random_like(tree, rng, scale=0.3):
     """Parameters that are nowhere nearly zero, so that every part of the network counts."""
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32), tree)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), jnp.float32), tree
+    )
 
 
 def count(tree):
@@ -39,7 +41,8 @@ def test_every_shipped_config_builds_with_the_papers_number_of_parameters(name):
     assert jax.eval_shape(ddpm.denoise, shapes, x, t).shape == (*x.shape[:-1], channels)
     counts = {"digits": 284_513, "small32": 1_113_955, "cifar10_improved": 49_066_246}
     counts |= dict.fromkeys(
-        ["cifar10", "cifar10_mean_vlb_fixed", "cifar10_mean_mse", "cifar10_eps_vlb_fixed"], 35_746_307
+        ["cifar10", "cifar10_mean_vlb_fixed", "cifar10_mean_mse", "cifar10_eps_vlb_fixed"],
+        35_746_307,
     )
     counts |= dict.fromkeys(["cifar10_mean_vlb_learned", "cifar10_eps_vlb_learned"], 35_749_766)
     counts |= dict.fromkeys(["celebahq256", "lsun_bedroom", "lsun_cat", "lsun_church"], 113_673_219)
@@ -62,7 +65,9 @@ def test_the_network_is_the_numpy_one(tiny, rng, shape, multipliers):
     params = random_like(jax.eval_shape(ddpm.init, jax.random.key(0)), rng)
     x, t = rng.normal(size=(3, *shape)), np.array([0, 1, 999], np.int32)
     expected = unet(jax.tree.map(np.float64, params), x, t, model)
-    np.testing.assert_allclose(jax.jit(ddpm.denoise)(params, jnp.float32(x), t), expected, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(
+        jax.jit(ddpm.denoise)(params, jnp.float32(x), t), expected, rtol=2e-4, atol=2e-4
+    )
 
 
 def test_initial_parameters_have_the_papers_distribution():
@@ -72,7 +77,11 @@ def test_initial_parameters_have_the_papers_distribution():
     limit = np.sqrt(3 / (9 * (32 + 64) / 2))  # uniform of variance 1 / fan_avg
     assert 0.99 * limit < float(jnp.abs(kernel).max()) <= limit
     np.testing.assert_allclose(float(kernel.std()), limit / np.sqrt(3), rtol=0.02)
-    for zeroed in (params["down_1_0_block"]["conv_1"], params["mid_attention"]["out"], params["out_conv"]):
+    for zeroed in (
+        params["down_1_0_block"]["conv_1"],
+        params["mid_attention"]["out"],
+        params["out_conv"],
+    ):
         assert 0 < float(jnp.abs(zeroed["kernel"]).max()) < 1e-4
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if path[-1].key == "bias":
@@ -87,13 +96,17 @@ def test_group_norm_is_flaxs_and_survives_a_large_mean(rng):
     params = random_like(reference.init(jax.random.key(0), x), rng)
     np.testing.assert_allclose(GroupNorm(4).apply(params, x), reference.apply(params, x), atol=3e-4)
     tiny_spread = 1e-3 * (x - 100)  # Here epsilon is as large as the variance: 1e-5 would be seen.
-    np.testing.assert_allclose(GroupNorm(4).apply(params, tiny_spread), reference.apply(params, tiny_spread), atol=1e-5)
+    np.testing.assert_allclose(
+        GroupNorm(4).apply(params, tiny_spread), reference.apply(params, tiny_spread), atol=1e-5
+    )
 
 
 def test_the_time_embedding_is_sines_then_cosines_of_the_raw_step():
     t = np.array([0, 1, 999])
     frequencies = 10000.0 ** (-np.arange(64) / 63)
-    expected = np.concatenate([np.sin(t[:, None] * frequencies), np.cos(t[:, None] * frequencies)], axis=1)
+    expected = np.concatenate(
+        [np.sin(t[:, None] * frequencies), np.cos(t[:, None] * frequencies)], axis=1
+    )
     np.testing.assert_allclose(timestep_embedding(jnp.asarray(t), 128), expected, atol=1e-4)
 
 
@@ -110,8 +123,12 @@ def test_dropout_is_drawn_anew_in_every_block_and_only_with_keys(tiny, rng, monk
     ddpm = DDPM(tiny)
     params = random_like(jax.eval_shape(ddpm.init, jax.random.key(0)), rng)
     seen = []
-    monkeypatch.setattr(layers, "dropout", lambda x, keys, rate: seen.append(jax.random.key_data(keys)) or x)
-    apply = partial(ddpm.network.apply, {"params": params}, jnp.ones((2, 8, 8, 1)), jnp.zeros(2, jnp.int32))
+    monkeypatch.setattr(
+        layers, "dropout", lambda x, keys, rate: seen.append(jax.random.key_data(keys)) or x
+    )
+    apply = partial(
+        ddpm.network.apply, {"params": params}, jnp.ones((2, 8, 8, 1)), jnp.zeros(2, jnp.int32)
+    )
     apply()
     assert not seen
     apply(keys(2))

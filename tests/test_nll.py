@@ -57,13 +57,20 @@ def test_every_image_counts_once_a_draw(run, measured, pictures):
     _, held_out = read_split(load_weights(run), "holdout")
     assert len(held_out) % 3  # The last batch is not full.
     x_0 = np.float32(pictures[held_out]) / 127.5 - 1
-    draws = [ddpm.bits_per_dim(params, jax.random.fold_in(jax.random.key(0), draw), x_0) for draw in range(2)]
+    draws = [
+        ddpm.bits_per_dim(params, jax.random.fold_in(jax.random.key(0), draw), x_0)
+        for draw in range(2)
+    ]
     totals = np.array([bits.total.mean() for bits in draws])
     assert result.summary["images"] == len(held_out)
     np.testing.assert_allclose(result.summary["total"], totals.mean(), rtol=1e-4)
     # The standard error of the mean of two: half their difference.
-    np.testing.assert_allclose(result.summary["standard_error"]["total"], abs(np.diff(totals)[0]) / 2, rtol=1e-2)
-    np.testing.assert_allclose(result.mse, np.mean([bits.mse.mean(0) for bits in draws], axis=0), rtol=1e-4)
+    np.testing.assert_allclose(
+        result.summary["standard_error"]["total"], abs(np.diff(totals)[0]) / 2, rtol=1e-2
+    )
+    np.testing.assert_allclose(
+        result.mse, np.mean([bits.mse.mean(0) for bits in draws], axis=0), rtol=1e-4
+    )
 
 
 def test_the_parts_add_up(measured):
@@ -94,7 +101,9 @@ def test_a_killed_measurement_goes_on_to_the_same_answer(run, measured, tmp_path
     done = len(list((tmp_path / "out/parts").glob("*.npz")))
     assert done == 3 and not (tmp_path / "out/likelihood.json").exists()
 
-    monkeypatch.setattr(DDPM, "bits_per_dim", lambda *args, **options: calls.append(0) or whole(*args, **options))
+    monkeypatch.setattr(
+        DDPM, "bits_per_dim", lambda *args, **options: calls.append(0) or whole(*args, **options)
+    )
     again = measure(run, draws=2, batch_size=3, out=tmp_path / "out")
     batches = -(-expected.summary["images"] // 3)
     assert again.summary == expected.summary and len(calls) == 2 * batches
@@ -112,9 +121,14 @@ def test_the_command_prints_a_table_and_writes_it(run, tmp_path, capsys, measure
     args = ["likelihood", str(run), "--batch-size", "3", "--out", str(out)]
     assert main([*args, "--draws", "2"]) == 0
     printed = capsys.readouterr().out
-    assert f"{result.summary['total']:.5f}" in printed and "ema weights of step 2, 2 draws" in printed
+    assert (
+        f"{result.summary['total']:.5f}" in printed and "ema weights of step 2, 2 draws" in printed
+    )
     assert main(["likelihood", str(run), "--split", "train", "--batch-size", "64"]) == 0
-    assert "1 draw\n" in (text := capsys.readouterr().out) and text.count("needs --draws 2 or more") == 1
+    assert (
+        "1 draw\n" in (text := capsys.readouterr().out)
+        and text.count("needs --draws 2 or more") == 1
+    )
     assert (run / "likelihood/train-00000002-ema-seed0/likelihood.json").exists()
 
 
@@ -126,7 +140,9 @@ def test_other_processes_and_test_sets_do_not_share_parts(run, measured, tmp_pat
     config = json.loads((run / "config.json").read_text())
     config["diffusion"]["variance"] = "fixed_small"
     (tmp_path / "copy/config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"diffusion.variance 'fixed_large', not 'fixed_small'; choose another"):
+    with pytest.raises(
+        UserError, match=r"diffusion.variance 'fixed_large', not 'fixed_small'; choose another"
+    ):
         measure(tmp_path / "copy", "holdout", out=out)
     for n in (2, 3):
         np.savez(tmp_path / f"{n}.npz", images=pictures[:n])
@@ -134,7 +150,12 @@ def test_other_processes_and_test_sets_do_not_share_parts(run, measured, tmp_pat
     # What a kill leaves before the first file is whole is in nobody's way.
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed/.label.json.tmp").touch()
-    assert measure(run, "test", data=f"npz:{tmp_path}/2.npz", out=tmp_path / "killed").summary["images"] == 2
+    assert (
+        measure(run, "test", data=f"npz:{tmp_path}/2.npz", out=tmp_path / "killed").summary[
+            "images"
+        ]
+        == 2
+    )
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path, capsys):
@@ -147,7 +168,10 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path,
             "no test images; name some with --split test --data folder:PATH, or choose --split holdout",
         ),
         (["--split", "test", "--data", "npz:/nowhere"], "cannot read /nowhere"),
-        (["--split", "test", "--data", "digits"], "data.test: 'digits' is not folder:PATH, npz:PATH or tfds:NAME"),
+        (
+            ["--split", "test", "--data", "digits"],
+            "data.test: 'digits' is not folder:PATH, npz:PATH or tfds:NAME",
+        ),
         (["--draws", "0"], "draws: must be at least 1, got 0"),
         (["--batch-size", "0"], "batch_size: must be at least 1, got 0"),
         (["--seed", "-1"], "seed: must be at least 0"),
@@ -163,6 +187,8 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path,
     whole = part.read_bytes()
     part.write_bytes(whole[:100])
     try:
-        assert "delete it to make it again" in refused(capsys, "likelihood", run, "--out", out, "--batch-size", "3")
+        assert "delete it to make it again" in refused(
+            capsys, "likelihood", run, "--out", out, "--batch-size", "3"
+        )
     finally:
         part.write_bytes(whole)

@@ -11,7 +11,14 @@ from ddpm_jax import DDPM, UserError
 from ddpm_jax.config import Config, Model, Optim, Parallel, Train
 from ddpm_jax.data import Batches, from_array
 from ddpm_jax.devices import mesh as parallel
-from ddpm_jax.devices.mesh import fetch, fsdp_spec, local_rows, make_mesh, replicate, state_shardings
+from ddpm_jax.devices.mesh import (
+    fetch,
+    fsdp_spec,
+    local_rows,
+    make_mesh,
+    replicate,
+    state_shardings,
+)
 from ddpm_jax.devices.processes import in_cluster, join
 from ddpm_jax.training.update import Update, init_state
 
@@ -20,7 +27,12 @@ def steps_of(config, pictures, n=3):
     """(losses and gradient norms [n,2], state) of n updates as config.parallel says."""
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     ddpm = DDPM(config)
-    batches = Batches(from_array(pictures, (8, 8, 1)), np.arange(len(pictures)), config.train.batch_size, config.seed)
+    batches = Batches(
+        from_array(pictures, (8, 8, 1)),
+        np.arange(len(pictures)),
+        config.train.batch_size,
+        config.seed,
+    )
     update = Update(ddpm, mesh, batches)
     shapes = jax.eval_shape(lambda: init_state(ddpm))
     state = jax.jit(lambda: init_state(ddpm), out_shardings=state_shardings(shapes, mesh))()
@@ -46,7 +58,10 @@ WAYS = {
     "fsdp 4": {"parallel": {"fsdp": 4}},
     "fsdp 2, accumulate 2": {"parallel": {"fsdp": 2}, "train": {"accumulate": 2}},
     "accumulate 4": {"parallel": {"devices": 1}, "train": {"accumulate": 4}},
-    "pmap 2, accumulate 2": {"parallel": {"mode": "pmap", "devices": 2}, "train": {"accumulate": 2}},
+    "pmap 2, accumulate 2": {
+        "parallel": {"mode": "pmap", "devices": 2},
+        "train": {"accumulate": 2},
+    },
     "remat": {"parallel": {"devices": 1}, "model": {"remat": (0,)}},
 }
 QUICK = {"pmap 2, on_device", "fsdp 2, accumulate 2", "remat"}
@@ -60,7 +75,9 @@ def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, m
     monkeypatch.setattr(parallel, "SMALL", 64)
     metrics, state = steps_of(with_(tiny, **WAYS[name]), pictures)
     np.testing.assert_allclose(metrics, plain[0], rtol=1e-5)
-    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain[1].params), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(plain[1].params), strict=True
+    ):
         # Adam divides by the gradient's size: where that is all but 0, rounding decides the sign.
         assert np.mean(np.abs(np.asarray(ours) - np.asarray(theirs)) > 1e-5) < 0.01
     divided = {leaf.sharding.spec for leaf in jax.tree.leaves(state)} - {PartitionSpec()}
@@ -77,7 +94,10 @@ def test_bfloat16_steps_stay_close(tiny, pictures, plain):
 def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
     """Against the gradients of the two halves of the batch, clipped and averaged by hand."""
     config = with_(
-        tiny, parallel={"mode": "pmap", "devices": 2}, optim={"clip": "device", "clip_norm": 0.05}, data={"flip": False}
+        tiny,
+        parallel={"mode": "pmap", "devices": 2},
+        optim={"clip": "device", "clip_norm": 0.05},
+        data={"flip": False},
     )
     ddpm = DDPM(config)
     metrics, _ = steps_of(config, pictures, n=1)
@@ -88,7 +108,9 @@ def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
 
     @jax.jit
     def gradient(rows):
-        return jax.grad(lambda params: ddpm.loss(params, rng, x_0[rows], rows=rows, train=True).mean())(params)
+        return jax.grad(
+            lambda params: ddpm.loss(params, rng, x_0[rows], rows=rows, train=True).mean()
+        )(params)
 
     total = 0
     for rows in (np.arange(4, dtype=np.uint32), np.arange(4, 8, dtype=np.uint32)):
@@ -102,17 +124,34 @@ def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
 def test_the_largest_divisible_axis_is_divided_and_small_arrays_are_not():
     assert fsdp_spec((3, 3, 128, 512), 4) == PartitionSpec(None, None, None, "fsdp")
     assert fsdp_spec((3, 3, 512, 130), 4) == PartitionSpec(None, None, "fsdp")
-    assert fsdp_spec((1001, 1001), 4) == fsdp_spec((512,), 4) == fsdp_spec((512, 512), 1) == PartitionSpec()
+    assert (
+        fsdp_spec((1001, 1001), 4)
+        == fsdp_spec((512,), 4)
+        == fsdp_spec((512, 512), 1)
+        == PartitionSpec()
+    )
 
 
 def test_a_mesh_that_cannot_be_is_refused():
     with pytest.raises(UserError, match="fsdp: 3 does not divide the 4 devices"):
         make_mesh(fsdp=3)
     for make, message in [
-        (lambda: Config(parallel=Parallel(mode="pmap", fsdp=2)), "parallel.fsdp: pmap keeps a copy"),
-        (lambda: Config(optim=Optim(clip="device")), "optim.clip: device is for parallel.mode pmap"),
-        (lambda: Config(train=Train(accumulate=3)), "accumulate: 3 does not divide train.batch_size 128"),
-        (lambda: Config(model=Model(remat=(4,))), "model.remat: there is no level 4, the last is 3"),
+        (
+            lambda: Config(parallel=Parallel(mode="pmap", fsdp=2)),
+            "parallel.fsdp: pmap keeps a copy",
+        ),
+        (
+            lambda: Config(optim=Optim(clip="device")),
+            "optim.clip: device is for parallel.mode pmap",
+        ),
+        (
+            lambda: Config(train=Train(accumulate=3)),
+            "accumulate: 3 does not divide train.batch_size 128",
+        ),
+        (
+            lambda: Config(model=Model(remat=(4,))),
+            "model.remat: there is no level 4, the last is 3",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             make()
@@ -129,9 +168,15 @@ def test_rows_of_all_devices_are_the_batch():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (("localhost:1", None, None), "--num-processes, --process-id: several processes need all of"),
+        (
+            ("localhost:1", None, None),
+            "--num-processes, --process-id: several processes need all of",
+        ),
         (("localhost", 2, 0), "--coordinator: HOST:PORT is needed, got 'localhost'"),
-        (("localhost:1", 2, 2), "--process-id: from 0 to --num-processes - 1 is needed, got 2 of 2"),
+        (
+            ("localhost:1", 2, 2),
+            "--process-id: from 0 to --num-processes - 1 is needed, got 2 of 2",
+        ),
     ],
 )
 def test_processes_that_cannot_be_are_refused(given, says):
@@ -140,7 +185,16 @@ def test_processes_that_cannot_be_are_refused(given, says):
 
 
 def test_clusters_are_known_by_their_environment():
-    srun = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    assert in_cluster({**srun, "SLURM_NTASKS": "2"}) and not in_cluster({**srun, "SLURM_NTASKS": "1"})
+    srun = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "a[1-2]",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    }
+    assert in_cluster({**srun, "SLURM_NTASKS": "2"}) and not in_cluster(
+        {**srun, "SLURM_NTASKS": "1"}
+    )
     assert in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"})
-    assert not in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) and not in_cluster({"JAX_PLATFORMS": "cpu"})
+    assert not in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) and not in_cluster(
+        {"JAX_PLATFORMS": "cpu"}
+    )

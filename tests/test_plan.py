@@ -19,7 +19,9 @@ from ddpm_jax.devices.mesh import fsdp_spec, make_mesh
 from ddpm_jax.training import plan, update
 from ddpm_jax.training.flops import PEAKS, count_flops, model_flops_rate
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
 
 
 def flops_of(function, *args):
@@ -34,7 +36,11 @@ def forward(config, batch_size):
     """(denoise, its arguments in the abstract)."""
     ddpm = DDPM(config)
     params = jax.eval_shape(ddpm.init, jax.random.key(0))
-    return ddpm.denoise, (params, array(batch_size, *ddpm.image_shape), array(batch_size, dtype=jnp.int32))
+    return ddpm.denoise, (
+        params,
+        array(batch_size, *ddpm.image_shape),
+        array(batch_size, dtype=jnp.int32),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +78,21 @@ def test_the_cifar10_networks_forward_pass_costs_what_a_count_by_hand_says():
     count = 128 * 512 + 512 * 512 + conv(p32, 3, 128)
     # Down: two blocks a level, attention at 16x16, and a strided convolution but after the last.
     count += 2 * block(p32, 128, 128) + conv(p16, 128, 128)
-    count += block(p16, 128, 256) + block(p16, 256, 256) + 2 * attention(p16, 256) + conv(p8, 256, 256)
+    count += (
+        block(p16, 128, 256) + block(p16, 256, 256) + 2 * attention(p16, 256) + conv(p8, 256, 256)
+    )
     count += 2 * block(p8, 256, 256) + conv(p4, 256, 256)
     count += 2 * block(p4, 256, 256)
     count += 2 * block(p4, 256, 256) + attention(p4, 256)
     # Up: three blocks a level, each with a skip: 256 channels until the two from 32x32, and the strided one's 128.
     count += 3 * block(p4, 512, 256) + conv(p8, 256, 256)
     count += 3 * block(p8, 512, 256) + conv(p16, 256, 256)
-    count += 2 * block(p16, 512, 256) + block(p16, 384, 256) + 3 * attention(p16, 256) + conv(p32, 256, 256)
+    count += (
+        2 * block(p16, 512, 256)
+        + block(p16, 384, 256)
+        + 3 * attention(p16, 256)
+        + conv(p32, 256, 256)
+    )
     count += block(p32, 384, 128) + 2 * block(p32, 256, 128)
     count += conv(p32, 128, 3)
 
@@ -97,10 +110,14 @@ def test_a_step_costs_three_forward_passes(config, planned):
 
 def test_flops_are_close_to_those_that_xla_counts():
     """XLA leaves out the taps on padding, here 4% of a 3x3 kernel's, and adds what is elementwise."""
-    model = Model(base_channels=64, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(16,))
+    model = Model(
+        base_channels=64, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(16,)
+    )
     denoise, args = forward(dataclasses.replace(load_config("cifar10"), model=model), 2)
     traced = jax.jit(denoise).trace(*args)
-    assert count_flops(traced.jaxpr.jaxpr) == pytest.approx(traced.lower().cost_analysis()["flops"], rel=0.06)
+    assert count_flops(traced.jaxpr.jaxpr) == pytest.approx(
+        traced.lower().cost_analysis()["flops"], rel=0.06
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -163,7 +180,12 @@ def test_arrays_are_divided_along_the_largest_axis_that_can_be():
     assert fsdp_spec((3, 3, 256, 512), 8) == PartitionSpec(None, None, None, "fsdp")
     assert fsdp_spec((3, 3, 512, 256), 8) == PartitionSpec(None, None, "fsdp")
     assert fsdp_spec((512, 131), 8) == fsdp_spec((512, 1031), 8) == PartitionSpec("fsdp")
-    assert fsdp_spec((512, 127), 8) == fsdp_spec((511, 1031), 8) == fsdp_spec((512, 512), 1) == PartitionSpec()
+    assert (
+        fsdp_spec((512, 127), 8)
+        == fsdp_spec((511, 1031), 8)
+        == fsdp_spec((512, 512), 1)
+        == PartitionSpec()
+    )
 
 
 def test_activations_are_what_the_backward_pass_keeps():
@@ -196,7 +218,8 @@ def test_traffic_is_that_of_a_ring_of_which_every_device_sends_its_part_round(pl
         mesh = AbstractMesh((data, fsdp), ("data", "fsdp"))
         return plan.ring_traffic(
             jax.tree.map(
-                lambda leaf: leaf.update(sharding=NamedSharding(mesh, fsdp_spec(leaf.shape, fsdp))), state.params
+                lambda leaf: leaf.update(sharding=NamedSharding(mesh, fsdp_spec(leaf.shape, fsdp))),
+                state.params,
             )
         )
 
@@ -205,7 +228,11 @@ def test_traffic_is_that_of_a_ring_of_which_every_device_sends_its_part_round(pl
     whole = 4 * planned.parameters - divided
     reduced, scattered, gathered = planned.traffic
     assert 0 < divided < whole
-    assert reduced == ("all-reduced", whole + divided / 2, sent(whole, 4, 2) + sent(divided / 2, 2, 2))
+    assert reduced == (
+        "all-reduced",
+        whole + divided / 2,
+        sent(whole, 4, 2) + sent(divided / 2, 2, 2),
+    )
     assert scattered == ("reduce-scattered", divided, sent(divided, 2, 1))
     assert gathered == ("all-gathered", 2 * divided, sent(2 * divided, 2, 1))
     # Where nothing is left over to all-reduce, and where nothing is sent at all.
@@ -215,7 +242,20 @@ def test_traffic_is_that_of_a_ring_of_which_every_device_sends_its_part_round(pl
 
 def test_the_command_prints_it_all(capsys):
     args = ["--devices", "4", "--flops-per-s", "1e9", "--utilisation", "0.5", "--memory-gib", "1"]
-    assert main(["plan", "digits", *args, "--model.channel-multipliers", "1", "--train.batch-size", "64"]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                "digits",
+                *args,
+                "--model.channel-multipliers",
+                "1",
+                "--train.batch-size",
+                "64",
+            ]
+        )
+        == 0
+    )
     printed = " ".join(capsys.readouterr().out.split())
     # All that is held in float32: 162,177 numbers.
     assert "parameters 162,177 mesh data 4 x fsdp 1 batch 64 images, 16 a device" in printed
@@ -237,7 +277,10 @@ def test_the_command_prints_it_all(capsys):
         (["digits", "--flops-per-s", "-1e12"], "flops_per_s: must be above 0"),
         (["digits", "--utilisation", "30"], "utilisation: must be at most 1"),
         (["digits", "--memory-gib", "0"], "memory_gib: must be above 0"),
-        (["digits", "--optim.learning-rate", "-1"], "optim.learning_rate: must be above 0, got -1.0"),
+        (
+            ["digits", "--optim.learning-rate", "-1"],
+            "optim.learning_rate: must be above 0, got -1.0",
+        ),
     ],
 )
 def test_bad_input_gets_one_clear_line(capsys, args, says):
@@ -257,28 +300,45 @@ def test_the_step_compiles_for_tpus_that_are_not_here(tiny):
     compiled = plan.compile_for(tiny, "v5e:2x2", 4)
     state = jax.eval_shape(functools.partial(update.init_state, DDPM(tiny)))
     assert compiled.kind == "TPU v5 lite" and not compiled.failure
-    assert compiled.arguments > sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert compiled.arguments > sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+    )
     assert compiled.memory > compiled.arguments + compiled.temporaries > compiled.arguments
-    for topology, devices, says in [("v5e:2x2", 8, "has 4 devices, not 8; pass --devices 4"), ("v99:2x2", 4, "v99")]:
+    for topology, devices, says in [
+        ("v5e:2x2", 8, "has 4 devices, not 8; pass --devices 4"),
+        ("v99:2x2", 4, "v99"),
+    ]:
         with pytest.raises(UserError, match=says):
             plan.compile_for(tiny, topology, devices)
 
 
 def test_the_compilers_verdict_is_printed(planned):
-    printed = plan.table(planned, memory_gib=16, compiled=plan.Compiled("v5e:2x2", "TPU v5 lite", 2**34, 2**20, 2**20))
+    printed = plan.table(
+        planned,
+        memory_gib=16,
+        compiled=plan.Compiled("v5e:2x2", "TPU v5 lite", 2**34, 2**20, 2**20),
+    )
     assert printed.endswith("in all                16,386.0 MiB  does not fit in 16 GiB")
-    failed = plan.Compiled("v5e:2x2", "TPU v5 lite", failure="RESOURCE_EXHAUSTED: Ran out of memory")
-    assert plan.table(planned, compiled=failed).endswith("fits              no: RESOURCE_EXHAUSTED: Ran out of memory")
+    failed = plan.Compiled(
+        "v5e:2x2", "TPU v5 lite", failure="RESOURCE_EXHAUSTED: Ran out of memory"
+    )
+    assert plan.table(planned, compiled=failed).endswith(
+        "fits              no: RESOURCE_EXHAUSTED: Ran out of memory"
+    )
 
 
 @pytest.mark.slow
 def test_memory_is_about_what_the_compiler_takes(config):
     """The state to the byte, with its step; the rest as XLA lays it out for the CPU."""
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=(32, 32, 3)))
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, image_shape=(32, 32, 3))
+    )
     planned, ddpm = plan.plan(config, 1), DDPM(config)
     state = jax.eval_shape(functools.partial(update.init_state, ddpm))
     step = jax.jit(update.train_step, static_argnums=0, donate_argnums=1)
-    memory = step.lower(ddpm, state, array(8, 32, 32, 3, dtype=jnp.uint8)).compile().memory_analysis()
+    memory = (
+        step.lower(ddpm, state, array(8, 32, 32, 3, dtype=jnp.uint8)).compile().memory_analysis()
+    )
     assert memory.alias_size_in_bytes == planned.params + planned.ema_params + planned.opt_state + 4
     ratio = (planned.activations + planned.gradient) / memory.temp_size_in_bytes
     print(f"activations and gradient are estimated at {ratio:.2f} of the compiler's temporaries")
@@ -293,6 +353,8 @@ def test_utilisation_is_of_the_devices_at_hand(tiny, monkeypatch):
     monkeypatch.setitem(PEAKS, jax.devices()[0].device_kind, (1e9, 3e9))
     flops = plan.plan(tiny, 2).flops
     assert model_flops_rate(DDPM(tiny), state, mesh) == pytest.approx(2 * 1e9 / flops)
-    again = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, remat=(0,), dtype="bfloat16"))
+    again = dataclasses.replace(
+        tiny, model=dataclasses.replace(tiny.model, remat=(0,), dtype="bfloat16")
+    )
     assert plan.plan(again, 2).flops > flops
     assert model_flops_rate(DDPM(again), state, mesh) == pytest.approx(2 * 3e9 / flops)

@@ -29,7 +29,9 @@ def test_it_learns_the_digits(digits, trained):
     """The accuracy is that of images it has not seen, so those it has are not named worse."""
     assert trained.accuracy > 0.95
     features, logits = classifier_features(trained.params, digits.read(np.arange(500)))
-    assert features.shape == (500, 64) and logits.shape == (500, 10) and features.dtype == np.float32
+    assert (
+        features.shape == (500, 64) and logits.shape == (500, 10) and features.dtype == np.float32
+    )
     assert np.mean(np.asarray(logits).argmax(1) == digits.labels[:500]) > 0.95
 
 
@@ -44,12 +46,16 @@ def test_the_same_images_and_seed_give_the_same_weights(digits, trained):
 
 def test_another_seed_gives_others(digits, trained):
     other = train_classifier(digits, np.arange(len(digits)), steps=STEPS, seed=1)
-    assert np.any(np.asarray(other.params["first"]["kernel"]) != np.asarray(trained.params["first"]["kernel"]))
+    assert np.any(
+        np.asarray(other.params["first"]["kernel"]) != np.asarray(trained.params["first"]["kernel"])
+    )
 
 
 @pytest.mark.parametrize(("side", "convolutions"), [(8, 3), (15, 4), (16, 4), (32, 5), (256, 8)])
 def test_it_takes_images_of_any_size(side, convolutions):
-    shapes = jax.eval_shape(Classifier(4).init, jax.random.key(0), np.zeros((1, side, 2 * side, 3), np.uint8))["params"]
+    shapes = jax.eval_shape(
+        Classifier(4).init, jax.random.key(0), np.zeros((1, side, 2 * side, 3), np.uint8)
+    )["params"]
     assert sum("kernel" in part for part in shapes.values()) == convolutions + 1
     assert shapes["last"]["kernel"].shape == (3, 3, 64, 64)
 

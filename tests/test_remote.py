@@ -37,11 +37,14 @@ class Bucket(fsspec.AbstractFileSystem):
             if name.startswith(prefix):
                 child, slash, _ = name.removeprefix(prefix).partition("/")
                 # The object PATH/ is the empty folder of the web console: gcsfs lists it as PATH itself.
-                found[f"{prefix}{child}".rstrip("/")] = "directory" if slash or not child else "file"
+                found[f"{prefix}{child}".rstrip("/")] = (
+                    "directory" if slash or not child else "file"
+                )
         if not found:
             raise FileNotFoundError(path)
         entries = [
-            {"name": name, "type": kind, "size": len(self.objects.get(name, b""))} for name, kind in found.items()
+            {"name": name, "type": kind, "size": len(self.objects.get(name, b""))}
+            for name, kind in found.items()
         ]
         return entries if detail else sorted(found)
 
@@ -79,17 +82,23 @@ def bucket(monkeypatch, tmp_path):
     here, stub = tmp_path / "here", Bucket()
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # TensorFlow has a backend of its own.
+    monkeypatch.setattr(
+        gpath, "_is_tf_installed", lambda: False
+    )  # TensorFlow has a backend of its own.
     monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: stub)
     yield stub
     assert not list(here.iterdir())
 
 
 def names(bucket, folder):
-    return {name.removeprefix(f"{folder}/") for name in bucket.objects if name.startswith(f"{folder}/")}
+    return {
+        name.removeprefix(f"{folder}/") for name in bucket.objects if name.startswith(f"{folder}/")
+    }
 
 
-def test_a_run_in_a_bucket_trains_resumes_and_is_measured(tiny, pictures, bucket, monkeypatch, tmp_path):
+def test_a_run_in_a_bucket_trains_resumes_and_is_measured(
+    tiny, pictures, bucket, monkeypatch, tmp_path
+):
     # Orbax and TensorStore write to gs:// through a driver in C++, past epath: their part lies on the disk here.
     monkeypatch.setattr(checkpoint, "_folder", lambda workdir: epath.Path(tmp_path / "checkpoints"))
     config = with_source(tiny, pictures, tmp_path, train={"eval_every": 0})
@@ -106,11 +115,25 @@ def test_a_run_in_a_bucket_trains_resumes_and_is_measured(tiny, pictures, bucket
         assert int(fit(config, run).step) == 2
     assert int(fit(config, run).step) == 4
     there = names(bucket, "bucket/runs/tiny")
-    assert {"config.json", "run.json", "metrics.jsonl", "samples.png", "samples/00000004.png"} <= there
-    lines = [json.loads(line) for line in bucket.objects["bucket/runs/tiny/metrics.jsonl"].splitlines()]
+    assert {
+        "config.json",
+        "run.json",
+        "metrics.jsonl",
+        "samples.png",
+        "samples/00000004.png",
+    } <= there
+    lines = [
+        json.loads(line) for line in bucket.objects["bucket/runs/tiny/metrics.jsonl"].splitlines()
+    ]
     assert [line["step"] for line in lines] == [2, 4]
-    events = [bucket.objects[f"bucket/runs/tiny/{name}"] for name in there if name.startswith("tensorboard/")]
-    assert all(b"grad_norm" in content for content in events) and any(b"\x89PNG" in content for content in events)
+    events = [
+        bucket.objects[f"bucket/runs/tiny/{name}"]
+        for name in there
+        if name.startswith("tensorboard/")
+    ]
+    assert all(b"grad_norm" in content for content in events) and any(
+        b"\x89PNG" in content for content in events
+    )
     assert Image.open(io.BytesIO(bucket.objects["bucket/runs/tiny/samples.png"])).size[0] > 100
     assert load(run)[0].config == config
 
@@ -126,7 +149,19 @@ def test_a_run_in_a_bucket_trains_resumes_and_is_measured(tiny, pictures, bucket
 
 
 def test_a_figure_goes_into_a_bucket(bucket):
-    assert main(["figure", "schedule", "--num-timesteps", "20", "--out", "gs://bucket/figures/schedule.png"]) == 0
+    assert (
+        main(
+            [
+                "figure",
+                "schedule",
+                "--num-timesteps",
+                "20",
+                "--out",
+                "gs://bucket/figures/schedule.png",
+            ]
+        )
+        == 0
+    )
     assert Image.open(io.BytesIO(bucket.objects["bucket/figures/schedule.png"])).size[0] > 100
     with np.load(io.BytesIO(bucket.objects["bucket/figures/schedule.npz"])) as arrays:
         assert arrays["linear_snr"].shape == (20,)
@@ -148,7 +183,9 @@ def test_a_file_in_a_bucket_is_replaced_whole_or_stays(bucket, monkeypatch):
 
 def test_a_workdir_that_holds_something_else_is_refused_in_a_bucket_too(bucket, capsys):
     bucket.objects["bucket/photos/holiday.jpg"] = b""
-    assert "not empty and not a run" in refused(capsys, "train", "digits", "--workdir", "gs://bucket/photos")
+    assert "not empty and not a run" in refused(
+        capsys, "train", "digits", "--workdir", "gs://bucket/photos"
+    )
     assert "this is not a run directory" in refused(capsys, "sample", "gs://bucket/photos")
 
 

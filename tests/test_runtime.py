@@ -50,16 +50,22 @@ def report(tmp_path, call="ddpm_jax.configure_jax()", **environment):
 def process(program, environment):
     """What a fresh process prints, without the settings of this one."""
     kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("XLA_FLAGS", "MALLOC_", "GLIBC_"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("XLA_FLAGS", "MALLOC_", "GLIBC_"))
     }
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, env={**kept, **environment}, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_flags_and_cache_are_set_when_asked_and_not_by_importing(tmp_path):
     before, flags, cache = report(tmp_path)
     assert before == "" and flags == f"{FLAG}={runtime.CPU_FLAGS[FLAG]}"
-    assert Path(cache).parent == tmp_path / "ddpm_jax/xla" and jaxlib.__version__ in Path(cache).name
+    assert (
+        Path(cache).parent == tmp_path / "ddpm_jax/xla" and jaxlib.__version__ in Path(cache).name
+    )
 
 
 def test_what_the_user_set_stays(tmp_path):
@@ -76,17 +82,25 @@ def test_nothing_is_set_for_other_devices_or_an_unknown_jaxlib(tmp_path):
     """A flag that jaxlib does not know would end the process."""
     call = "import {0}; {0}.{1}; ddpm_jax.configure_jax()"
     assert report(tmp_path, call.format("jaxlib", '__version__ = "9.9.9"'))[1] == ""
-    _, flags, _ = report(tmp_path, call.format("jax", 'config.update("jax_platforms", "cuda,cpu")'), JAX_PLATFORMS="")
+    _, flags, _ = report(
+        tmp_path, call.format("jax", 'config.update("jax_platforms", "cuda,cpu")'), JAX_PLATFORMS=""
+    )
     assert flags == ""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
-@pytest.mark.skipif(huge_pages(), reason="the kernel gives huge pages unasked: there are few faults either way")
+@pytest.mark.skipif(
+    huge_pages(), reason="the kernel gives huge pages unasked: there are few faults either way"
+)
 def test_temporaries_take_the_same_memory_again():
     """Page faults of a program whose temporaries are large, where nothing is said and where the user said something."""
     faults = [
         int(process(FAULTS, own))
-        for own in ({}, {"MALLOC_TOP_PAD_": "9999"}, {"GLIBC_TUNABLES": "glibc.malloc.top_pad=9999"})
+        for own in (
+            {},
+            {"MALLOC_TOP_PAD_": "9999"},
+            {"GLIBC_TUNABLES": "glibc.malloc.top_pad=9999"},
+        )
     ]
     assert 10 * faults[0] < min(faults[1:]) > 50e6 / mmap.PAGESIZE, faults
 
@@ -94,16 +108,30 @@ def test_temporaries_take_the_same_memory_again():
 def test_the_versions_that_know_the_flags_are_listed():
     """Of the jaxlib at hand: its library holds their names, and names are all that it knows flags by."""
     library = Path(jaxlib.__file__).parent / "libjax_common.so"
-    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        known = all(content.find(name.removeprefix("--").encode()) >= 0 for name in runtime.CPU_FLAGS)
+    with (
+        open(library, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        known = all(
+            content.find(name.removeprefix("--").encode()) >= 0 for name in runtime.CPU_FLAGS
+        )
     assert known == jaxlib.__version__.startswith(runtime.KNOWN_TO)
 
 
 @pytest.mark.parametrize("option", [["--no-compile-cache"], []])
 def test_a_second_process_takes_what_the_first_compiled(run, tmp_path, option):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")
+    }
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_LOG_COMPILES": "1"}
-    command = [sys.executable, "-c", "from ddpm_jax.cli import main; main()", "sample", str(run), *option]
+    command = [
+        sys.executable,
+        "-c",
+        "from ddpm_jax.cli import main; main()",
+        "sample",
+        str(run),
+        *option,
+    ]
     hits = []
     for number in range(2):
         command += ["--out", f"{tmp_path}/{number}.npz"]

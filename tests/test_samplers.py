@@ -36,7 +36,12 @@ def test_an_oracle_recovers_its_image(prediction, variance):
     schedule = make_schedule("linear", 50, beta_end=0.2)
     image = jnp.linspace(-1, 1, 6).reshape(1, *SHAPE)
     x_0 = samplers.ancestral(
-        schedule, oracle(schedule, image, prediction), keys(4), SHAPE, prediction=prediction, variance=variance
+        schedule,
+        oracle(schedule, image, prediction),
+        keys(4),
+        SHAPE,
+        prediction=prediction,
+        variance=variance,
     )
     np.testing.assert_allclose(x_0, jnp.broadcast_to(image, x_0.shape), atol=1e-4)
 
@@ -72,12 +77,16 @@ def test_no_noise_is_added_at_the_last_step():
     x_t, noise = jnp.full((1, *SHAPE), 0.1), jnp.full((1, *SHAPE), 100.0)
 
     def step(t, noise):
-        p = p_mean_variance(schedule, x_t, x_t, jnp.array([t]), prediction="x_0", variance="fixed_large")
+        p = p_mean_variance(
+            schedule, x_t, x_t, jnp.array([t]), prediction="x_0", variance="fixed_large"
+        )
         return samplers.ancestral_step(p, t, noise)
 
     np.testing.assert_array_equal(step(0, noise), step(0, 0 * noise))
     for t, beta in ((1, 0.01005), (2, 0.02)):
-        np.testing.assert_allclose(step(t, noise) - step(t, 0 * noise), 100 * np.sqrt(beta), rtol=1e-5)
+        np.testing.assert_allclose(
+            step(t, noise) - step(t, 0 * noise), 100 * np.sqrt(beta), rtol=1e-5
+        )
 
 
 def test_the_network_is_told_the_original_steps_of_a_strided_chain():
@@ -88,7 +97,9 @@ def test_the_network_is_told_the_original_steps_of_a_strided_chain():
         jax.debug.callback(lambda t: seen.append(t.tolist()), t, ordered=True)
         return x
 
-    samplers.ancestral(schedule, denoise_fn, keys(2), SHAPE, prediction="eps", variance="fixed_small")
+    samplers.ancestral(
+        schedule, denoise_fn, keys(2), SHAPE, prediction="eps", variance="fixed_small"
+    )
     jax.effects_barrier()
     assert seen == [[500, 500], [50, 50], [5, 5]]
 
@@ -108,8 +119,12 @@ def test_noise_has_the_same_bits_in_any_batch():
     for t in (0, 7):
         noise = samplers.gaussian_noise(keys(8), t, SHAPE)
         for i in (0, 3, 7):
-            np.testing.assert_array_equal(samplers.gaussian_noise(keys(8)[i : i + 1], t, SHAPE)[0], noise[i])
-            alone = jax.random.normal(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), t), SHAPE)
+            np.testing.assert_array_equal(
+                samplers.gaussian_noise(keys(8)[i : i + 1], t, SHAPE)[0], noise[i]
+            )
+            alone = jax.random.normal(
+                jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), t), SHAPE
+            )
             np.testing.assert_array_equal(alone, noise[i])
     assert len(np.unique(samplers.gaussian_noise(keys(8), 0, SHAPE))) == 48
 
@@ -123,8 +138,12 @@ def test_noise_has_the_same_bits_on_any_number_of_devices():
 
 def test_one_step_chains_work():
     schedule = make_schedule("linear", 1)
-    x_0 = samplers.ancestral(schedule, lambda x, t: x, keys(3), SHAPE, prediction="x_0", variance="fixed_large")
-    np.testing.assert_allclose(x_0, jnp.clip(samplers.gaussian_noise(keys(3), samplers.START, SHAPE), -1, 1), rtol=1e-6)
+    x_0 = samplers.ancestral(
+        schedule, lambda x, t: x, keys(3), SHAPE, prediction="x_0", variance="fixed_large"
+    )
+    np.testing.assert_allclose(
+        x_0, jnp.clip(samplers.gaussian_noise(keys(3), samplers.START, SHAPE), -1, 1), rtol=1e-6
+    )
 
 
 def test_time_grids_by_hand():
@@ -170,7 +189,9 @@ def test_after_a_clip_ddim_takes_the_eps_that_leads_from_the_clipped_image():
     x_t = np.float32([[[[2.5], [-0.3]]]])
     got = samplers.ddim(
         Schedule.from_betas(betas),
-        lambda x, t: jnp.where(t.reshape(-1, 1, 1, 1) == 1, 3.0 * x, x),  # At t = 0 the image is kept.
+        lambda x, t: jnp.where(
+            t.reshape(-1, 1, 1, 1) == 1, 3.0 * x, x
+        ),  # At t = 0 the image is kept.
         None,
         (1, 2, 1),
         prediction="x_0",
@@ -178,7 +199,9 @@ def test_after_a_clip_ddim_takes_the_eps_that_leads_from_the_clipped_image():
         x_T=x_t,
     )
     x_0 = np.clip(3.0 * x_t, -1, 1)
-    expected = np.sqrt(a[0]) * x_0 + np.sqrt(1 - a[0]) * (x_t - np.sqrt(a[1]) * x_0) / np.sqrt(1 - a[1])
+    expected = np.sqrt(a[0]) * x_0 + np.sqrt(1 - a[0]) * (x_t - np.sqrt(a[1]) * x_0) / np.sqrt(
+        1 - a[1]
+    )
     np.testing.assert_allclose(got, np.clip(expected, -1, 1), rtol=1e-5)
 
 
@@ -210,7 +233,10 @@ def ode_errors(sampler, strides):
 
 
 def test_dpm_solver_is_of_second_order_and_ddim_of_first():
-    second, first = ode_errors(samplers.dpm_solver, (20, 40, 80)), ode_errors(samplers.ddim, (20, 40, 80))
+    second, first = (
+        ode_errors(samplers.dpm_solver, (20, 40, 80)),
+        ode_errors(samplers.ddim, (20, 40, 80)),
+    )
     # Twice the steps: a quarter of the error, and half of it.
     assert ((second[:-1] / second[1:] > 3.3) & (second[:-1] / second[1:] < 5)).all()
     assert ((first[:-1] / first[1:] > 1.7) & (first[:-1] / first[1:] < 2.3)).all()
@@ -223,7 +249,9 @@ def test_ddim_encodes_what_it_decodes():
     errors = []
     for steps in (50, 400):
         short = strided(schedule, samplers.time_grid(4000, steps))
-        x_T = samplers.ddim_encode(short, denoiser(schedule, "eps"), x_0, prediction="eps", variance="fixed_small")
+        x_T = samplers.ddim_encode(
+            short, denoiser(schedule, "eps"), x_0, prediction="eps", variance="fixed_small"
+        )
         x = samplers.ddim(short, denoiser(schedule, "eps"), None, SHAPE, x_T=x_T, **options)
         errors.append(np.abs(x - x_0).max())
     assert errors[1] < 0.01 and errors[1] < errors[0] / 4
@@ -246,7 +274,10 @@ def test_a_strided_ancestral_chain_has_its_exact_moments(prediction, steps):
     mean, var = 0.0, 1.0
     for i in reversed(range(steps)):
         alpha = a[i] / a_prev[i]
-        c_0, c_t = np.sqrt(a_prev[i]) * (1 - alpha) / (1 - a[i]), np.sqrt(alpha) * (1 - a_prev[i]) / (1 - a[i])
+        c_0, c_t = (
+            np.sqrt(a_prev[i]) * (1 - alpha) / (1 - a[i]),
+            np.sqrt(alpha) * (1 - a_prev[i]) / (1 - a[i]),
+        )
         slope = c_0 * gain(a[i]) + c_t
         mean = slope * mean + c_0 * (1 - gain(a[i]) * np.sqrt(a[i])) * M
         var = slope**2 * var + (1 - alpha) * (1 - a_prev[i]) / (1 - a[i])
@@ -264,11 +295,21 @@ def test_every_sampler_starts_from_the_same_noise_however_many_steps(sampler):
             return x
 
         short = strided(schedule, samplers.time_grid(20, steps))
-        _, xs = sampler(short, denoise_fn, keys(2), SHAPE, prediction="eps", variance="fixed_small", trajectory=True)
+        _, xs = sampler(
+            short,
+            denoise_fn,
+            keys(2),
+            SHAPE,
+            prediction="eps",
+            variance="fixed_small",
+            trajectory=True,
+        )
         jax.effects_barrier()
         assert xs.shape == (steps, 2, *SHAPE) and np.isfinite(xs).all()
         assert [t for _, t in seen] == samplers.time_grid(20, steps)[::-1].tolist()
-        np.testing.assert_array_equal(seen[0][0], samplers.gaussian_noise(keys(2), samplers.START, SHAPE))
+        np.testing.assert_array_equal(
+            seen[0][0], samplers.gaussian_noise(keys(2), samplers.START, SHAPE)
+        )
 
 
 @pytest.mark.parametrize("sampler", [samplers.ancestral, samplers.ddim, samplers.dpm_solver])

@@ -15,13 +15,23 @@ def test_linear_has_the_papers_values():
     s = make_schedule()
     assert s.num_timesteps == 1000
     np.testing.assert_allclose(np.asarray(s.betas)[[0, -1]], [1e-4, 0.02], rtol=1e-7)
-    np.testing.assert_allclose(np.asarray(s.alphas_bar)[[0, -1]], [0.9999, 4.035829765e-05], rtol=1e-7)
-    np.testing.assert_allclose(np.asarray(s.posterior_variance)[[1, -1]], [5.453187661e-05, 0.0199999835], rtol=1e-7)
+    np.testing.assert_allclose(
+        np.asarray(s.alphas_bar)[[0, -1]], [0.9999, 4.035829765e-05], rtol=1e-7
+    )
+    np.testing.assert_allclose(
+        np.asarray(s.posterior_variance)[[1, -1]], [5.453187661e-05, 0.0199999835], rtol=1e-7
+    )
     np.testing.assert_allclose(s.posterior_log_variance[:2], [-9.816725135] * 2, rtol=1e-7)
-    assert (s.posterior_mean_coef_x_0[0], s.posterior_mean_coef_x_t[0], s.posterior_variance[0]) == (1, 0, 0)
+    assert (
+        s.posterior_mean_coef_x_0[0],
+        s.posterior_mean_coef_x_t[0],
+        s.posterior_variance[0],
+    ) == (1, 0, 0)
 
 
-@pytest.mark.parametrize(("name", "last"), [("quad", 7.33e-4), ("const", 1.68e-9), ("jsd", 0), ("cosine", 2.43e-9)])
+@pytest.mark.parametrize(
+    ("name", "last"), [("quad", 7.33e-4), ("const", 1.68e-9), ("jsd", 0), ("cosine", 2.43e-9)]
+)
 def test_alphas_bar_ends_where_the_released_code_ends(name, last):
     np.testing.assert_allclose(make_schedule(name).alphas_bar[-1], last, rtol=3e-3)
 
@@ -41,10 +51,14 @@ def test_every_schedule_at_every_length_is_sound(name, T):
     for table in jax.tree.leaves(s):
         assert table.shape == (T,) and bool(jnp.isfinite(table).all())
         assert table.dtype == (jnp.int32 if table is s.timesteps else jnp.float32)
-    assert bool((s.betas > 0).all() and (s.betas <= 1).all() and (jnp.diff(s.alphas_bar) <= 0).all())
+    assert bool(
+        (s.betas > 0).all() and (s.betas <= 1).all() and (jnp.diff(s.alphas_bar) <= 0).all()
+    )
     # The entry that is not log(posterior variance): the released code's, and beta where T = 1.
     entry_0 = s.posterior_variance[1] if T > 1 else s.betas[0]
-    np.testing.assert_allclose(jnp.exp(s.fixed_large_log_variance), jnp.append(entry_0, s.betas[1:]), rtol=1e-5)
+    np.testing.assert_allclose(
+        jnp.exp(s.fixed_large_log_variance), jnp.append(entry_0, s.betas[1:]), rtol=1e-5
+    )
     np.testing.assert_allclose(jnp.exp(s.posterior_log_variance[:1]), entry_0, rtol=1e-5)
 
 
@@ -65,12 +79,16 @@ def test_warmups_ramp_then_stay():
         np.testing.assert_allclose(betas[ramp:], 0.02, rtol=1e-6)
     np.testing.assert_allclose(make_schedule("jsd", 4).betas, [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-6)
     np.testing.assert_allclose(
-        np.sqrt(make_schedule("quad", 3).betas), [0.01, (0.01 + 0.02**0.5) / 2, 0.02**0.5], rtol=1e-6
+        np.sqrt(make_schedule("quad", 3).betas),
+        [0.01, (0.01 + 0.02**0.5) / 2, 0.02**0.5],
+        rtol=1e-6,
     )
 
 
 def test_linear_keeps_its_ends_at_another_length_and_rescales_as_its_docstring_says():
-    np.testing.assert_allclose(np.asarray(make_schedule("linear", 100).betas)[[0, -1]], [1e-4, 0.02], rtol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(make_schedule("linear", 100).betas)[[0, -1]], [1e-4, 0.02], rtol=1e-6
+    )
     scaled = make_schedule("linear", 100, beta_start=0.1 / 100, beta_end=20 / 100)
     assert 0.4 < float(scaled.alphas_bar[-1] / make_schedule().alphas_bar[-1]) < 1.1
 

@@ -30,7 +30,9 @@ STEPS = 1200
 
 def run(*args, cwd, **environment):
     environment = {**os.environ, "XLA_FLAGS": "", **environment}
-    done = subprocess.run([str(arg) for arg in args], cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(arg) for arg in args], cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -53,13 +55,17 @@ def test_the_demo_draws_digits(tmp_path):
     digits = np.load(ROOT / "ddpm_jax/data/digits.npz")
     real = digits["images"].reshape(1797, 64) / 127.5 - 1
     (result,) = tmp_path.glob("runs/digits/evaluation/*/proxy-256-*.json")
-    values = {name: each["value"] for name, each in json.loads(result.read_text())["values"].items()}
+    values = {
+        name: each["value"] for name, each in json.loads(result.read_text())["values"].items()
+    }
     files = sorted((result.parent / "samples").glob("*.png"))
     drawn = np.stack([np.asarray(Image.open(file)).ravel() for file in files]) / 127.5 - 1
 
     distances = np.linalg.norm(drawn[:, None] - real[None], axis=-1)
     classes = digits["labels"][distances.argmin(axis=1)]
-    between_real = np.sqrt(((real[:, None] - real[None]) ** 2).sum(-1)) + np.diag(np.full(1797, np.inf))
+    between_real = np.sqrt(((real[:, None] - real[None]) ** 2).sum(-1)) + np.diag(
+        np.full(1797, np.inf)
+    )
     typical = np.median(between_real.min(axis=1))
     ratio = np.median(distances.min(axis=1)) / typical
     copies = (distances.min(axis=1) < 0.15 * typical).mean()
@@ -71,17 +77,44 @@ def test_the_demo_draws_digits(tmp_path):
     assert all(len(set(classes[i : i + 64])) >= 9 for i in range(0, 256, 64))
     assert 0.75 < ratio < 1.25 and copies < 0.02 and 0.85 < spread < 1.15
     # Of pixels of noise they are 0.13, 0.03 and 1.7, of one digit again and again 1.00, 0.00 and 1.0.
-    assert values["proxy_precision_train"] > 0.5 and values["proxy_recall_train"] > 0.5 and values["proxy_is"] > 6
+    assert (
+        values["proxy_precision_train"] > 0.5
+        and values["proxy_recall_train"] > 0.5
+        and values["proxy_is"] > 6
+    )
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason="needs CIFAR10's images")
 def test_on_colour_images_the_network_beats_every_linear_denoiser(tmp_path):
     """6,000 of CIFAR10's images at 16x16, through a folder, in a run that is resumed once."""
     with zipfile.ZipFile(CIFAR10) as archive:
-        names = [name for name in archive.namelist() if name.startswith("train/") and name.endswith(".webp")]
+        names = [
+            name
+            for name in archive.namelist()
+            if name.startswith("train/") and name.endswith(".webp")
+        ]
         archive.extractall(tmp_path, random.Random(0).sample(sorted(names), 6000))
-    train = [*COMMAND, "train", "small32", "--data.source", "folder:train", "--data.image-shape", 16, 16, 3]
-    train += [*NETWORK, "--workdir", "run", "--train.num-samples", 16, "--train.sample-every", 0, "--train.steps"]
+    train = [
+        *COMMAND,
+        "train",
+        "small32",
+        "--data.source",
+        "folder:train",
+        "--data.image-shape",
+        16,
+        16,
+        3,
+    ]
+    train += [
+        *NETWORK,
+        "--workdir",
+        "run",
+        "--train.num-samples",
+        16,
+        "--train.sample-every",
+        0,
+        "--train.steps",
+    ]
     # Two devices, a core each, keep both busier than one device's threads do.
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     run(*train, STEPS // 2, cwd=tmp_path, **flags)
@@ -100,7 +133,9 @@ def best_linear_denoiser(folder):
     """Its held-out L_simple in closed form, for the Gaussian with the training pixels' mean and covariance."""
     source = load_source(Data(source=f"folder:{folder}", image_shape=(16, 16, 3)))
     train, held_out = split(source, 0.1)
-    x, y = (source.read(indices).reshape(len(indices), -1) / 127.5 - 1 for indices in (train, held_out))
+    x, y = (
+        source.read(indices).reshape(len(indices), -1) / 127.5 - 1 for indices in (train, held_out)
+    )
     variances, directions = np.linalg.eigh(np.cov((x - x.mean(0)).T))
     variances = np.maximum(variances, 0)
     projected = (((y - x.mean(0)) @ directions) ** 2).mean(0)

@@ -22,7 +22,10 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 FASHION_MNIST = ROOT.parent / "shared/data/fashion_mnist"
 COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+}
 needs_tensorflow = pytest.mark.skipif(
     not importlib.util.find_spec("tensorflow"), reason="needs the extra tfds-prepare (TensorFlow)"
 )
@@ -49,7 +52,9 @@ def temporary(tmp_path_factory, monkeypatch):
 
 def python(program):
     """What a program on its own writes to stderr."""
-    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -79,7 +84,9 @@ def test_the_real_fashion_mnist_is_read_without_tensorflow(tmp_path):
     python(READ + data + f"read(data, {str(tmp_path / 'train.npz')!r}, False)")
     print(f"\nfashion_mnist: prepared and read in {time.monotonic() - start:.0f} s", end="")
     prepared = np.load(tmp_path / "train.npz")
-    (tmp_path / "tfds/fashion_mnist/3.0.1/ddpm_jax-train-28x28x1.npz").unlink()  # What was decoded there.
+    (
+        tmp_path / "tfds/fashion_mnist/3.0.1/ddpm_jax-train-28x28x1.npz"
+    ).unlink()  # What was decoded there.
     for split, prefix in [("train", "train"), ("test", "t10k")]:
         start = time.monotonic()
         out = tmp_path / f"{split}2.npz"
@@ -91,7 +98,9 @@ def test_the_real_fashion_mnist_is_read_without_tensorflow(tmp_path):
             idx(FASHION_MNIST / f"{prefix}-labels-idx1-ubyte.gz"),
         )
         assert read["images"].shape == (*images.shape, 1)
-        for one, other in zip(in_order(read["images"][..., 0], read["labels"]), in_order(images, labels), strict=True):
+        for one, other in zip(
+            in_order(read["images"][..., 0], read["labels"]), in_order(images, labels), strict=True
+        ):
             np.testing.assert_array_equal(one, other)
         if split == "train":
             for name in prepared:
@@ -146,7 +155,10 @@ def test_cifar10_as_its_config_names_it_is_prepared_from_its_archive(tmp_path):
         python((WITHOUT_TENSORFLOW if split == "test" else "") + program("good", checksum, split))
         read = np.load(tmp_path / f"{split}.npz")
         labels = np.tile(np.arange(10), len(originals[split]) // 10)
-        there, expected = in_order(read["images"], read["labels"]), in_order(originals[split], labels)
+        there, expected = (
+            in_order(read["images"], read["labels"]),
+            in_order(originals[split], labels),
+        )
         np.testing.assert_array_equal(there[0], expected[0])
         np.testing.assert_array_equal(there[1], expected[1])
     assert [path.name for path in (tmp_path / "good/downloads").iterdir()] == ["cifar10_3.0.2"]
@@ -161,9 +173,19 @@ def test_celeba_hq_as_its_config_names_it_is_prepared_from_its_archive(tmp_path,
         "import dataclasses\nfrom ddpm_jax.config import load_config\n"
         f"data = dataclasses.replace(load_config('celebahq256').data, dir={str(tmp_path / 'tfds')!r}, cache_mb=0, "
     )
-    refused = data + f"manual_dir={str(tmp_path)!r})\ntry:\n    load_source(data)\nexcept ValueError as error:\n"
-    refusal = python(READ + refused + "    print('REFUSED', error, file=sys.stderr)\n").partition("REFUSED ")[2].strip()
-    assert "--data.manual-dir names a folder with its original files" in refusal and "\n" not in refusal
+    refused = (
+        data
+        + f"manual_dir={str(tmp_path)!r})\ntry:\n    load_source(data)\nexcept ValueError as error:\n"
+    )
+    refusal = (
+        python(READ + refused + "    print('REFUSED', error, file=sys.stderr)\n")
+        .partition("REFUSED ")[2]
+        .strip()
+    )
+    assert (
+        "--data.manual-dir names a folder with its original files" in refusal
+        and "\n" not in refusal
+    )
 
     images = rng.integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
     with tarfile.open(tmp_path / "data256x256.tar", "w") as archive:
@@ -194,7 +216,9 @@ def place(tmp_path, rng):
     """A folder with images and a config that streams them with two workers."""
     (tmp_path / "images").mkdir()
     for i in range(64):
-        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+            tmp_path / f"images/{i}.png"
+        )
     (tmp_path / "streamed.py").write_text(CONFIG)
     return tmp_path
 
@@ -204,7 +228,12 @@ def train(place, *options, workdir="run"):
     command = [*COMMAND, "train", "streamed.py", "--workdir", workdir, *options]
     environment = {**os.environ, "XLA_FLAGS": QUICK, **compiled_once(place / "xla")}
     return subprocess.Popen(
-        command, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=place,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -252,7 +281,9 @@ def test_a_streamed_run_survives_signals_and_killed_workers(place):
         workers = workers_of(program, place)
         os.killpg(program.pid, number)
         code, errors = finish(program)
-        assert code == 0 and "the same command goes on" in errors and "Traceback" not in errors, errors
+        assert code == 0 and "the same command goes on" in errors and "Traceback" not in errors, (
+            errors
+        )
         wait_until_gone(workers)
 
     program = train(place)

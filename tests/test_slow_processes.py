@@ -60,11 +60,24 @@ def start(folder, processes, devices, *args):
     environment = {**os.environ, "XLA_FLAGS": flags, **compiled_once(folder / f"xla-{processes}")}
 
     def command(i):
-        several = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", processes, "--process-id", i]
+        several = [
+            "--coordinator",
+            f"127.0.0.1:{port}",
+            "--num-processes",
+            processes,
+            "--process-id",
+            i,
+        ]
         return [str(word) for word in [*COMMAND, *args, *(several if processes > 1 else [])]]
 
     return [
-        subprocess.Popen(command(i), cwd=folder, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            command(i),
+            cwd=folder,
+            env=environment,
+            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+        )
         for i in range(processes)
     ]
 
@@ -84,7 +97,9 @@ def assert_same_run(run, other):
     for line, of_other in zip(lines(run), lines(other), strict=True):
         for name in ("loss", "grad_norm"):
             np.testing.assert_allclose(line[name], of_other[name], rtol=1e-5)
-    np.testing.assert_allclose(lines(run)[-1]["holdout_loss"], lines(other)[-1]["holdout_loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        lines(run)[-1]["holdout_loss"], lines(other)[-1]["holdout_loss"], rtol=1e-5
+    )
     for weights in ("ema", "raw"):
         (_, params), (_, of_other) = load(run, weights=weights), load(other, weights=weights)
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(of_other), strict=True):
@@ -122,7 +137,11 @@ def test_two_processes_pass_over_a_damaged_checkpoint(folder):
     results = wait(start(folder, 2, 2, *train("damaged")))
     assert [code for code, _ in results] == [0, 0], results
     assert "checkpoint 4 is damaged" in results[0][1] and "step 2 of 4" in results[0][1]
-    assert {path.name for path in (folder / "runs/damaged/checkpoints").iterdir()} == {"2", "4", "4.damaged"}
+    assert {path.name for path in (folder / "runs/damaged/checkpoints").iterdir()} == {
+        "2",
+        "4",
+        "4.damaged",
+    }
     assert_same_run(folder / "runs/damaged", folder / "runs/one")
 
 
@@ -133,15 +152,22 @@ def test_samples_and_likelihood_of_two_processes_are_those_of_one(folder):
         for args in (sample, measure):
             results = wait(start(folder, processes, 2, *args))
             assert {code for code, _ in results} == {0}, results
-    bits = [json.loads((folder / f"bits{processes}/likelihood.json").read_text()) for processes in (1, 2)]
+    bits = [
+        json.loads((folder / f"bits{processes}/likelihood.json").read_text())
+        for processes in (1, 2)
+    ]
     np.testing.assert_allclose(bits[0]["total"], bits[1]["total"], rtol=1e-5)
     for i in range(5):
-        one, two = (np.asarray(Image.open(folder / f"x{n}/{i:06d}.png")).astype(int) for n in (1, 2))
+        one, two = (
+            np.asarray(Image.open(folder / f"x{n}/{i:06d}.png")).astype(int) for n in (1, 2)
+        )
         assert np.abs(one - two).max() <= 1
 
 
 def test_sigterm_for_one_of_them_stops_all_after_the_same_step(folder):
-    command = train("stopped", "--train.steps", 100_000, "--checkpoint.every", 100_000, "--train.eval-every", 0)
+    command = train(
+        "stopped", "--train.steps", 100_000, "--checkpoint.every", 100_000, "--train.eval-every", 0
+    )
     running = start(folder, 2, 2, *command)
     wait_for_line(folder / "runs/stopped")
     running[1].send_signal(signal.SIGTERM)
@@ -177,7 +203,16 @@ def wait_for_line(run):
 
 def test_two_processes_evaluate_as_one_does_and_start_from_a_run(folder, pictures):
     np.savez(folder / "labelled.npz", images=pictures, labels=np.arange(48) % 2)
-    command = ["evaluate", "runs/one", "--data", "npz:labelled.npz", "-n", 24, "--no-likelihood", "--out"]
+    command = [
+        "evaluate",
+        "runs/one",
+        "--data",
+        "npz:labelled.npz",
+        "-n",
+        24,
+        "--no-likelihood",
+        "--out",
+    ]
     values = []
     for processes in (1, 2):
         results = wait(start(folder, processes, 4 // processes, *command, f"evaluated-{processes}"))
@@ -186,12 +221,18 @@ def test_two_processes_evaluate_as_one_does_and_start_from_a_run(folder, picture
         values.append(json.loads(result.read_text())["values"])
     assert values[0].keys() == values[1].keys() and "proxy_fid_train" in values[0]
     for name in values[0]:
-        np.testing.assert_allclose(values[1][name]["value"], values[0][name]["value"], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            values[1][name]["value"], values[0][name]["value"], rtol=1e-3, atol=1e-5
+        )
 
-    results = wait(start(folder, 2, 2, *train("tuned", "--init-from", "runs/one", "--train.steps", 1)))
+    results = wait(
+        start(folder, 2, 2, *train("tuned", "--init-from", "runs/one", "--train.steps", 1))
+    )
     assert [code for code, _ in results] == [0, 0], results
     # The first update has a learning rate of 0.
     for a, b in zip(
-        jax.tree.leaves(load(folder / "runs/tuned")[1]), jax.tree.leaves(load(folder / "runs/one")[1]), strict=True
+        jax.tree.leaves(load(folder / "runs/tuned")[1]),
+        jax.tree.leaves(load(folder / "runs/one")[1]),
+        strict=True,
     ):
         np.testing.assert_array_equal(a, b)

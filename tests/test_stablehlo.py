@@ -33,7 +33,9 @@ def model(tiny):
     """A network that is not a fresh one, whose last layer is 0."""
     ddpm = DDPM(tiny)
     keys = iter(jax.random.split(jax.random.key(5), 200))
-    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), ddpm.init(next(keys)))
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), ddpm.init(next(keys))
+    )
     return ddpm, params
 
 
@@ -50,7 +52,9 @@ def read(folder, name):
 
 def test_without_the_package_the_same_images_are_drawn(model, exported, tmp_path):
     ddpm, params = model
-    done = run_example(exported, "-n", 3, "--seed", 3, "--batch-size", 2, "--out", tmp_path / "x.npz")
+    done = run_example(
+        exported, "-n", 3, "--seed", 3, "--batch-size", 2, "--out", tmp_path / "x.npz"
+    )
     assert done.returncode == 0, done.stderr
     expected = to_uint8(ddpm.sample(params, jax.random.key(3), 3, batch_size=2))
     np.testing.assert_array_equal(np.load(tmp_path / "x.npz")["images"], expected)
@@ -59,7 +63,10 @@ def test_without_the_package_the_same_images_are_drawn(model, exported, tmp_path
 
 def test_programs_for_three_platforms_and_any_batch_are_the_model(model, exported, rng):
     ddpm, params = model
-    flat, about = dict(np.load(exported / "params.npz")), json.loads((exported / "about.json").read_text())
+    flat, about = (
+        dict(np.load(exported / "params.npz")),
+        json.loads((exported / "about.json").read_text()),
+    )
     sampler, denoiser = read(exported, "sampler"), read(exported, "denoiser")
     assert sampler.platforms == denoiser.platforms == ("cpu", "cuda", "tpu")
     indices = np.uint32([2**32 - 1, 2, 4])
@@ -68,7 +75,9 @@ def test_programs_for_three_platforms_and_any_batch_are_the_model(model, exporte
         (expected,) = ddpm.sample(params, jax.random.key(3), 1, start=i)
         np.testing.assert_allclose(image, expected, atol=1e-5)
     x_t, t = rng.normal(size=(2, 8, 8, 1)).astype(np.float32), np.int32([0, 9])
-    np.testing.assert_array_equal(jax.jit(denoiser.call)(flat, x_t, t), jax.jit(ddpm.denoise)(params, x_t, t))
+    np.testing.assert_array_equal(
+        jax.jit(denoiser.call)(flat, x_t, t), jax.jit(ddpm.denoise)(params, x_t, t)
+    )
     assert about["about"] == {"weights": "ema", "step": 2} and about["image_shape"] == [8, 8, 1]
     # The weights lie beside the programs, not in them.
     programs = [file.read_bytes() for file in exported.glob("*.stablehlo")]
@@ -81,7 +90,9 @@ def test_another_sampler_is_exported_with_its_options(model):
     program = sampler_program(ddpm, params, Sampler("ddim", 3, 0.5))
     images = jax.jit(program.call)(flat_params(params), np.uint32([0, 3]), np.uint32([7]))
     options = {"sampler": "ddim", "steps": 3, "eta": 0.5}
-    np.testing.assert_array_equal(images, ddpm.sample(params, jax.random.key(3), 1, start=7, **options))
+    np.testing.assert_array_equal(
+        images, ddpm.sample(params, jax.random.key(3), 1, start=7, **options)
+    )
 
 
 def test_what_cannot_be_exported_or_run_gets_one_line(model, exported, tmp_path):

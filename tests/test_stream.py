@@ -60,7 +60,9 @@ def test_hosts_read_slices_of_the_same_batches(logged):
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         assert_same(joined, whole.batch_at(step))
     some = np.array([6, 1])
-    assert_same(opened(logged, rows=some).batch_at(4), {k: v[some] for k, v in whole.batch_at(4).items()})
+    assert_same(
+        opened(logged, rows=some).batch_at(4), {k: v[some] for k, v in whole.batch_at(4).items()}
+    )
 
 
 def test_what_lies_in_memory_is_not_streamed(logged):

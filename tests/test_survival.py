@@ -50,7 +50,9 @@ def small_disk(tmp_path):
     """A filesystem of 2 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("needs the right to mount a tmpfs")
     yield folder
@@ -83,8 +85,16 @@ def files_of(folder):
 
 
 def test_the_checksum_is_the_same_on_any_mesh(rng):
-    tree = {"a": rng.normal(size=(8, 3)).astype(np.float32), "b": rng.normal(size=(2, 4, 4)).astype(np.float32)}
-    tree |= {"c": np.int32(7), "d": np.float64([1.5]), "e": np.arange(9, dtype=np.uint8), "f": np.array([True, False])}
+    tree = {
+        "a": rng.normal(size=(8, 3)).astype(np.float32),
+        "b": rng.normal(size=(2, 4, 4)).astype(np.float32),
+    }
+    tree |= {
+        "c": np.int32(7),
+        "d": np.float64([1.5]),
+        "e": np.arange(9, dtype=np.uint8),
+        "f": np.array([True, False]),
+    }
     tree["g"] = jnp.arange(6, dtype=jnp.bfloat16)
     expected = checksum(tree)
     mesh = make_mesh(4)
@@ -104,7 +114,12 @@ def test_the_checksum_sees_any_bit_and_any_place(rng):
         bits.flat[bit % 24] ^= np.uint32(1 << bit)
         seen.add(checksum(bits.view(np.float32)))
     seen |= {checksum(x * sign) for sign in (-1, np.float32([1, 1, -1, -1, 1, 1]))}
-    seen |= {checksum(x[::-1].copy()), checksum(x[:, ::-1].copy()), checksum(x.T.copy()), checksum(np.zeros_like(x))}
+    seen |= {
+        checksum(x[::-1].copy()),
+        checksum(x[:, ::-1].copy()),
+        checksum(x.T.copy()),
+        checksum(np.zeros_like(x)),
+    }
     assert len(seen) == 1 + 32 + 2 + 4
     assert checksum([x, x + 1]) != checksum([x + 1, x])
 
@@ -119,7 +134,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(run, damage,
     assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
         f"{run / 'checkpoints/4'} is damaged"
     ]
-    assert caplog.records[0].getMessage().endswith("using that of step 2") and files_of(run) == before
+    assert (
+        caplog.records[0].getMessage().endswith("using that of step 2") and files_of(run) == before
+    )
     with pytest.raises(UserError, match="no checkpoint can be used: 4: "):
         load(run, step=4)
 
@@ -129,7 +146,9 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint(run, whole, quiet_config
     (run / "checkpoints/4.damaged").mkdir()  # It has happened before.
     caplog.clear()
     fit(quiet_config, run, pictures)
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    warnings = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
     assert len(warnings) == 1
     assert "checkpoint 4 is damaged (" in warnings[0]
     assert "it is 4.damaged-2 now, going on from 2" in warnings[0]
@@ -146,8 +165,14 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint(run, whole, quiet_config
 def test_where_all_are_damaged_nothing_is_changed(run, quiet_config, pictures):
     for step in (2, 4):
         truncate(run / f"checkpoints/{step}/params")
-    before = {path: content for path, content in files_of(run).items() if path.name not in ("run.json", "config.json")}
-    with pytest.raises(UserError, match=r"no checkpoint can be used: 4: .*; 2: .*Nothing was changed"):
+    before = {
+        path: content
+        for path, content in files_of(run).items()
+        if path.name not in ("run.json", "config.json")
+    }
+    with pytest.raises(
+        UserError, match=r"no checkpoint can be used: 4: .*; 2: .*Nothing was changed"
+    ):
         fit(quiet_config, run, pictures)
     after = files_of(run)
     assert all(after[path] == content for path, content in before.items())
@@ -161,7 +186,10 @@ def test_where_all_are_damaged_nothing_is_changed(run, quiet_config, pictures):
             r"is float32 of shape \(1099511627776,\), and by the run's config float32 of shape \(4,\)",
         ),
         ({"data_type": "float64"}, r"is float64 of shape \(4,\)"),
-        ({"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**40]}}}, "pieces larger than itself"),
+        (
+            {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**40]}}},
+            "pieces larger than itself",
+        ),
         (None, "stem.bias is not there"),
     ],
 )
@@ -180,7 +208,9 @@ def test_what_a_checkpoint_claims_is_checked_before_memory_is_taken(run, change,
         metadata = json.loads((part / "_METADATA").read_text())
         del metadata["tree_metadata"]["('stem', 'bias')"]
         (part / "_METADATA").write_text(json.dumps(metadata))
-    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr(
+        checkpoint.ocp, "load_checkpointables", lambda *_: pytest.fail("memory was taken")
+    )
     with pytest.raises(UserError, match=says):
         load(run, step=4)
 
@@ -189,20 +219,26 @@ def test_a_checkpoint_that_may_be_whole_is_not_called_damaged(run, monkeypatch):
     """Memory that does not suffice, or a store that does not answer, says nothing of the files."""
     for error in (MemoryError("no more"), ValueError("UNAVAILABLE: storage.example.com")):
         monkeypatch.setattr(
-            checkpoint.ocp, "load_checkpointables", lambda *_, error=error: (_ for _ in ()).throw(error)
+            checkpoint.ocp,
+            "load_checkpointables",
+            lambda *_, error=error: (_ for _ in ()).throw(error),
         )
-        with pytest.raises(UserError, match=r"checkpoints/4: this checkpoint cannot be read: (no more|UNAVAILABLE)"):
+        with pytest.raises(
+            UserError, match=r"checkpoints/4: this checkpoint cannot be read: (no more|UNAVAILABLE)"
+        ):
             load(run)
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(run, quiet_config, pictures):
     before = files_of(run)
     with locked(run):
-        with pytest.raises(UserError, match=rf"{run}: process {os.getpid()} on .* is training here"):
+        with pytest.raises(
+            UserError, match=rf"{run}: process {os.getpid()} on .* is training here"
+        ):
             fit(quiet_config, run, pictures)
-        assert {path: content for path, content in files_of(run).items() if path.name != ".lock"} == {
-            path: content for path, content in before.items() if path.name != ".lock"
-        }
+        assert {
+            path: content for path, content in files_of(run).items() if path.name != ".lock"
+        } == {path: content for path, content in before.items() if path.name != ".lock"}
         load(run)  # Reading is free.
     fit(quiet_config, run, pictures)
 
@@ -211,9 +247,12 @@ def test_a_full_disk_is_told_and_damages_nothing(small_disk, quiet_config, pictu
     run = small_disk / "run"
     fit(on_one_device(quiet_config, train={"steps": 2}), run, pictures)
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-    (small_disk / "filler").write_bytes(bytes(free - 64 * 1024))  # Enough for lines, not for a checkpoint.
+    (small_disk / "filler").write_bytes(
+        bytes(free - 64 * 1024)
+    )  # Enough for lines, not for a checkpoint.
     with pytest.raises(
-        UserError, match=r"a checkpoint cannot be saved: .*[Nn]o space.*; the last good checkpoint is 2"
+        UserError,
+        match=r"a checkpoint cannot be saved: .*[Nn]o space.*; the last good checkpoint is 2",
     ):
         fit(quiet_config, run, pictures)
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]
@@ -224,7 +263,9 @@ def test_a_full_disk_is_told_and_damages_nothing(small_disk, quiet_config, pictu
     config = (run / "config.json").read_bytes()
     with pytest.raises(UserError, match=r"run.json: cannot be written \(No space left on device\)"):
         fit(quiet_config, run, pictures)
-    assert (run / "config.json").read_bytes() == config and json.loads((run / "run.json").read_text())
+    assert (run / "config.json").read_bytes() == config and json.loads(
+        (run / "run.json").read_text()
+    )
 
     for name in ("filler", "more"):
         (small_disk / name).unlink()
@@ -254,7 +295,10 @@ def file_limit(size):
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
     append_line(tmp_path / "lines", b"first\n")
-    with file_limit(10), pytest.raises(UserError, match=r"lines: cannot be written \(File too large\)"):
+    with (
+        file_limit(10),
+        pytest.raises(UserError, match=r"lines: cannot be written \(File too large\)"),
+    ):
         append_line(tmp_path / "lines", b"the second\n")
     assert (tmp_path / "lines").read_bytes() == b"first\n"
 
@@ -268,7 +312,11 @@ def test_what_tensorboard_cannot_write_is_told_once_and_stops_nothing(tmp_path, 
             board.add(step, summary.image("x", np.zeros((8, 8, 3), np.uint8), dataformats="HWC"))
         board.add(
             100,
-            summary.image("x", np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8), dataformats="HWC"),
+            summary.image(
+                "x",
+                np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8),
+                dataformats="HWC",
+            ),
         )
         board.add(101, summary.scalar("y", 1.0))
         board.close()
@@ -280,7 +328,9 @@ def test_what_tensorboard_cannot_write_is_told_once_and_stops_nothing(tmp_path, 
 def test_damaged_lines_of_metrics_are_set_aside(tmp_path, caplog):
     good = [json.dumps({"step": step, "loss": 0.5}).encode() + b"\n" for step in range(1, 7)]
     bad = [b'{"step": 2, "lo\x00\xff\n', b"17\n"]
-    (tmp_path / "metrics.jsonl").write_bytes(b"".join([good[0], bad[0], *good[2:4], bad[1], *good[4:], b'{"step": 7']))
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b"".join([good[0], bad[0], *good[2:4], bad[1], *good[4:], b'{"step": 7'])
+    )
     with caplog.at_level(logging.WARNING):
         RunLog(tmp_path, 5, 10).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join([good[0], *good[2:5]])
@@ -292,10 +342,16 @@ def test_damaged_lines_of_metrics_are_set_aside(tmp_path, caplog):
 def test_what_was_learned_is_saved_before_pictures_are_drawn(tiny, pictures, tmp_path, monkeypatch):
     """A supervisor kills what does not end soon after its SIGTERM, and drawing may take minutes."""
     saved = []
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda self, step, parts: saved.append(step))
-    monkeypatch.setattr(train, "_pictures", lambda *_: saved.append("drawn") or np.zeros((1, 8, 8, 1)))
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "save", lambda self, step, parts: saved.append(step)
+    )
+    monkeypatch.setattr(
+        train, "_pictures", lambda *_: saved.append("drawn") or np.zeros((1, 8, 8, 1))
+    )
     fit(
-        on_one_device(tiny, train={"steps": 3, "sample_every": 2, "eval_every": 0}, checkpoint={"every": 9}),
+        on_one_device(
+            tiny, train={"steps": 3, "sample_every": 2, "eval_every": 0}, checkpoint={"every": 9}
+        ),
         tmp_path,
         pictures,
     )

@@ -32,7 +32,12 @@ def template(tmp_path_factory):
 def data(template, tmp_path):
     """A Data of the prepared set, in a folder of its own."""
     shutil.copytree(template, tmp_path / "tfds")
-    return Data(source="tfds:own_pictures", test="tfds:own_pictures", dir=str(tmp_path / "tfds"), image_shape=SHAPE)
+    return Data(
+        source="tfds:own_pictures",
+        test="tfds:own_pictures",
+        dir=str(tmp_path / "tfds"),
+        image_shape=SHAPE,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +62,11 @@ def prepared_folder(data):
 def test_every_image_is_read_with_its_label(data):
     source = load_source(data)
     images = everything(source)
-    assert source.names == [str(i) for i in range(40)] and images.dtype == np.uint8 and not source.streamed
+    assert (
+        source.names == [str(i) for i in range(40)]
+        and images.dtype == np.uint8
+        and not source.streamed
+    )
     original = prepared.pixels("train")
     keys = [int(np.flatnonzero((original == image).all((1, 2, 3)))[0]) for image in images]
     assert sorted(keys) == list(range(40)) and source.labels.tolist() == [key % 3 for key in keys]
@@ -86,7 +95,9 @@ def test_the_cache_is_used_checked_and_done_without(data, monkeypatch, caplog):
     written = dict(np.load(file))
     np.savez(file, **{**written, "images": 255 - written["images"]})
     np.testing.assert_array_equal(everything(load_source(data)), 255 - images)  # read, not decoded
-    np.savez(file, **{**written, "images": 255 - written["images"], "fingerprint": np.array("another")})
+    np.savez(
+        file, **{**written, "images": 255 - written["images"], "fingerprint": np.array("another")}
+    )
     np.testing.assert_array_equal(everything(load_source(data)), images)
     again = load_source(data)
     np.testing.assert_array_equal(everything(again), images)
@@ -115,7 +126,8 @@ def test_a_large_set_is_the_same_data_and_is_streamed(data):
     np.testing.assert_array_equal(large.read(some), small.read(some))
     batches = open_batches(large, np.arange(40), 8, 0, dataclasses.replace(data, workers=0))
     np.testing.assert_array_equal(
-        batches.batch_at(9)["image"], open_batches(small, np.arange(40), 8, 0, data).batch_at(9)["image"]
+        batches.batch_at(9)["image"],
+        open_batches(small, np.arange(40), 8, 0, data).batch_at(9)["image"],
     )
     batches.close()
 
@@ -137,7 +149,16 @@ def test_the_fingerprint_tells_sets_and_shapes_apart_and_not_places(data, tmp_pa
         return load_source(dataclasses.replace(data, **changes)).fingerprint
 
     assert fingerprint() == fingerprint(dir=str(tmp_path / "same"), cache_mb=0)
-    assert len({fingerprint(), fingerprint(dir=str(tmp_path / "other")), fingerprint(image_shape=(4, 4, 3))}) == 3
+    assert (
+        len(
+            {
+                fingerprint(),
+                fingerprint(dir=str(tmp_path / "other")),
+                fingerprint(image_shape=(4, 4, 3)),
+            }
+        )
+        == 3
+    )
     assert load_source(data, test=True).fingerprint != fingerprint()
 
 
@@ -153,7 +174,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(data, tmp_path):
     missing = f"tfds:cifar10 is not prepared in {tmp_path}/cifar10/.*; to do that, once, pip install 'ddpm-jax.tfds"
     refuse(missing, source="tfds:cifar10", dir=str(tmp_path))
     refuse("an image file gives 1 .grey. or 3 .RGB. channels, not 2", image_shape=(4, 4, 2))
-    refuse("image 0 of tfds:own_pictures is 5x6 pixels, data.image_shape 8x8", image_shape=(8, 8, 3))
+    refuse(
+        "image 0 of tfds:own_pictures is 5x6 pixels, data.image_shape 8x8", image_shape=(8, 8, 3)
+    )
 
 
 def test_other_features_and_formats_are_refused(data, tmp_path):
@@ -163,7 +186,9 @@ def test_other_features_and_formats_are_refused(data, tmp_path):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"x": np.int64}))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"x": np.int64})
+            )
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples()}
@@ -175,7 +200,9 @@ def test_other_features_and_formats_are_refused(data, tmp_path):
     other = dataclasses.replace(data, source="tfds:no_pictures", dir=str(tmp_path))
     with pytest.raises(UserError, match="tfds:no_pictures has no feature `image` of bytes, only x"):
         load_source(other)
-    with pytest.raises(UserError, match="tfds:no_pictures has no split test or validation, only train"):
+    with pytest.raises(
+        UserError, match="tfds:no_pictures has no split test or validation, only train"
+    ):
         load_source(dataclasses.replace(other, test=other.source), test=True)
     info = prepared_folder(data) / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
@@ -194,10 +221,16 @@ def test_readers_travel_to_other_processes(data, tmp_path, rng):
     (tmp_path / "images").mkdir()
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for i in range(3):
-            Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)).save(tmp_path / f"images/{i}.png")
+            Image.fromarray(rng.integers(0, 256, (4, 4), dtype=np.uint8)).save(
+                tmp_path / f"images/{i}.png"
+            )
             archive.write(tmp_path / f"images/{i}.png", f"{i}.png")
     for kind in ("folder:{}/images", "folder:{}/images.zip", "tfds:own_pictures"):
-        streamed = Data(source=kind.format(tmp_path), dir=data.dir, image_shape=(4, 4, 1), cache_mb=0)
+        streamed = Data(
+            source=kind.format(tmp_path), dir=data.dir, image_shape=(4, 4, 1), cache_mb=0
+        )
         source = load_source(streamed)
         some = np.array([2, 0])
-        np.testing.assert_array_equal(pickle.loads(pickle.dumps(source.read))(some), source.read(some))
+        np.testing.assert_array_equal(
+            pickle.loads(pickle.dumps(source.read))(some), source.read(some)
+        )

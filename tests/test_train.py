@@ -65,9 +65,9 @@ def test_a_step_is_loss_gradient_update_and_average(tiny, pictures):
 
     rng = jax.random.fold_in(jax.random.key(7), 3)
     x_0 = random_flip(example_keys(rng, jnp.arange(8)), jnp.float32(images) / 127.5 - 1)
-    loss, gradient = jax.jit(jax.value_and_grad(lambda params: ddpm.loss(params, rng, x_0, train=True).mean()))(
-        state.params
-    )
+    loss, gradient = jax.jit(
+        jax.value_and_grad(lambda params: ddpm.loss(params, rng, x_0, train=True).mean())
+    )(state.params)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(gradient)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
@@ -82,7 +82,9 @@ def test_a_step_is_loss_gradient_update_and_average(tiny, pictures):
 
 
 def test_the_average_is_kept_in_float32_whatever_is_computed_in(tiny, pictures):
-    ddpm = DDPM(with_(tiny, model={"dtype": "bfloat16"}, optim={"ema_decay": 0.9999, "warmup_steps": 0}))
+    ddpm = DDPM(
+        with_(tiny, model={"dtype": "bfloat16"}, optim={"ema_decay": 0.9999, "warmup_steps": 0})
+    )
     state = jax.jit(update.init_state, static_argnums=0)(ddpm)
     after, _ = jax.jit(update.train_step, static_argnums=0)(ddpm, state, pictures[:8])
     assert {leaf.dtype for leaf in jax.tree.leaves(after.ema_params)} == {jnp.dtype("float32")}
@@ -100,7 +102,9 @@ def test_four_steps_are_two_stopped_and_resumed_to_four_bit_for_bit(tiny, pictur
     assert_equal_trees(whole, resumed)
     keep = ("step", "loss", "grad_norm", "steps")
     parts, straight = lines(tmp_path / "parts"), lines(tmp_path / "whole")
-    assert [[line[name] for name in keep] for line in parts] == [[line[name] for name in keep] for line in straight]
+    assert [[line[name] for name in keep] for line in parts] == [
+        [line[name] for name in keep] for line in straight
+    ]
     # What a kill leaves behind: lines of updates that no checkpoint holds, and half of one.
     with (tmp_path / "parts/metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "loss": 0.1}\n{"step": 6, "lo')
@@ -117,13 +121,25 @@ def test_a_run_directory_tells_all(tiny, pictures, tmp_path):
     about = json.loads((run / "run.json").read_text())
     start = about["starts"][0]
     assert about["images"] == 48 and len(about["data_fingerprint"]) == 32
-    assert start["versions"]["jax"] == jax.__version__ and "fry" in start["prng"] and "xla" in start["xla_flags"]
+    assert (
+        start["versions"]["jax"] == jax.__version__
+        and "fry" in start["prng"]
+        and "xla" in start["xla_flags"]
+    )
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
     assert (run / "samples.png").exists() and (run / "samples/00000004.png").exists()
     events = next((run / "tensorboard").iterdir()).read_bytes()
     assert b"grad_norm" in events and b"holdout_loss" in events and b"\x89PNG" in events
     last = lines(run)[-1]
-    assert set(last) == {"step", "loss", "grad_norm", "steps", "steps_per_s", "images_per_s", "holdout_loss"}
+    assert set(last) == {
+        "step",
+        "loss",
+        "grad_norm",
+        "steps",
+        "steps_per_s",
+        "images_per_s",
+        "holdout_loss",
+    }
     ddpm, params = load(run)
     assert ddpm.config.model == tiny.model
     assert_equal_trees(params, state.ema_params)
@@ -144,7 +160,8 @@ def test_load_names_what_is_not_there(tiny, pictures, tmp_path):
     config["model"]["base_channels"] = 8
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     with pytest.raises(
-        UserError, match=r"no checkpoint can be used: 2: .* of shape \(4,\), and by the run's config .* \(8,\)"
+        UserError,
+        match=r"no checkpoint can be used: 2: .* of shape \(4,\), and by the run's config .* \(8,\)",
     ):
         load(tmp_path / "run")
 
@@ -154,7 +171,9 @@ def test_any_number_of_devices_learns_the_same(tiny, pictures, tmp_path):
     for devices in (1, 4):
         config = with_(tiny, parallel={"devices": devices}, train={"log_every": 1, "eval_every": 0})
         fit(config, tmp_path / str(devices), pictures)
-        losses[devices] = [(line["loss"], line["grad_norm"]) for line in lines(tmp_path / str(devices))]
+        losses[devices] = [
+            (line["loss"], line["grad_norm"]) for line in lines(tmp_path / str(devices))
+        ]
     np.testing.assert_allclose(losses[4], losses[1], rtol=1e-5)
     # A run begun on one device goes on on all four.
     resumed = fit(with_(tiny, train={"steps": 5, "eval_every": 0}), tmp_path / "1", pictures)
@@ -165,7 +184,9 @@ def test_every_example_gets_its_own_noise_on_every_device(tiny, pictures):
     """Sharding must not repeat the draws of the first device's rows on the others."""
     ddpm = DDPM(tiny)
     mesh = make_mesh(4)
-    params = jax.device_put(jax.jit(update.init_state, static_argnums=0)(ddpm).params, replicated(mesh))
+    params = jax.device_put(
+        jax.jit(update.init_state, static_argnums=0)(ddpm).params, replicated(mesh)
+    )
     images = place(np.repeat(pictures[:1], 8, axis=0), mesh)
     losses = train._loss(ddpm, params, jax.random.key(0), images)
     assert len(set(np.asarray(losses).tolist())) == 8
@@ -178,16 +199,23 @@ def test_the_holdout_loss_takes_every_image_once(tiny, pictures):
     ddpm = DDPM(with_(tiny, train={"batch_size": 4}))
     params = jax.jit(update.init_state, static_argnums=0)(ddpm).params
     source, indices = from_array(pictures, (8, 8, 1)), np.array([1, 5, 9, 13, 17, 21])
-    rng = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), train.HOLDOUT), start) for start in (0, 4)]
+    rng = [
+        jax.random.fold_in(jax.random.fold_in(jax.random.key(0), train.HOLDOUT), start)
+        for start in (0, 4)
+    ]
     first = train._loss(ddpm, params, rng[0], pictures[indices[:4]])
     second = train._loss(ddpm, params, rng[1], pictures[np.resize(indices[4:], 4)])[:2]
     expected = np.concatenate([first, second]).mean()
-    np.testing.assert_allclose(train.holdout_loss(ddpm, params, source, indices), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        train.holdout_loss(ddpm, params, source, indices), expected, rtol=1e-6
+    )
 
 
 def test_a_holdout_loss_that_is_not_finite_stops_the_run(tiny, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "holdout_loss", lambda *_: float("nan"))
-    with pytest.raises(NonFiniteLoss, match="holdout_loss is nan at step 4; the last good checkpoint is 2"):
+    with pytest.raises(
+        NonFiniteLoss, match="holdout_loss is nan at step 4; the last good checkpoint is 2"
+    ):
         fit(on_one_device(tiny), tmp_path / "run", pictures)
 
 
@@ -204,8 +232,12 @@ def test_another_default_prng_draws_the_same(tiny, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["batch_at", "holdout_loss"])
-def test_lost_data_stop_the_run_and_keep_what_was_learned(tiny, pictures, tmp_path, monkeypatch, name):
-    config = on_one_device(tiny, train={"steps": 8, "eval_every": 3, "log_every": 5}, checkpoint={"every": 100})
+def test_lost_data_stop_the_run_and_keep_what_was_learned(
+    tiny, pictures, tmp_path, monkeypatch, name
+):
+    config = on_one_device(
+        tiny, train={"steps": 8, "eval_every": 3, "log_every": 5}, checkpoint={"every": 100}
+    )
 
     def lose(*_):
         raise DataLost("data: cat/0.png was there at the start")
@@ -213,7 +245,9 @@ def test_lost_data_stop_the_run_and_keep_what_was_learned(tiny, pictures, tmp_pa
     batch_at = Batches.batch_at
     if name == "batch_at":
         monkeypatch.setattr(train, "holdout_loss", lambda *_: 0.5)
-        monkeypatch.setattr(Batches, name, lambda self, step: lose() if step == 3 else batch_at(self, step))
+        monkeypatch.setattr(
+            Batches, name, lambda self, step: lose() if step == 3 else batch_at(self, step)
+        )
     else:
         monkeypatch.setattr(train, name, lose)
     with pytest.raises(DataLost):
@@ -243,13 +277,17 @@ def test_a_signal_saves_and_ends(tiny, pictures, tmp_path, number, monkeypatch):
 
 
 def test_fit_works_outside_the_main_thread(tiny, pictures, tmp_path):
-    thread = threading.Thread(target=fit, args=(on_one_device(tiny, train={"steps": 2}), tmp_path / "run", pictures))
+    thread = threading.Thread(
+        target=fit, args=(on_one_device(tiny, train={"steps": 2}), tmp_path / "run", pictures)
+    )
     thread.start()
     thread.join()
     assert (tmp_path / "run/samples.png").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tiny, pictures, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
+    tiny, pictures, tmp_path, monkeypatch
+):
     config = on_one_device(tiny, train={"steps": 8, "log_every": 5, "eval_every": 0})
     step = update._step
 
@@ -259,7 +297,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tiny, pictures
         return state, {**metrics, "grad_norm": np.float32(np.nan)} if broken else metrics
 
     monkeypatch.setattr(update, "_step", break_update_4)
-    with pytest.raises(NonFiniteLoss, match="grad_norm is nan at step 4; the last good checkpoint is 2"):
+    with pytest.raises(
+        NonFiniteLoss, match="grad_norm is nan at step 4; the last good checkpoint is 2"
+    ):
         fit(config, tmp_path / "run", pictures)
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["2"]
 
@@ -275,7 +315,11 @@ def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_
     other = with_(config, seed=1, optim={"learning_rate": 5e-4}, model={"dropout": 0.0})
     with pytest.raises(UserError) as error:
         fit(other, tmp_path / "run", pictures)
-    for field in ("seed was 0 and is 1", "optim.learning_rate was 0.001 and is 0.0005", "model.dropout was 0.2"):
+    for field in (
+        "seed was 0 and is 1",
+        "optim.learning_rate was 0.001 and is 0.0005",
+        "model.dropout was 0.2",
+    ):
         assert field in str(error.value)
     with pytest.raises(UserError, match="the data are not those it was started with"):
         fit(config, tmp_path / "run", pictures[::-1].copy())
@@ -287,7 +331,13 @@ def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_
     fit(
         with_(
             config,
-            train={"steps": 2, "log_every": 1, "eval_every": 1, "sample_every": 1, "num_samples": 1},
+            train={
+                "steps": 2,
+                "log_every": 1,
+                "eval_every": 1,
+                "sample_every": 1,
+                "num_samples": 1,
+            },
             checkpoint={"every": 1, "keep": 1},
             data={"workers": 1, "cache_mb": 1},
         ),

@@ -84,7 +84,13 @@ def _leave(code: int) -> None:
 
 def _run(args: list[str]) -> int:
     commands = {
-        **{"train": _train, "plan": _plan, "sample": _sample, "likelihood": _likelihood, "evaluate": _evaluate},
+        **{
+            "train": _train,
+            "plan": _plan,
+            "sample": _sample,
+            "likelihood": _likelihood,
+            "evaluate": _evaluate,
+        },
         **{"figure": _figure, "export": _export},
     }
     command, rest = (args[0], args[1:]) if args else ("--help", [])
@@ -179,7 +185,9 @@ def _figure(args: list[str]) -> None:
         print(_usage())
         return
     if name not in FIGURES:
-        raise UserError(f"figure: {name!r} is not one of {', '.join(FIGURES)}; ddpm-jax figure NAME RUN [--options]")
+        raise UserError(
+            f"figure: {name!r} is not one of {', '.join(FIGURES)}; ddpm-jax figure NAME RUN [--options]"
+        )
     from ddpm_jax import figures
 
     figure = _parse(getattr(figures, FIGURES[name]), args, f"ddpm-jax figure {name}")
@@ -193,7 +201,9 @@ def _usage() -> str:
 
 def _lines(names) -> str:
     """The names, as many a line as fit under the commands' descriptions."""
-    return textwrap.fill(", ".join(names), 78, subsequent_indent=" " * 18, initial_indent=" " * 18).strip()
+    return textwrap.fill(
+        ", ".join(names), 78, subsequent_indent=" " * 18, initial_indent=" " * 18
+    ).strip()
 
 
 def _parse(kind, args, prog, default=None):
@@ -202,7 +212,9 @@ def _parse(kind, args, prog, default=None):
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=args, prog=prog, config=(tyro.conf.PositionalRequiredArgs,), **given)
+            return tyro.cli(
+                kind, args=args, prog=prog, config=(tyro.conf.PositionalRequiredArgs,), **given
+            )
     except SystemExit as exit:
         if not exit.code:
             raise
@@ -213,19 +225,31 @@ def _parse(kind, args, prog, default=None):
 def _one_line(box: str) -> str:
     """The words of tyro's box, whose frame is of lines or, on a plain terminal, of dashes."""
     rows = [row.strip(" │|") for row in box.splitlines()]
-    rows = [row for row in rows if row.strip("─-╭╮╰╯ ") and not row.startswith(("╭", "For full helptext"))]
-    words = " ".join(rows).replace(" Perhaps you meant:", "; perhaps you meant").replace(" Argument helptext:", " for")
+    rows = [
+        row
+        for row in rows
+        if row.strip("─-╭╮╰╯ ") and not row.startswith(("╭", "For full helptext"))
+    ]
+    words = (
+        " ".join(rows)
+        .replace(" Perhaps you meant:", "; perhaps you meant")
+        .replace(" Argument helptext:", " for")
+    )
     # "Error parsing config.optim: optim.learning_rate: must be ..." names the option twice.
     return re.sub(r".*Error parsing \S+: ", "", words).rstrip(".")
 
 
 def _arguments(options) -> dict:
     """What the command's function takes."""
-    arguments = {name: value for name, value in dataclasses.asdict(options).items() if name != "launch"}
+    arguments = {
+        name: value for name, value in dataclasses.asdict(options).items() if name != "launch"
+    }
     if isinstance(options, SamplerOptions):
         from ddpm_jax.ddpm import Sampler
 
-        arguments["sampler"] = Sampler(*(arguments.pop(name) for name in ("sampler", "steps", "eta", "grid")))
+        arguments["sampler"] = Sampler(
+            *(arguments.pop(name) for name in ("sampler", "steps", "eta", "grid"))
+        )
     return arguments
 
 

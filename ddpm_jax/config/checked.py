@@ -56,7 +56,9 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
     elif typing.get_origin(hint) is tuple:
         size = None if options[-1] is Ellipsis else len(options)
         if not isinstance(value, tuple) or (size is not None and len(value) != size):
-            raise UserError(f"{label}: a tuple of {size or 'some'} numbers is needed, got {value!r}")
+            raise UserError(
+                f"{label}: a tuple of {size or 'some'} numbers is needed, got {value!r}"
+            )
         for item in value:
             _check(label, item, options[0], bounds)
     else:

@@ -52,14 +52,18 @@ class Model(Checked):
         for multiplier in self.channel_multipliers:
             width = self.base_channels * multiplier
             if width % self.norm_groups:
-                raise UserError(f"model.norm_groups: {self.norm_groups} does not divide a level's width, {width}")
+                raise UserError(
+                    f"model.norm_groups: {self.norm_groups} does not divide a level's width, {width}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(Checked):
     """The process and what the network predicts."""
 
-    schedule: Literal["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50", "raised_cosine"] = "linear"
+    schedule: Literal[
+        "linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50", "raised_cosine"
+    ] = "linear"
     """How the betas run from the first step to the last."""
     num_timesteps: Timesteps = 1000
     """T. The betas of `linear` do not change with it: scale beta_start and beta_end by 1000 / T."""
@@ -96,11 +100,17 @@ class Diffusion(Checked):
                 "is infinite; choose x_0, mean or v, or diffusion.loss simple"
             )
         if self.loss == "vlb" and self.min_snr_gamma is not None:
-            raise UserError("diffusion.min_snr_gamma: the bound has weights of its own; leave it out or choose simple")
-        takes = {"cosine": (), "jsd": (), "const": ("beta_end",)}.get(self.schedule, ("beta_start", "beta_end"))
+            raise UserError(
+                "diffusion.min_snr_gamma: the bound has weights of its own; leave it out or choose simple"
+            )
+        takes = {"cosine": (), "jsd": (), "const": ("beta_end",)}.get(
+            self.schedule, ("beta_start", "beta_end")
+        )
         for name in ("beta_start", "beta_end"):
             if getattr(self, name) is not None and name not in takes:
-                raise UserError(f"diffusion.{name}: schedule {self.schedule!r} does not use it; leave it out")
+                raise UserError(
+                    f"diffusion.{name}: schedule {self.schedule!r} does not use it; leave it out"
+                )
 
     @property
     def learns_variance(self) -> bool:
@@ -142,7 +152,9 @@ class Data(Checked):
     def __post_init__(self):
         super().__post_init__()
         if self.source not in ("digits", "array") and not _is_file_source(self.source):
-            raise UserError(f"data.source: {self.source!r} is not digits, folder:PATH, npz:PATH or tfds:NAME")
+            raise UserError(
+                f"data.source: {self.source!r} is not digits, folder:PATH, npz:PATH or tfds:NAME"
+            )
         if self.test is not None and not _is_file_source(self.test):
             raise UserError(f"data.test: {self.test!r} is not folder:PATH, npz:PATH or tfds:NAME")
 
@@ -240,7 +252,9 @@ class Config(Checked):
                 f"as the {len(self.model.channel_multipliers)} levels of model.channel_multipliers need"
             )
         if self.optim.clip == "device" and self.parallel.mode != "pmap":
-            raise UserError("optim.clip: device is for parallel.mode pmap, which has a gradient for each device")
+            raise UserError(
+                "optim.clip: device is for parallel.mode pmap, which has a gradient for each device"
+            )
         if self.train.batch_size % self.train.accumulate:
             raise UserError(
                 f"train.accumulate: {self.train.accumulate} does not divide train.batch_size {self.train.batch_size}"
@@ -261,7 +275,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optim.learning_rate": ..., ...} of nested dicts."""
     flat = {}
     for name, value in values.items():
-        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        flat.update(
+            flatten(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {prefix + name: value}
+        )
     return flat
 
 
@@ -269,7 +287,9 @@ def shipped_configs() -> dict[str, Path]:
     """The configs that come with the package, by name."""
     package = Path(__file__).parent.parent
     # In the wheel they lie inside the package, in a checkout beside it.
-    folder = next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+    folder = next(
+        path for path in (package / "configs", package.parent / "configs") if path.is_dir()
+    )
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
@@ -300,7 +320,9 @@ def _is_file_source(source: str) -> bool:
 
 def _from_dict(cls, values, prefix):
     if not isinstance(values, dict):
-        raise UserError(f"{prefix.rstrip('.') or 'config'}: a table of fields is needed, got {values!r}")
+        raise UserError(
+            f"{prefix.rstrip('.') or 'config'}: a table of fields is needed, got {values!r}"
+        )
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:

@@ -43,7 +43,9 @@ class Batches:
         chosen = np.empty(len(rows), np.int64)
         for e in np.unique(epoch):
             inside = epoch == e
-            chosen[inside] = self.indices[_permutation(self.seed, int(e), len(self.indices))[place[inside]]]
+            chosen[inside] = self.indices[
+                _permutation(self.seed, int(e), len(self.indices))[place[inside]]
+            ]
         return chosen
 
     def close(self) -> None:
@@ -51,7 +53,12 @@ class Batches:
 
 
 def open_batches(
-    source: Source, indices: np.ndarray, batch_size: int, seed: int, data: Data, rows: np.ndarray | None = None
+    source: Source,
+    indices: np.ndarray,
+    batch_size: int,
+    seed: int,
+    data: Data,
+    rows: np.ndarray | None = None,
 ):
     """The Batches of a source in memory; of any other a Stream, which `data.workers` processes read ahead.
 
@@ -73,7 +80,9 @@ def split(source: Source, holdout: float) -> tuple[np.ndarray, np.ndarray]:
     held = np.array([_hash01(name) < holdout for name in source.names])
     train, holdout_indices = np.flatnonzero(~held), np.flatnonzero(held)
     if not len(train):
-        raise UserError(f"data.holdout: {holdout} of {len(source)} images leaves none to train on; lower it")
+        raise UserError(
+            f"data.holdout: {holdout} of {len(source)} images leaves none to train on; lower it"
+        )
     return train, holdout_indices
 
 

@@ -11,7 +11,9 @@ from ddpm_jax.errors import UserError
 MODES = {1: "L", 3: "RGB"}
 
 
-def decode(file: bytes, image_shape: tuple[int, int, int], name: str, ending: str | None = None) -> np.ndarray:
+def decode(
+    file: bytes, image_shape: tuple[int, int, int], name: str, ending: str | None = None
+) -> np.ndarray:
     """The image uint8 [H,W,C]: turned as its EXIF says, over white where transparent, resized to
     cover `image_shape`, and cropped in the centre. `ending` (".png") tells the likely format, by default that
     of `name`. Raises UserError if it is smaller than that or too large to be safe; whatever Pillow raises if
@@ -20,10 +22,14 @@ def decode(file: bytes, image_shape: tuple[int, int, int], name: str, ending: st
     try:
         image = Image.open(io.BytesIO(file), formats=_formats(ending or name))
     except Image.DecompressionBombError as error:
-        raise UserError(f"data: {name} is too large to decode safely: {error}; remove it") from error
+        raise UserError(
+            f"data: {name} is too large to decode safely: {error}; remove it"
+        ) from error
     with image:
         if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise UserError(f"data: {name} claims {image.width}x{image.height} pixels, too many to be safe; remove it")
+            raise UserError(
+                f"data: {name} claims {image.width}x{image.height} pixels, too many to be safe; remove it"
+            )
         image = _to_8_bit(ImageOps.exif_transpose(image), MODES[channels])
     if image.width < width or image.height < height:
         raise UserError(
@@ -37,7 +43,9 @@ def decode(file: bytes, image_shape: tuple[int, int, int], name: str, ending: st
 def check_channels(image_shape: tuple[int, int, int]) -> None:
     """Raises UserError for a number of channels that image files are not decoded to."""
     if image_shape[2] not in MODES:
-        raise UserError(f"data.image_shape: an image file gives 1 (grey) or 3 (RGB) channels, not {image_shape[2]}")
+        raise UserError(
+            f"data.image_shape: an image file gives 1 (grey) or 3 (RGB) channels, not {image_shape[2]}"
+        )
 
 
 def image_files(names) -> list[str]:
@@ -68,7 +76,9 @@ def _to_8_bit(image: Image.Image, mode: str) -> Image.Image:
 def _endings() -> dict[str, str]:
     """{".png": "PNG", ...}: what can be opened. Pillow hands PostScript to an interpreter: left out."""
     formats = Image.registered_extensions()
-    return {ending: name for ending, name in formats.items() if name in Image.OPEN and name != "EPS"}
+    return {
+        ending: name for ending, name in formats.items() if name in Image.OPEN and name != "EPS"
+    }
 
 
 @functools.cache

@@ -115,7 +115,9 @@ class _Zip:
     def __call__(self, name: str) -> bytes:
         # No image that is safe to decode takes more than 8 bytes a pixel; a zip bomb does.
         if self.file.getinfo(name).file_size > 8 * Image.MAX_IMAGE_PIXELS:
-            raise UserError(f"data: {name} unpacks to more bytes than are safe to decode; remove it")
+            raise UserError(
+                f"data: {name} unpacks to more bytes than are safe to decode; remove it"
+            )
         return self.file.read(name)
 
 
@@ -132,7 +134,9 @@ def _try_all(decode_at, names):
 
     # In groups: for small images handing over each one would cost more than decoding it.
     groups = [names[i : i + 64] for i in range(0, len(names), 64)]
-    progress = tqdm(total=len(names), desc="reading images", unit="", disable=None, delay=2, leave=False)
+    progress = tqdm(
+        total=len(names), desc="reading images", unit="", disable=None, delay=2, leave=False
+    )
     with ThreadPoolExecutor() as pool, progress:
         for group, results in zip(groups, pool.map(try_some, groups), strict=True):
             yield from zip(group, results, strict=True)
@@ -163,7 +167,9 @@ def _read(decode_at, names, digests, indices):
 
 
 def _lost(name: str, why: str) -> DataLost:
-    return DataLost(f"data: {name} was there at the start and {why}; put it back and run the same command again")
+    return DataLost(
+        f"data: {name} was there at the start and {why}; put it back and run the same command again"
+    )
 
 
 def _labels(names: list[str]) -> np.ndarray | None:

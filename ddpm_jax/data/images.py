@@ -37,8 +37,12 @@ def grid(images: np.ndarray, columns: int | None = None, size: int = 48) -> np.n
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     gap = max(2, factor // 2)
-    cells = np.full((rows * columns, height * factor + gap, width * factor + gap, channels), 255, np.uint8)
-    cells[:n, : height * factor, : width * factor] = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    cells = np.full(
+        (rows * columns, height * factor + gap, width * factor + gap, channels), 255, np.uint8
+    )
+    cells[:n, : height * factor, : width * factor] = images.repeat(factor, axis=1).repeat(
+        factor, axis=2
+    )
     cells = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
     picture = cells.reshape(rows * cells.shape[1], columns * cells.shape[3], channels)
     return np.pad(picture, ((gap, 0), (gap, 0), (0, 0)), constant_values=255)

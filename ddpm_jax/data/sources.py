@@ -50,8 +50,12 @@ def load_source(data: Data, test: bool = False) -> Source:
         return _load_npz(Path(path).expanduser(), data.image_shape)
     if kind == "digits":
         source = _load_npz(Path(__file__).parent / "digits.npz", data.image_shape)
-        return dataclasses.replace(source, beside=None)  # The package's own folder is no place for users' files.
-    raise UserError("data.source: an array comes from Python alone; call ddpm_jax.fit(config, workdir, images)")
+        return dataclasses.replace(
+            source, beside=None
+        )  # The package's own folder is no place for users' files.
+    raise UserError(
+        "data.source: an array comes from Python alone; call ddpm_jax.fit(config, workdir, images)"
+    )
 
 
 def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=None) -> Source:
@@ -62,7 +66,9 @@ def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=Non
     images = np.asarray(images)
     images = images[..., None] if images.ndim == 3 else images
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise UserError(f"data: uint8 images [N, H, W, C] are needed, got {images.dtype} {list(images.shape)}")
+        raise UserError(
+            f"data: uint8 images [N, H, W, C] are needed, got {images.dtype} {list(images.shape)}"
+        )
     if not len(images):
         raise UserError("data: there is not one image")
     if images.shape[1:] != tuple(image_shape):
@@ -75,18 +81,28 @@ def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=Non
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-            raise UserError(f"data: labels must be {len(images)} integers, got {labels.dtype} {list(labels.shape)}")
+            raise UserError(
+                f"data: labels must be {len(images)} integers, got {labels.dtype} {list(labels.shape)}"
+            )
         labels = labels.astype(np.int32)
         digest.update(labels.tobytes())
-    return Source([str(i) for i in range(len(images))], images.__getitem__, labels, digest.hexdigest())
+    return Source(
+        [str(i) for i in range(len(images))], images.__getitem__, labels, digest.hexdigest()
+    )
 
 
 def _load_npz(path, image_shape) -> Source:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if "images" not in arrays.files:
-                raise UserError(f"data: {path} has no array `images`, only {', '.join(arrays.files) or 'nothing'}")
-            source = from_array(arrays["images"], image_shape, arrays["labels"] if "labels" in arrays.files else None)
+                raise UserError(
+                    f"data: {path} has no array `images`, only {', '.join(arrays.files) or 'nothing'}"
+                )
+            source = from_array(
+                arrays["images"],
+                image_shape,
+                arrays["labels"] if "labels" in arrays.files else None,
+            )
             return dataclasses.replace(source, beside=path.parent)
     except UserError:
         raise

@@ -28,7 +28,9 @@ class Stream:
         """`workers` 0 reads ahead in a thread of this process."""
         self.source, self.workers = batches.source, workers
         # The workers find images by their index, and millions of names would lie in each.
-        self._batches = dataclasses.replace(batches, source=dataclasses.replace(batches.source, names=[]))
+        self._batches = dataclasses.replace(
+            batches, source=dataclasses.replace(batches.source, names=[])
+        )
         self._iterator, self._next = None, None
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
@@ -60,10 +62,14 @@ class Stream:
         self.close()
         steps = grain.MapDataset.range(step, sys.maxsize).map(self._batches.batch_at)
         if self.workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which this program does not use.
+            if (
+                not flags.FLAGS.is_parsed()
+            ):  # Grain reads absl's flags, which this program does not use.
                 flags.FLAGS.mark_as_parsed()
             # The worker itself is what reads ahead: no threads in it.
-            stream = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(
+            stream = steps.to_iter_dataset(
+                grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+            ).mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1),
                 worker_init_fn=_settle,
             )

@@ -37,7 +37,9 @@ def load_tfds(name: str, data: Data, test: bool = False) -> Source:
     if not builder.data_path.exists():
         _prepare(builder, name, data)
     split = _split(builder, name, test)
-    read = _Reader(f"tfds:{name}", str(builder.data_path), split, data.image_shape, _has_labels(builder, name))
+    read = _Reader(
+        f"tfds:{name}", str(builder.data_path), split, data.image_shape, _has_labels(builder, name)
+    )
     count = builder.info.splits[split].num_examples
     fingerprint = _fingerprint(builder, split, count, read)
     names = [str(i) for i in range(count)]
@@ -53,17 +55,25 @@ def _builder(name: str, data: Data):
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(f"data: tfds has no set {name!r}{_near(name, known)}") from None
-    except Exception as error:  # An unknown config is a ValueError, an unknown version an AssertionError.
+    except (
+        Exception
+    ) as error:  # An unknown config is a ValueError, an unknown version an AssertionError.
         set_name, _, config = name.partition("/")
         known = tfds.builder_cls(set_name.partition(":")[0]).builder_configs
         if config and config.partition(":")[0] not in known:
-            raise UserError(f"data: tfds:{set_name} has no config {config!r}{_near(config, known)}") from error
+            raise UserError(
+                f"data: tfds:{set_name} has no config {config!r}{_near(config, known)}"
+            ) from error
         raise UserError(f"data: tfds:{name} cannot be used: {_one_line(error)}") from error
 
 
 def _near(word: str, known) -> str:
     near = difflib.get_close_matches(word, known, n=5)
-    return f"; near it are {', '.join(near)}" if near else f"; there are {', '.join(sorted(known)[:40])}"
+    return (
+        f"; near it are {', '.join(near)}"
+        if near
+        else f"; there are {', '.join(sorted(known)[:40])}"
+    )
 
 
 def _prepare(builder, name: str, data: Data) -> None:
@@ -80,7 +90,9 @@ def _prepare(builder, name: str, data: Data) -> None:
     log.info("data: preparing tfds:%s in %s, once", name, builder.data_path)
     # A folder for each set: two that share one get each other's files.
     full_name = builder.info.full_name
-    downloads = builder.data_path.parents[full_name.count("/")] / "downloads" / full_name.replace("/", "_")
+    downloads = (
+        builder.data_path.parents[full_name.count("/")] / "downloads" / full_name.replace("/", "_")
+    )
     manual = data.manual_dir and os.path.expanduser(data.manual_dir)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -92,8 +104,14 @@ def _prepare(builder, name: str, data: Data) -> None:
     except Exception as error:  # Of the set's own code.
         by_hand = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
         files = f", which you download: {by_hand:.120}" if by_hand else ""
-        remedy = f"; --data.manual-dir names a folder with its original files{files}" if by_hand or not manual else ""
-        raise UserError(f"data: tfds:{name} cannot be prepared: {_one_line(error)}{remedy}") from error
+        remedy = (
+            f"; --data.manual-dir names a folder with its original files{files}"
+            if by_hand or not manual
+            else ""
+        )
+        raise UserError(
+            f"data: tfds:{name} cannot be prepared: {_one_line(error)}{remedy}"
+        ) from error
 
 
 def _split(builder, name: str, test: bool) -> str:
@@ -101,7 +119,9 @@ def _split(builder, name: str, test: bool) -> str:
     for split in wanted:
         if split in there and there[split].num_examples:
             return split
-    raise UserError(f"data: tfds:{name} has no split {' or '.join(wanted)}, only {', '.join(there) or 'none'}")
+    raise UserError(
+        f"data: tfds:{name} has no split {' or '.join(wanted)}, only {', '.join(there) or 'none'}"
+    )
 
 
 def _has_labels(builder, name: str) -> bool:
@@ -111,7 +131,9 @@ def _has_labels(builder, name: str) -> bool:
     image, label = features.get("image"), features.get("label")
     # Images of other types are stored as files of something else than grey values or colours.
     if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
-        raise UserError(f"data: tfds:{name} has no feature `image` of bytes, only {', '.join(features)}")
+        raise UserError(
+            f"data: tfds:{name} has no feature `image` of bytes, only {', '.join(features)}"
+        )
     return label is not None and label.shape == () and np.issubdtype(label.np_dtype, np.integer)
 
 
@@ -140,7 +162,9 @@ class _Reader:
                 f"data: {self.title} in {self.folder} cannot be read now: {_one_line(error)}; "
                 "put it back, or delete that folder to prepare it again, and run the same command again"
             ) from error
-        return images, np.array([record["label"] for record in records], np.int32) if self.labelled else None
+        return images, np.array(
+            [record["label"] for record in records], np.int32
+        ) if self.labelled else None
 
     def _decode(self, record, index):
         file = record["image"]
@@ -163,7 +187,9 @@ def _open(folder: str, split: str):
 
 def _fingerprint(builder, split: str, count: int, read: _Reader) -> str:
     images, labels = read.read(np.unique(np.linspace(0, count - 1, 64).astype(int)))
-    digest = hashlib.blake2b(f"{builder.info.full_name} {split} {count} {images.shape}".encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        f"{builder.info.full_name} {split} {count} {images.shape}".encode(), digest_size=16
+    )
     digest.update(images)
     digest.update(b"" if labels is None else labels)
     return digest.hexdigest()
@@ -178,10 +204,15 @@ def _decoded(folder: epath.Path, read: _Reader, count: int, fingerprint: str):
     kept = _load(file, fingerprint)
     if kept is not None:
         return kept["images"], kept.get("labels")
-    arrays = {"fingerprint": np.array(fingerprint), "images": np.empty((count, *read.image_shape), np.uint8)}
+    arrays = {
+        "fingerprint": np.array(fingerprint),
+        "images": np.empty((count, *read.image_shape), np.uint8),
+    }
     if read.labelled:
         arrays["labels"] = np.empty(count, np.int32)
-    for start in tqdm(range(0, count, 1024), desc=f"decoding {read.title}", disable=None, delay=2, leave=False):
+    for start in tqdm(
+        range(0, count, 1024), desc=f"decoding {read.title}", disable=None, delay=2, leave=False
+    ):
         some = np.arange(start, min(start + 1024, count))
         images, labels = read.read(some)
         arrays["images"][some] = images
@@ -190,7 +221,12 @@ def _decoded(folder: epath.Path, read: _Reader, count: int, fingerprint: str):
     try:
         _save(file, arrays)
     except OSError as error:
-        log.info("data: %s is decoded at every start: it cannot be kept in %s (%s)", read.title, file, error)
+        log.info(
+            "data: %s is decoded at every start: it cannot be kept in %s (%s)",
+            read.title,
+            file,
+            error,
+        )
     return arrays["images"], arrays.get("labels")
 
 

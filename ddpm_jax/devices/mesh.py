@@ -21,9 +21,13 @@ def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
     """
     devices = jax.devices()
     if num_devices is not None and num_devices != len(devices) and jax.process_count() > 1:
-        raise UserError(f"parallel.devices: {num_devices} asked for, and with several processes all are used; omit it")
+        raise UserError(
+            f"parallel.devices: {num_devices} asked for, and with several processes all are used; omit it"
+        )
     if num_devices is not None and num_devices > len(devices):
-        raise UserError(f"parallel.devices: {num_devices} asked for, {len(devices)} here ({devices[0].platform})")
+        raise UserError(
+            f"parallel.devices: {num_devices} asked for, {len(devices)} here ({devices[0].platform})"
+        )
     devices = devices[:num_devices]
     if len(devices) % fsdp:
         raise UserError(f"parallel.fsdp: {fsdp} does not divide the {len(devices)} devices")
@@ -45,7 +49,9 @@ def fsdp_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 def state_shardings(tree, mesh: Mesh):
     """Where the leaves of `tree` (arrays or the like) lie: each by `fsdp_spec`."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, fsdp_spec(leaf.shape, mesh.shape["fsdp"])), tree)
+    return jax.tree.map(
+        lambda leaf: NamedSharding(mesh, fsdp_spec(leaf.shape, mesh.shape["fsdp"])), tree
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -75,10 +81,14 @@ def replicate(tree, mesh: Mesh):
 
 
 def _put(array, sharding):
-    if sharding.is_fully_addressable or (isinstance(array, jax.Array) and not array.is_fully_addressable):
+    if sharding.is_fully_addressable or (
+        isinstance(array, jax.Array) and not array.is_fully_addressable
+    ):
         return jax.device_put(array, sharding)
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_put(jax.random.key_data(array), sharding), impl=jax.random.key_impl(array))
+        return jax.random.wrap_key_data(
+            _put(jax.random.key_data(array), sharding), impl=jax.random.key_impl(array)
+        )
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 

@@ -21,14 +21,20 @@ BOUND = 60
 """Seconds after which the other processes of one that died have ended."""
 
 
-def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+def join(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
     """Joins the programme's other processes, to be called before anything else of jax.
 
     Where nothing is given they are found by themselves on a TPU pod, under SLURM (srun) and in an indexed Job
     of Kubernetes; elsewhere this process is alone and nothing happens. Raises UserError for what does not
     fit together, or where the others do not come.
     """
-    given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
+    given = {
+        "--coordinator": coordinator,
+        "--num-processes": num_processes,
+        "--process-id": process_id,
+    }
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < 3:
         raise UserError(f"{', '.join(missing)}: several processes need all of {', '.join(given)}")
@@ -42,7 +48,9 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         # The bound leaves the others some seconds to hear of it.
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=BOUND - 10)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=BOUND - 10
+        )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the processes of this programme did not find each other: {error}; "
@@ -52,7 +60,12 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
     """Whether jax can find this programme's other processes by itself: SLURM, Kubernetes or a TPU."""
-    slurm = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= environment.keys()
+    slurm = {
+        "SLURM_JOB_ID",
+        "SLURM_STEP_NODELIST",
+        "SLURM_PROCID",
+        "SLURM_LOCALID",
+    } <= environment.keys()
     if slurm and int(environment.get("SLURM_NTASKS", "1")) > 1:
         return True
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
@@ -70,7 +83,11 @@ def is_first() -> bool:
 def agreed(value) -> np.ndarray:
     """Process 0's `value`, a number or an array of them, in all processes; waits for all of them."""
     value = np.asarray(value)
-    return value if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(value))
+    return (
+        value
+        if jax.process_count() == 1
+        else np.asarray(multihost_utils.broadcast_one_to_all(value))
+    )
 
 
 def wait_for_all(name: str) -> None:
@@ -97,4 +114,6 @@ def _check(coordinator, num_processes, process_id) -> None:
     if not host or not port.isdigit():
         raise UserError(f"--coordinator: HOST:PORT is needed, got {coordinator!r}")
     if num_processes < 1 or not 0 <= process_id < num_processes:
-        raise UserError(f"--process-id: from 0 to --num-processes - 1 is needed, got {process_id} of {num_processes}")
+        raise UserError(
+            f"--process-id: from 0 to --num-processes - 1 is needed, got {process_id} of {num_processes}"
+        )

@@ -58,7 +58,11 @@ def _keep_freed_memory() -> None:
     again for the next step.
     """
     own = any(name.startswith("MALLOC_") for name in os.environ)
-    if own or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
+    if (
+        own
+        or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+        or platform.libc_ver()[0] != "glibc"
+    ):
         return
     for number, value in MALLOC_SETTINGS.values():
         ctypes.CDLL(None).mallopt(number, value)
@@ -76,6 +80,8 @@ def _cache_folder():
     """For programs that run on this kind of CPU: one compiled for another may end in an illegal instruction."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    kind = {line for line in lines if line.startswith(("model name", "flags", "Features"))} or set(lines[:1])
+    kind = {line for line in lines if line.startswith(("model name", "flags", "Features"))} or set(
+        lines[:1]
+    )
     hashed = hashlib.blake2b(repr(sorted(kind)).encode(), digest_size=8).hexdigest()
     return user_cache() / f"xla/jaxlib-{jaxlib.__version__}-{hashed}"

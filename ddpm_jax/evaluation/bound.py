@@ -91,7 +91,11 @@ def measure(
     }
     del label["model"]["remat"]  # It changes nothing here.
     of = f"test-{source.fingerprint[:8]}" if split == "test" else split
-    folder = path_of(out) if out else home(run) / "likelihood" / f"{of}-{model.step:08d}-{model.kind}-seed{seed}"
+    folder = (
+        path_of(out)
+        if out
+        else home(run) / "likelihood" / f"{of}-{model.step:08d}-{model.kind}-seed{seed}"
+    )
     claim(folder, "label.json", label)
 
     size = batch_size or 64 * mesh.size
@@ -103,10 +107,15 @@ def measure(
             bits_of = functools.partial(model.ddpm.bits_per_dim, model.params, key, batch_size=size)
             _make_parts(folder, draw, source, indices, size, bits_of, progress)
     wait_for_all("likelihood")
-    parts = [[read_npz(file) for file in _files(folder, draw, 0, len(indices))] for draw in range(draws)]
+    parts = [
+        [read_npz(file) for file in _files(folder, draw, 0, len(indices))] for draw in range(draws)
+    ]
     result = _result(parts, label)
     write_file(folder / "curves.npz", npz(_curves(result)))
-    write_file(folder / "likelihood.json", json.dumps({"run": str(run), **result.summary}, indent=1).encode())
+    write_file(
+        folder / "likelihood.json",
+        json.dumps({"run": str(run), **result.summary}, indent=1).encode(),
+    )
     log.info("%s: likelihood.json, curves.npz", folder)
     return result
 
@@ -125,7 +134,9 @@ def table(likelihood: Likelihood) -> str:
         "prior": "    of it the prior, L_T",
         "distortion": "  distortion, L_0",
     }.items():
-        lines.append(f"{words:28}{summary[name]:8.5f}  {f'{error[name]:.5f}' if error else ''}".rstrip())
+        lines.append(
+            f"{words:28}{summary[name]:8.5f}  {f'{error[name]:.5f}' if error else ''}".rstrip()
+        )
     lines.append(f"{'root mean squared error':28}{summary['rmse']:8.5f}  of 255")
     return "\n".join(lines if error else [*lines, "(a standard error needs --draws 2 or more)"])
 
@@ -175,18 +186,35 @@ def _result(parts: list[list[dict]], label: dict) -> Likelihood:
     draws, images = len(parts), label["images"]
 
     def each_draw(name):
-        return np.array([sum(part[name].sum(dtype=np.float64) for part in of_draw) / images for of_draw in parts])
+        return np.array(
+            [
+                sum(part[name].sum(dtype=np.float64) for part in of_draw) / images
+                for of_draw in parts
+            ]
+        )
 
     def over_t(name):
         return sum(part[name] for of_draw in parts for part in of_draw) / (draws * images)
 
     each = {name: each_draw(name) for name in ("total", "prior", "distortion")}
     each["rate"] = each["total"] - each["distortion"]
-    error = {name: float(values.std(ddof=1) / np.sqrt(draws)) for name, values in each.items()} if draws > 1 else None
+    error = (
+        {name: float(values.std(ddof=1) / np.sqrt(draws)) for name, values in each.items()}
+        if draws > 1
+        else None
+    )
     means = {name: float(each[name].mean()) for name in ("total", "rate", "prior", "distortion")}
     mse = over_t("mse")
-    summary = {**label, "draws": draws, **means, "rmse": float(127.5 * np.sqrt(mse[0])), "standard_error": error}
-    of_images = np.mean([np.concatenate([part["total"] for part in of_draw]) for of_draw in parts], axis=0)
+    summary = {
+        **label,
+        "draws": draws,
+        **means,
+        "rmse": float(127.5 * np.sqrt(mse[0])),
+        "standard_error": error,
+    }
+    of_images = np.mean(
+        [np.concatenate([part["total"] for part in of_draw]) for of_draw in parts], axis=0
+    )
     summary["standard_error_over_images"] = float(np.std(of_images) / np.sqrt(images))
     return Likelihood(summary, over_t("terms"), means["prior"], mse)
 

@@ -87,15 +87,21 @@ def evaluate(
     mesh = make_mesh()
     model = load_weights(run, weights=weights, step=step, mesh=mesh)
     if model.kind == "raw" and weights != "raw":
-        raise UserError(f"weights: {run} holds weights that are not averaged; say --weights raw to evaluate those")
+        raise UserError(
+            f"weights: {run} holds weights that are not averaged; say --weights raw to evaluate those"
+        )
     config = model.ddpm.config
     sampler.check(config)
     folder = path_of(out) if out else home(run) / "evaluation" / _name(model, sampler, seed)
 
     sets = _real_images(model, data)
     root = cache_root(sets[0].source, folder / "real")
-    extractor = inception(inception_file, mesh) if inception_file else proxy(*sets[0][1:], root, mesh)
-    references = {each.split: reference_of(extractor, each.source, each.indices, root) for each in sets}
+    extractor = (
+        inception(inception_file, mesh) if inception_file else proxy(*sets[0][1:], root, mesh)
+    )
+    references = {
+        each.split: reference_of(extractor, each.source, each.indices, root) for each in sets
+    }
     place = path_of(samples) if samples else folder / "samples"
     fill_folder(place, model, n, seed, sampler, batch_size or 64 * mesh.size)
     drawn = _features_of_samples(extractor, model, place, n, folder)
@@ -116,7 +122,9 @@ def evaluate(
     file = folder / f"{extractor.kind}-{n}-{_hash_of(sets)}.json"
     if likelihood:
         write_file(file, json.dumps(result, indent=1).encode())  # The likelihood may take long.
-        result["values"] |= _likelihood(run, data, sets, folder, out, model, seed, weights, batch_size)
+        result["values"] |= _likelihood(
+            run, data, sets, folder, out, model, seed, weights, batch_size
+        )
     else:
         result["values"] |= _likelihood_in(file, model)
     write_file(file, json.dumps(result, indent=1).encode())
@@ -130,7 +138,9 @@ def table(result: dict[str, Any]) -> str:
     is_proxy = features["kind"] == "proxy"
     paper = {} if is_proxy else result["paper"]
     steps = "" if result["steps"] is None else f" of {result['steps']} steps"
-    against = ", ".join(f"{each['images']} images of {each['split']}" for each in result["references"])
+    against = ", ".join(
+        f"{each['images']} images of {each['split']}" for each in result["references"]
+    )
     lines = [
         f"{result['run']}: {words_of(result['weights'], result['step'])}, {result['sampler']}{steps}",
         f"{result['samples']} samples of seed {result['seed']} against {against}",
@@ -138,7 +148,9 @@ def table(result: dict[str, Any]) -> str:
         f"{'':28}{'here':>10}{'error':>10}{'  the paper' if paper else ''}",
     ]
     for name, value in result["values"].items():
-        lines.append(f"{value['title']:28}{value['value']:10.5f}{value['error']:10.5f}  {paper.get(name, '')}".rstrip())
+        lines.append(
+            f"{value['title']:28}{value['value']:10.5f}{value['error']:10.5f}  {paper.get(name, '')}".rstrip()
+        )
     if is_proxy:
         lines += [
             f"proxy: by a classifier of these images that names {features['accuracy']:.1%} of held-out ones right. It",
@@ -157,7 +169,9 @@ def _hash_of(sets: list[Images]) -> str:
     """Which images are compared with."""
     hashed = hashlib.blake2b(digest_size=4)
     for split, source, indices in sets:
-        hashed.update(f"{split} {source.fingerprint}".encode() + np.asarray(indices, np.int64).tobytes())
+        hashed.update(
+            f"{split} {source.fingerprint}".encode() + np.asarray(indices, np.int64).tobytes()
+        )
     return hashed.hexdigest()
 
 
@@ -166,14 +180,18 @@ def _real_images(model: Loaded, data: str | None) -> list[Images]:
     config = model.ddpm.config
     channels = config.data.image_shape[-1]
     if channels not in (1, 3):
-        raise UserError(f"data.image_shape: samples of 1 or 3 channels can be evaluated, not of {channels}")
+        raise UserError(
+            f"data.image_shape: samples of 1 or 3 channels can be evaluated, not of {channels}"
+        )
     if data is None:
         train = Images("train", *read_split(model, "train"))
     else:
         source = load_source(dataclasses.replace(config.data, source=data))
         train = Images("train", source, np.arange(len(source)))
     if len(train.indices) < LEAST:
-        raise UserError(f"data: at least {LEAST} images are needed to compare with, and there are {len(train.indices)}")
+        raise UserError(
+            f"data: at least {LEAST} images are needed to compare with, and there are {len(train.indices)}"
+        )
     try:
         others = _others(model, data)
     except UserError as error:
@@ -219,43 +237,76 @@ def _read_samples(place, image_shape, indices) -> np.ndarray:
 def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> dict[str, dict]:
     """The values by their names; those of a proxy are called so."""
     n, dim = drawn.features.shape
-    counts = {"samples": n, **{f"images of {split}": each.statistics.count for split, each in references.items()}}
+    counts = {
+        "samples": n,
+        **{f"images of {split}": each.statistics.count for split, each in references.items()},
+    }
     for what, count in counts.items():
         if count <= dim:
-            log.warning("%d %s for %d features: their covariance is singular, and FID far too large", count, what, dim)
+            log.warning(
+                "%d %s for %d features: their covariance is singular, and FID far too large",
+                count,
+                what,
+                dim,
+            )
     score = metrics.inception_score(drawn.logits)
-    values = {"is": _value("IS", score.mean, score.std, "standard deviation over 10 parts of the samples")}
+    values = {
+        "is": _value("IS", score.mean, score.std, "standard deviation over 10 parts of the samples")
+    }
     own = metrics.statistics(drawn.features)
     for split, reference in references.items():
         fid = metrics.frechet_distance(own, reference.statistics)
         error = metrics.fid_error(drawn.features, reference.statistics)
-        values[f"fid_{split}"] = _value(f"FID ({split})", fid, error, "jackknife over 10 groups of the samples")
+        values[f"fid_{split}"] = _value(
+            f"FID ({split})", fid, error, "jackknife over 10 groups of the samples"
+        )
     real = references["train"].features
     kid = metrics.kernel_distance(drawn.features, real)
-    values["kid_train"] = _value("KID (train)", kid.mean, kid.error, "standard error over subsets and images")
+    values["kid_train"] = _value(
+        "KID (train)", kid.mean, kid.error, "standard error over subsets and images"
+    )
     # Both depend on the numbers of images, which are made the same.
     some = min(n, len(real))
-    both = metrics.precision_recall(real[np.linspace(0, len(real) - 1, some).astype(int)], drawn.features[:some])
+    both = metrics.precision_recall(
+        real[np.linspace(0, len(real) - 1, some).astype(int)], drawn.features[:some]
+    )
     for name in ("precision", "recall"):
         error = getattr(both, f"{name}_error")
-        values[f"{name}_train"] = _value(f"{name} (train)", getattr(both, name), error, f"binomial, {some} of each set")
+        values[f"{name}_train"] = _value(
+            f"{name} (train)", getattr(both, name), error, f"binomial, {some} of each set"
+        )
     if kind == "proxy":
-        return {f"proxy_{name}": value | {"title": f"proxy {value['title']}"} for name, value in values.items()}
+        return {
+            f"proxy_{name}": value | {"title": f"proxy {value['title']}"}
+            for name, value in values.items()
+        }
     return values
 
 
-def _likelihood(run, data, sets, folder, out, model: Loaded, seed, weights, batch_size) -> dict[str, dict]:
+def _likelihood(
+    run, data, sets, folder, out, model: Loaded, seed, weights, batch_size
+) -> dict[str, dict]:
     """The bound on the images that were not trained on, where there are any."""
     if len(sets) < 2:
         log.info("likelihood: left out, for no images are known that were not trained on")
         return {}
     split, source, indices = sets[1]
     summary = measure(
-        **{"run": run, "split": split, "seed": seed, "weights": weights, "step": model.step, "batch_size": batch_size},
+        **{
+            "run": run,
+            "split": split,
+            "seed": seed,
+            "weights": weights,
+            "step": model.step,
+            "batch_size": batch_size,
+        },
         data=data,
         out=folder / f"likelihood-{split}-{source.fingerprint[:8]}" if out else None,
     ).summary
-    error, words = summary["standard_error_over_images"], f"standard error over the {len(indices)} images"
+    error, words = (
+        summary["standard_error_over_images"],
+        f"standard error over the {len(indices)} images",
+    )
     return {f"nll_{split}": _value(f"NLL ({split}), bits/dim <=", summary["total"], error, words)}
 
 

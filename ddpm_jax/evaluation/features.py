@@ -54,7 +54,9 @@ def inception(path: epath.PathLike, mesh: Mesh) -> Extractor:
     """FID's InceptionV3 with the weights of the file `path`. Raises UserError if it is not one of its weights."""
     params = replicate(load_inception(path), mesh)
     sha256 = hashlib.sha256(path_of(path).read_bytes()).hexdigest()
-    about = {"resize": "to 299x299, bilinear without half-pixel centres or antialiasing, as TensorFlow 1"}
+    about = {
+        "resize": "to 299x299, bilinear without half-pixel centres or antialiasing, as TensorFlow 1"
+    }
     return Extractor("inception", inception_features, params, mesh, sha256, about)
 
 
@@ -66,14 +68,19 @@ def proxy(source: Source, indices: np.ndarray, root: epath.Path, mesh: Mesh) -> 
     file = _folder(root, source, indices, "proxy") / "classifier.npz"
     if not agreed(file.exists()):
         trained = train_classifier(source, indices)
-        write_file(file, npz({**flat_params(trained.params), "accuracy": np.array(trained.accuracy)}))
+        write_file(
+            file, npz({**flat_params(trained.params), "accuracy": np.array(trained.accuracy)})
+        )
     wait_for_all("proxy")
     arrays = read_npz(file)
     accuracy, hashed = float(arrays.pop("accuracy")), hashlib.sha256()
     for array in arrays.values():
         hashed.update(np.ascontiguousarray(array))
     params = replicate(nested_params(arrays), mesh)
-    about = {"accuracy": accuracy, "trained_on": {"data_fingerprint": source.fingerprint, "images": len(indices)}}
+    about = {
+        "accuracy": accuracy,
+        "trained_on": {"data_fingerprint": source.fingerprint, "images": len(indices)},
+    }
     return Extractor("proxy", classifier_features, params, mesh, hashed.hexdigest(), about)
 
 
@@ -99,13 +106,20 @@ class Features(NamedTuple):
 
 
 def features_of(
-    extractor: Extractor, read: Callable, count: int, folder: epath.Path, tag: Callable[[np.ndarray], str]
+    extractor: Extractor,
+    read: Callable,
+    count: int,
+    folder: epath.Path,
+    tag: Callable[[np.ndarray], str],
 ) -> Features:
     """Of the images 0, ..., `count` - 1 that `read` gives as uint8 [B,H,W,C]; those that lie in `folder` are reused.
 
     `tag` maps indices to a word that tells their images from others that may take their places.
     """
-    parts = [read_npz(file) for file in _make_parts(extractor, read, count, folder, Features._fields, tag)]
+    parts = [
+        read_npz(file)
+        for file in _make_parts(extractor, read, count, folder, Features._fields, tag)
+    ]
     return Features(*(np.concatenate([part[name] for part in parts]) for name in Features._fields))
 
 
@@ -118,14 +132,18 @@ class Reference(NamedTuple):
     """[N,D] float32 of at most COMPARED of them, chosen whatever their order is."""
 
 
-def reference_of(extractor: Extractor, source: Source, indices: np.ndarray, root: epath.Path) -> Reference:
+def reference_of(
+    extractor: Extractor, source: Source, indices: np.ndarray, root: epath.Path
+) -> Reference:
     """Of the images `indices` of `source`, kept in `root` under their fingerprint."""
     folder = _folder(root, source, indices, extractor.sha256)
     file = folder / "statistics.npz"
     if not agreed(file.exists()):
         files = _reference_parts(extractor, source, indices, folder)
         kept = statistics(read_npz(part)["features"] for part in files)._asdict()
-        order = np.argsort(np.random.Philox(key=[0, len(indices)]).random_raw(len(indices)), kind="stable")
+        order = np.argsort(
+            np.random.Philox(key=[0, len(indices)]).random_raw(len(indices)), kind="stable"
+        )
         some = np.sort(order[:COMPARED])
         rows = [
             read_npz(part)["features"][some[(some >= start) & (some < start + PART)] - start]
@@ -134,12 +152,18 @@ def reference_of(extractor: Extractor, source: Source, indices: np.ndarray, root
         write_file(file, npz({**kept, "features": np.concatenate(rows)}))
     wait_for_all("statistics")
     kept = read_npz(file)
-    return Reference(Statistics(kept["mean"], kept["covariance"], int(kept["count"])), kept["features"])
+    return Reference(
+        Statistics(kept["mean"], kept["covariance"], int(kept["count"])), kept["features"]
+    )
 
 
-def all_features(extractor: Extractor, source: Source, indices: np.ndarray, root: epath.Path) -> np.ndarray:
+def all_features(
+    extractor: Extractor, source: Source, indices: np.ndarray, root: epath.Path
+) -> np.ndarray:
     """[N,D] of all the images `indices` of `source`, kept in `root` as those of `reference_of` are."""
-    files = _reference_parts(extractor, source, indices, _folder(root, source, indices, extractor.sha256))
+    files = _reference_parts(
+        extractor, source, indices, _folder(root, source, indices, extractor.sha256)
+    )
     return np.concatenate([read_npz(file)["features"] for file in files])
 
 

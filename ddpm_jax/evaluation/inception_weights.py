@@ -36,11 +36,15 @@ def load_inception(path):
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); name InceptionV3's weights") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); name InceptionV3's weights"
+        ) from error
     try:
         tensors = _READERS[path.suffix](content)
     except Exception as error:
-        raise UserError(f"{path}: is not a {path.suffix} file of plain arrays ({error}); make it again") from error
+        raise UserError(
+            f"{path}: is not a {path.suffix} file of plain arrays ({error}); make it again"
+        ) from error
     return from_state_dict(tensors, str(path))
 
 
@@ -50,7 +54,9 @@ def from_state_dict(tensors: dict[str, np.ndarray], title: str):
     left = {name: tensor for name, tensor in tensors.items() if not _is_unused(name)}
     params = [_take(left, [key.key for key in keys], shape.shape, title) for keys, shape in shapes]
     if left:
-        raise UserError(f"{title}: {_some(left)} is not of FID's InceptionV3; other Inceptions give other numbers")
+        raise UserError(
+            f"{title}: {_some(left)} is not of FID's InceptionV3; other Inceptions give other numbers"
+        )
     return jax.tree.unflatten(tree, params)
 
 
@@ -62,7 +68,9 @@ def _take(left, keys, shape, title):
         last, axes = _UNIT[keys[-1]]
         name = ".".join([*keys[:-1], last])
     if name not in left:
-        raise UserError(f"{title}: {name} is missing; it is not FID's InceptionV3, or not all of it")
+        raise UserError(
+            f"{title}: {name} is missing; it is not FID's InceptionV3, or not all of it"
+        )
     tensor = left.pop(name)
     expected = tuple(shape[axes.index(i)] for i in range(len(shape)))
     if tensor.shape != expected or tensor.dtype.kind != "f":

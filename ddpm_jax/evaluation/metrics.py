@@ -77,7 +77,9 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return _distance(a, b, _root(b))
 
 
-def fid_error(features: np.ndarray | Iterable[np.ndarray], reference: Statistics, groups: int = 10) -> float:
+def fid_error(
+    features: np.ndarray | Iterable[np.ndarray], reference: Statistics, groups: int = 10
+) -> float:
     """Standard error of frechet_distance(statistics(features), reference), by a delete-one-group jackknife.
 
     Row i of `features` (as for `statistics`) is of group i % groups. This is the scatter that other images of the
@@ -111,7 +113,8 @@ def inception_score(logits: np.ndarray, splits: int = 10) -> InceptionScore:
     if not 1 <= splits <= len(logits):
         raise ValueError(f"splits: must be from 1 to the {len(logits)} images, got {splits}")
     scores = [
-        _score(np.float64(logits[i * len(logits) // splits : (i + 1) * len(logits) // splits])) for i in range(splits)
+        _score(np.float64(logits[i * len(logits) // splits : (i + 1) * len(logits) // splits]))
+        for i in range(splits)
     ]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
 
@@ -136,12 +139,15 @@ def kernel_distance(
             f"{subsets} subsets and {subset_size} rows"
         )
     values = [
-        _mmd(x[_subset(seed, 2 * i, len(x), size)], y[_subset(seed, 2 * i + 1, len(y), size)]) for i in range(subsets)
+        _mmd(x[_subset(seed, 2 * i, len(x), size)], y[_subset(seed, 2 * i + 1, len(y), size)])
+        for i in range(subsets)
     ]
     # Subsets of one finite set vary less than those of fresh images, by 1 - size / rows.
     std = float(np.std(values, ddof=1))
     fresh = std**2 / (1 - size / rows)
-    return KernelDistance(float(np.mean(values)), float(np.sqrt(fresh * size / rows + std**2 / subsets)), std)
+    return KernelDistance(
+        float(np.mean(values)), float(np.sqrt(fresh * size / rows + std**2 / subsets)), std
+    )
 
 
 def precision_recall(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> PrecisionRecall:
@@ -162,7 +168,9 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, k: int = 3) -> 
             f"and {len(samples)} images"
         )
     precision, recall = (covered.mean() for covered in _covered(samples, reference, k))
-    errors = [np.sqrt(p * (1 - p) / n) for p, n in ((precision, len(samples)), (recall, len(reference)))]
+    errors = [
+        np.sqrt(p * (1 - p) / n) for p, n in ((precision, len(samples)), (recall, len(reference)))
+    ]
     return PrecisionRecall(float(precision), float(recall), *map(float, errors))
 
 
@@ -211,7 +219,9 @@ def _without(total: _Moments, part: _Moments) -> _Moments:
         return _Moments(0, total.mean, total.scatter)
     mean = total.mean + (total.mean - part.mean) * (part.count / count)
     shift = part.mean - mean
-    scatter = total.scatter - part.scatter - np.outer(shift, shift) * (count * part.count / total.count)
+    scatter = (
+        total.scatter - part.scatter - np.outer(shift, shift) * (count * part.count / total.count)
+    )
     return _Moments(count, mean, scatter)
 
 
@@ -231,11 +241,15 @@ def _root(b: Statistics) -> np.ndarray:
 
 def _distance(a: Statistics, b: Statistics, root: np.ndarray) -> float:
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features cannot be compared")
+        raise ValueError(
+            f"statistics of {len(a.mean)} and of {len(b.mean)} features cannot be compared"
+        )
     rank = min(a.count - 1, root.shape[1])
     # Zeros come out as +-1e-16 of the largest, and their roots as 1e-8.
     values = np.linalg.eigvalsh(root.T @ a.covariance @ root)[-rank:]
-    trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(np.maximum(values, 0)).sum()
+    trace = (
+        np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(np.maximum(values, 0)).sum()
+    )
     return float(max(np.square(a.mean - b.mean).sum() + trace, 0.0))
 
 
@@ -271,7 +285,9 @@ def _squared_radii(features, k: int) -> np.ndarray:
             if rows == columns:
                 np.fill_diagonal(squared, np.inf)
             nearest = np.concatenate([nearest, squared], axis=1)
-            nearest = np.partition(nearest, k - 1, axis=1)[:, :k] if nearest.shape[1] > k else nearest
+            nearest = (
+                np.partition(nearest, k - 1, axis=1)[:, :k] if nearest.shape[1] > k else nearest
+            )
         radii.append(nearest.max(axis=1))
     return np.concatenate(radii)
 

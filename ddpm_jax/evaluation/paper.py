@@ -6,7 +6,12 @@ from ddpm_jax.config import Config
 
 # Of CIFAR10, by (prediction, loss, whether the variance is learned): IS, FID (train), FID (test), NLL (test).
 CIFAR10 = {
-    ("eps", "simple", False): {"is": "9.46 +- 0.11", "fid_train": "3.17", "fid_test": "5.24", "nll_test": "<= 3.75"},
+    ("eps", "simple", False): {
+        "is": "9.46 +- 0.11",
+        "fid_train": "3.17",
+        "fid_test": "5.24",
+        "nll_test": "<= 3.75",
+    },
     ("eps", "vlb", False): {"is": "7.67 +- 0.13", "fid_train": "13.51", "nll_test": "<= 3.70"},
     ("mean", "vlb", True): {"is": "7.28 +- 0.10", "fid_train": "23.69"},
     ("mean", "vlb", False): {"is": "8.06 +- 0.09", "fid_train": "13.22"},

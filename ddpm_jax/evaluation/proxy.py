@@ -28,7 +28,9 @@ class Proxy(NamedTuple):
     """The part of the held-out tenth whose class it names."""
 
 
-def train_classifier(source: Source, indices: np.ndarray, *, seed: int = 0, steps: int | None = None) -> Proxy:
+def train_classifier(
+    source: Source, indices: np.ndarray, *, seed: int = 0, steps: int | None = None
+) -> Proxy:
     """A Classifier of the images `indices` [M] of `source`, trained on nine tenths of them, the same for a seed.
 
     Adam with a cosine decay from 0.002, batches of 128, no augmentation; `steps` are ten epochs unless given, but at
@@ -37,7 +39,9 @@ def train_classifier(source: Source, indices: np.ndarray, *, seed: int = 0, step
     labels, classes = _labels(source, indices)
     # Beside the orders of the epochs, which Batches draws from [seed, epoch].
     bits = np.random.Philox(key=[seed, 2**32 - 1]).random_raw(len(indices))
-    held_out, train = np.split(np.asarray(indices)[np.argsort(bits, kind="stable")], [len(indices) // 10])
+    held_out, train = np.split(
+        np.asarray(indices)[np.argsort(bits, kind="stable")], [len(indices) // 10]
+    )
     steps = steps or int(np.clip(10 * len(train) // BATCH_SIZE, 400, 4000))
     network = Classifier(classes)
     params = init_classifier(network, jax.random.key(seed), source.read(indices[:1]).shape[1:])
@@ -45,7 +49,9 @@ def train_classifier(source: Source, indices: np.ndarray, *, seed: int = 0, step
     batches = Batches(source, train, BATCH_SIZE, seed)
     for step in progress_bar(range(steps), desc="training the proxy", unit="step"):
         chosen = batches.indices_at(step)
-        params, opt_state = _update(network, steps, params, opt_state, source.read(chosen), labels[chosen])
+        params, opt_state = _update(
+            network, steps, params, opt_state, source.read(chosen), labels[chosen]
+        )
     return Proxy(params, _accuracy(params, source, held_out, labels))
 
 
@@ -56,12 +62,18 @@ def _labels(source: Source, indices) -> tuple[np.ndarray, int]:
         raise UserError(f"data: these images have no labels to train the proxy on; {remedy}")
     classes = np.unique(source.labels[indices])
     if len(classes) < 2:
-        raise UserError(f"data: the proxy needs labels of two classes or more, and these have one; {remedy}")
+        raise UserError(
+            f"data: the proxy needs labels of two classes or more, and these have one; {remedy}"
+        )
     if len(indices) < 20:
-        raise UserError(f"data: the proxy needs 20 images or more, and there are {len(indices)}; {remedy}")
+        raise UserError(
+            f"data: the proxy needs 20 images or more, and there are {len(indices)}; {remedy}"
+        )
     height, width, _ = source.read(indices[:1]).shape[1:]
     if min(height, width) < 8:
-        raise UserError(f"data: the proxy needs images from 8x8 pixels on, and these are {height}x{width}; {remedy}")
+        raise UserError(
+            f"data: the proxy needs images from 8x8 pixels on, and these are {height}x{width}; {remedy}"
+        )
     return np.searchsorted(classes, source.labels).astype(np.int32), len(classes)
 
 

@@ -50,13 +50,19 @@ def sample_to(
     if kind == "folder":
         fill_folder(path, model, n, seed, sampler, size)
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)  # What cannot be written is better known before.
-        images = np.concatenate([images for _, images in _draw(model, range(n), rng, sampler, size)])
+        path.parent.mkdir(
+            parents=True, exist_ok=True
+        )  # What cannot be written is better known before.
+        images = np.concatenate(
+            [images for _, images in _draw(model, range(n), rng, sampler, size)]
+        )
         write_file(path, png(picture_of(images)) if kind == ".png" else npz({"images": images}))
     log.info("%d images: %s (%s)", n, path, model.words)
 
 
-def fill_folder(folder: epath.Path, model: Loaded, n: int, seed: int, sampler: Sampler, batch_size: int) -> None:
+def fill_folder(
+    folder: epath.Path, model: Loaded, n: int, seed: int, sampler: Sampler, batch_size: int
+) -> None:
     """Draws those of images 0, ..., n - 1 of key(seed) that are missing in `folder`, as 000000.png, 000001.png, ...
 
     Beside them samples.json says what they are of. Raises UserError if the folder holds something else.
@@ -82,7 +88,14 @@ def _draw(model, indices, rng, sampler, batch_size):
     """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
     with progress_bar(total=len(indices), desc="sampling", unit="image") as progress:
         for some in _runs_of(indices, batch_size):
-            x = model.ddpm.sample(model.params, rng, len(some), start=some[0], batch_size=batch_size, **sampler.options)
+            x = model.ddpm.sample(
+                model.params,
+                rng,
+                len(some),
+                start=some[0],
+                batch_size=batch_size,
+                **sampler.options,
+            )
             yield some, to_uint8(x)
             progress.update(len(some))
 

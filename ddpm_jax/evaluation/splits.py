@@ -39,15 +39,23 @@ def read_split(model: Loaded, split: Split, data: str | None = None) -> tuple[So
     if split not in ("train", "holdout"):
         raise UserError(f"split: {split!r} is not one of train, holdout, test")
     if split == "holdout" and model.data_fingerprint is None:
-        raise UserError("split: what this model held out is not known; choose --split train or test")
+        raise UserError(
+            "split: what this model held out is not known; choose --split train or test"
+        )
     if config.source == "array" and data is None:
-        raise UserError("data: this model had its images from elsewhere; pass --data npz:PATH (folder:PATH, tfds:NAME)")
+        raise UserError(
+            "data: this model had its images from elsewhere; pass --data npz:PATH (folder:PATH, tfds:NAME)"
+        )
     source = load_source(dataclasses.replace(config, source=data or config.source))
     if model.data_fingerprint is None:
         return source, np.arange(len(source))
     if source.fingerprint != model.data_fingerprint:
-        raise UserError(f"data: {data or config.source} holds other images than this model was trained on")
+        raise UserError(
+            f"data: {data or config.source} holds other images than this model was trained on"
+        )
     indices = divide(source, config.holdout)[split == "holdout"]
     if not len(indices):
-        raise UserError("split: this run held nothing out (data.holdout 0); choose --split train or test")
+        raise UserError(
+            "split: this run held nothing out (data.holdout 0); choose --split train or test"
+        )
     return source, indices

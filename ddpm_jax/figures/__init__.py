@@ -7,4 +7,11 @@ from ddpm_jax.figures.rate_distortion import RateDistortion
 from ddpm_jax.figures.schedules import Schedules
 from ddpm_jax.figures.shared_latent import SharedLatent
 
-__all__ = ["Interpolate", "Neighbours", "Progressive", "RateDistortion", "Schedules", "SharedLatent"]
+__all__ = [
+    "Interpolate",
+    "Neighbours",
+    "Progressive",
+    "RateDistortion",
+    "Schedules",
+    "SharedLatent",
+]

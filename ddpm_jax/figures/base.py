@@ -40,7 +40,9 @@ class Figure(Checked):
         path = path_of(self.out or f"{self.name}.png")
         if path.suffix != ".png" or path.is_dir():
             raise UserError(f"out: {self.out} must end in .png, and be no folder")
-        path.parent.mkdir(parents=True, exist_ok=True)  # What cannot be written is better known before.
+        path.parent.mkdir(
+            parents=True, exist_ok=True
+        )  # What cannot be written is better known before.
         return path
 
     def write(self, picture: bytes, numbers: dict[str, np.ndarray]) -> epath.Path:

@@ -53,10 +53,19 @@ class Interpolate(RunFigure):
         T = ddpm.schedule.num_timesteps
         if self.slerp:
             ks, title = [T, 0], "Interpolation between DDIM latents"
-            rows, of_k = ["latents", "pixels"], "On a great circle between the DDIM latents; below, the pixels' mix."
-            images = [slerp_latents(ddpm, params, x_0, weights, self.steps), _mix(x_0[:1], x_0[1:], weights)]
+            rows, of_k = (
+                ["latents", "pixels"],
+                "On a great circle between the DDIM latents; below, the pixels' mix.",
+            )
+            images = [
+                slerp_latents(ddpm, params, x_0, weights, self.steps),
+                _mix(x_0[:1], x_0[1:], weights),
+            ]
         else:
-            ks, title = steps_at(T, np.linspace(1, 0, 9)), "Interpolation in latent space (Fig. 8 and 9)"
+            ks, title = (
+                steps_at(T, np.linspace(1, 0, 9)),
+                "Interpolation in latent space (Fig. 8 and 9)",
+            )
             rows = [f"k={k}" for k in ks]
             of_k = (
                 f"k: how often both are diffused before they are mixed; k={T} is pure noise, k=0 the pixels' mix. "
@@ -72,7 +81,9 @@ class Interpolate(RunFigure):
             title=title,
             notes=[f"Columns: the weight of image 2. {of_k}", self.footnote(model.words)],
         )
-        return self.write(picture, {"k": np.array(ks), "weight": weights, "source": sources, "images": images})
+        return self.write(
+            picture, {"k": np.array(ks), "weight": weights, "source": sources, "images": images}
+        )
 
 
 def mix_latents(ddpm, params, rng, x_0, weights, k: int):
@@ -114,10 +125,14 @@ def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
     if name.isascii() and name.isdigit() and not file.is_file():
         source, _ = read_split(model, "train", data)
         if int(name) >= len(source):
-            raise UserError(f"between: there are {len(source)} images, number {name} is not one of them")
+            raise UserError(
+                f"between: there are {len(source)} images, number {name} is not one of them"
+            )
         return source.read(np.array([int(name)]))[0]
     if image_shape[-1] not in (1, 3):
-        raise UserError(f"between: {name} is no number, and no file holds {image_shape[-1]} channels; name numbers")
+        raise UserError(
+            f"between: {name} is no number, and no file holds {image_shape[-1]} channels; name numbers"
+        )
     try:
         return decode(file.read_bytes(), image_shape, file.name)
     except UserError as error:

@@ -64,7 +64,9 @@ class Neighbours(RunFigure):
     def draw(self):
         """Writes the picture and .npz: uint8 samples [n,H,W,C], neighbours [n,N,H,W,C], index and distance [n,N]."""
         if self.inception and not self.features:
-            raise UserError("inception: pixels are compared without it; add --features, or leave it out")
+            raise UserError(
+                "inception: pixels are compared without it; add --features, or leave it out"
+            )
         model = self.load()
         flip = model.ddpm.config.data.flip
         source, indices = read_split(model, "train", self.data)
@@ -75,7 +77,9 @@ class Neighbours(RunFigure):
             queries = np.concatenate([samples, samples[:, :, ::-1]])
         found = space.nearest(queries, count)
         if flip:
-            found = _best(Nearest(*(np.concatenate(np.split(field, 2), axis=1) for field in found)), count)
+            found = _best(
+                Nearest(*(np.concatenate(np.split(field, 2), axis=1) for field in found)), count
+            )
         near = np.stack([source.read(indices[row]) for row in found.index])
         typical = distance_between(space, source, indices, flip)
         picture = image_table(
@@ -90,7 +94,12 @@ class Neighbours(RunFigure):
                 self.footnote(model.words),
             ],
         )
-        numbers = {"samples": samples, "neighbours": near, "index": indices[found.index], "distance": found.distance}
+        numbers = {
+            "samples": samples,
+            "neighbours": near,
+            "index": indices[found.index],
+            "distance": found.distance,
+        }
         return self.write(picture, {**numbers, "typical": np.array(typical)})
 
     def _space(self, source, indices) -> Space:
@@ -99,7 +108,11 @@ class Neighbours(RunFigure):
             return Space(search, "the root mean squared difference of pixels, of 255")
         mesh = make_mesh()
         root = cache_root(source, self.path().parent / "real")
-        extractor = inception(self.inception, mesh) if self.inception else proxy(source, indices, root, mesh)
+        extractor = (
+            inception(self.inception, mesh)
+            if self.inception
+            else proxy(source, indices, root, mesh)
+        )
         real = all_features(extractor, source, indices, root)
 
         def search(queries, count, own=None):
@@ -109,7 +122,9 @@ class Neighbours(RunFigure):
         return Space(search, f"the distance of their features, by {by}")
 
 
-def nearest(queries: np.ndarray, count: int, own: np.ndarray | None = None, *, source, indices: np.ndarray) -> Nearest:
+def nearest(
+    queries: np.ndarray, count: int, own: np.ndarray | None = None, *, source, indices: np.ndarray
+) -> Nearest:
     """The `count` of the source's images `indices` [M] nearest to each of uint8 `queries` [Q,H,W,C].
 
     Searched block by block on the device. `own` [Q] is a place in `indices` that does not count, for
@@ -124,14 +139,20 @@ def nearest(queries: np.ndarray, count: int, own: np.ndarray | None = None, *, s
         best = _search(best, flat, _flatten(source.read(some)), exclude, start, len(indices))
     place = np.asarray(best[1])
     # Once more without the rounding of float32, which a sum of large squares has.
-    rmse = [_rmse(query, source.read(indices[row])) for query, row in zip(queries, place, strict=True)]
+    rmse = [
+        _rmse(query, source.read(indices[row])) for query, row in zip(queries, place, strict=True)
+    ]
     return _best(Nearest(place, np.stack(rmse)), count)
 
 
-def nearest_features(queries: np.ndarray, real: np.ndarray, count: int, own: np.ndarray | None = None) -> Nearest:
+def nearest_features(
+    queries: np.ndarray, real: np.ndarray, count: int, own: np.ndarray | None = None
+) -> Nearest:
     """The `count` rows of `real` [M,D] nearest to each of `queries` [Q,D]; `own` as in `nearest`."""
     found = []
-    for query, exclude in zip(queries, np.full(len(queries), -1) if own is None else own, strict=True):
+    for query, exclude in zip(
+        queries, np.full(len(queries), -1) if own is None else own, strict=True
+    ):
         distance = np.linalg.norm(real - query, axis=1)
         if exclude >= 0:
             distance[exclude] = np.inf
@@ -140,7 +161,9 @@ def nearest_features(queries: np.ndarray, real: np.ndarray, count: int, own: np.
     return Nearest(*map(np.stack, zip(*found, strict=True)))
 
 
-def distance_between(space: Space, source, indices: np.ndarray, flip: bool, most: int = 256) -> float:
+def distance_between(
+    space: Space, source, indices: np.ndarray, flip: bool, most: int = 256
+) -> float:
     """The median, over at most `most` images, of the distance to the nearest other one, mirrored or not if `flip`.
 
     NaN for a single image.
@@ -150,7 +173,9 @@ def distance_between(space: Space, source, indices: np.ndarray, flip: bool, most
     some = np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)
     images = source.read(indices[some])
     ways = [images, images[:, :, ::-1]] if flip else [images]
-    return float(np.median(np.min([space.nearest(way, 1, own=some).distance for way in ways], axis=0)))
+    return float(
+        np.median(np.min([space.nearest(way, 1, own=some).distance for way in ways], axis=0))
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -12,7 +12,12 @@ DPI = 100
 
 
 def image_table(
-    images: np.ndarray, rows: list[str], columns: list[str], title: str, notes: list[str], size: int = 56
+    images: np.ndarray,
+    rows: list[str],
+    columns: list[str],
+    title: str,
+    notes: list[str],
+    size: int = 56,
 ) -> bytes:
     """A PNG of uint8 images [R,C,H,W,ch] under their columns' labels and beside their rows', pixel by pixel.
 
@@ -28,8 +33,12 @@ def image_table(
     total = np.array([left + page + 12, top + height + bottom])
     figure = Figure(figsize=total / DPI, dpi=DPI)
     # In whole pixels, so that an image's pixels are as large as each other.
-    axes = figure.add_axes([left / total[0], bottom / total[1], width / total[0], height / total[1]])
-    axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="none", aspect="auto")
+    axes = figure.add_axes(
+        [left / total[0], bottom / total[1], width / total[0], height / total[1]]
+    )
+    axes.imshow(
+        picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="none", aspect="auto"
+    )
     axes.set_xticks(_centres(width, len(columns)), columns, fontsize=9)
     axes.set_yticks(_centres(height, len(rows)), rows, fontsize=9)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
@@ -43,7 +52,9 @@ def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
     total = np.array([430 * len(panels), 420 + 17 * len(notes)])
     figure = Figure(figsize=total / DPI, dpi=DPI)
     top, bottom = 1 - 50 / total[1], (75 + 17 * len(notes)) / total[1]
-    room = figure.add_gridspec(1, len(panels), left=0.06, right=0.985, wspace=0.28, top=top, bottom=bottom)
+    room = figure.add_gridspec(
+        1, len(panels), left=0.06, right=0.985, wspace=0.28, top=top, bottom=bottom
+    )
     for panel, place in zip(panels, room, strict=True):
         axes = figure.add_subplot(place)
         for label, y in panel["lines"].items():
@@ -65,7 +76,14 @@ def _centres(length: int, count: int) -> np.ndarray:
 def _write(figure, left, total, title, notes) -> None:
     figure.text(left / total[0], 1 - 20 / total[1], title, fontsize=11, va="center")
     for line, note in enumerate(reversed(notes)):
-        figure.text(left / total[0], (14 + 17 * line) / total[1], note, fontsize=8.5, va="center", color="0.3")
+        figure.text(
+            left / total[0],
+            (14 + 17 * line) / total[1],
+            note,
+            fontsize=8.5,
+            va="center",
+            color="0.3",
+        )
 
 
 def _png(figure) -> bytes:

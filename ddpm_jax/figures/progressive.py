@@ -46,7 +46,9 @@ class Progressive(RunFigure):
             ],
         )
         animation = self.path().with_suffix(".webp")
-        write_file(animation, animate([_side_by_side(*frame) for frame in zip(x, x_0, strict=True)]))
+        write_file(
+            animation, animate([_side_by_side(*frame) for frame in zip(x, x_0, strict=True)])
+        )
         return self.write(picture, {"k": np.array(ks), "x": x, "x_0": x_0})
 
 
@@ -69,10 +71,21 @@ def chain(ddpm, params, keys, ks: list[int]):
 
 def animate(frames: list[np.ndarray], milliseconds: int = 80) -> bytes:
     """A WebP that shows uint8 images [H,W,1 or 3] one after the other, the last one for long, again and again."""
-    pages = [Image.fromarray(frame.repeat(3, axis=-1) if frame.shape[-1] == 1 else frame) for frame in frames]
+    pages = [
+        Image.fromarray(frame.repeat(3, axis=-1) if frame.shape[-1] == 1 else frame)
+        for frame in frames
+    ]
     durations = [milliseconds] * (len(pages) - 1) + [2000]
     file = io.BytesIO()
-    pages[0].save(file, "WEBP", save_all=True, append_images=pages[1:], duration=durations, loop=0, lossless=True)
+    pages[0].save(
+        file,
+        "WEBP",
+        save_all=True,
+        append_images=pages[1:],
+        duration=durations,
+        loop=0,
+        lossless=True,
+    )
     return file.getvalue()
 
 

@@ -39,7 +39,11 @@ class RateDistortion(RunFigure):
         T, summary = len(result.terms), result.summary
         table = table_4(result)
         k = np.arange(1, T + 1)
-        steps, rmse, rate = "reverse process steps (T - t + 1)", "distortion (RMSE of 255)", "rate (bits/dim)"
+        steps, rmse, rate = (
+            "reverse process steps (T - t + 1)",
+            "distortion (RMSE of 255)",
+            "rate (bits/dim)",
+        )
         picture = curves(
             [
                 {"x": k, "lines": {"": result.rmse}, "xlabel": steps, "ylabel": rmse},
@@ -50,14 +54,19 @@ class RateDistortion(RunFigure):
             notes=[
                 "Rate: bits/dim sent so far, with the prior. Distortion: of the image that can be predicted by then.",
                 "{split}, {images} images, {of_draws}. All sent: a rate of {rate:.3f}; to the exact image "
-                "{distortion:.3f} more: {total:.3f} bits/dim.".format(**summary, of_draws=draws_of(summary)),
+                "{distortion:.3f} more: {total:.3f} bits/dim.".format(
+                    **summary, of_draws=draws_of(summary)
+                ),
                 self.footnote(words_of(summary["weights"], summary["step"])),
             ],
         )
         print(f"{'reverse steps':>13} {'rate, bits/dim':>15} {'RMSE of 255':>12}")
         for row in table:
             print("{reverse_steps:13d} {rate:15.5f} {rmse:12.5f}".format(**row))
-        write_file(self.path().with_suffix(".json"), json.dumps({**summary, "table_4": table}, indent=1).encode())
+        write_file(
+            self.path().with_suffix(".json"),
+            json.dumps({**summary, "table_4": table}, indent=1).encode(),
+        )
         return self.write(picture, {"reverse_steps": k, "rate": result.rate, "rmse": result.rmse})
 
 
@@ -65,4 +74,7 @@ def table_4(result) -> list[dict]:
     """Table 4's rows: after T, 0.9 T, ..., 0.1 T reverse steps."""
     T = len(result.terms)
     steps = dict.fromkeys(max(1, round(T * tenth / 10)) for tenth in range(10, 0, -1))
-    return [{"reverse_steps": k, "rate": float(result.rate[k - 1]), "rmse": float(result.rmse[k - 1])} for k in steps]
+    return [
+        {"reverse_steps": k, "rate": float(result.rate[k - 1]), "rmse": float(result.rmse[k - 1])}
+        for k in steps
+    ]

@@ -40,7 +40,9 @@ class Schedules(Figure):
             raise UserError("schedules: name at least one")
         numbers = {}
         for name in self.schedules:
-            parameters = Diffusion(name, self.num_timesteps, self.beta_start, self.beta_end).schedule_parameters
+            parameters = Diffusion(
+                name, self.num_timesteps, self.beta_start, self.beta_end
+            ).schedule_parameters
             betas = np.float64(make_schedule(name, self.num_timesteps, **parameters).betas)
             for quantity, values in tables(betas).items():
                 numbers[f"{name}_{quantity}"] = values
@@ -50,8 +52,13 @@ class Schedules(Figure):
             {"ylabel": "KL divergence of a step (bits/dim)", "quantity": "kl", "yscale": "log"},
         ]
         for panel in panels:
-            panel |= {"x": np.arange(1, self.num_timesteps + 1), "xlabel": "k: how often an image was diffused"}
-            panel["lines"] = {name: numbers[f"{name}_{panel['quantity']}"] for name in self.schedules}
+            panel |= {
+                "x": np.arange(1, self.num_timesteps + 1),
+                "xlabel": "k: how often an image was diffused",
+            }
+            panel["lines"] = {
+                name: numbers[f"{name}_{panel['quantity']}"] for name in self.schedules
+            }
         picture = curves(
             panels,
             title=f"Noise schedules, T = {self.num_timesteps}",

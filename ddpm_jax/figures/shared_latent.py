@@ -33,10 +33,14 @@ class SharedLatent(RunFigure):
         T, rng = ddpm.schedule.num_timesteps, seed_key(self.seed)
         ks = steps_at(T, (1, 0.75, 0.5, 0.25, 0))
         latents, _ = chain(ddpm, params, keys_of(rng, self.n), ks)
-        samples = np.stack([np.asarray(share(ddpm, params, rng, x, k)) for x, k in zip(latents, ks, strict=True)])
+        samples = np.stack(
+            [np.asarray(share(ddpm, params, rng, x, k)) for x, k in zip(latents, ks, strict=True)]
+        )
         # [K] the standard deviation among the samples that share x_k, a pixel's mean, of 255.
         spread = 127.5 * samples.std(axis=2, ddof=1).mean(axis=(1, 2, 3, 4))
-        cells = [[_cell(samples[j, i], latents[j, i]) for j in range(len(ks))] for i in range(self.n)]
+        cells = [
+            [_cell(samples[j, i], latents[j, i]) for j in range(len(ks))] for i in range(self.n)
+        ]
         picture = image_table(
             to_uint8(np.array(cells)),
             rows=[f"chain {i}" for i in range(self.n)],
@@ -50,7 +54,10 @@ class SharedLatent(RunFigure):
             ],
             size=120,
         )
-        return self.write(picture, {"k": np.array(ks), "x_k": latents, "samples": to_uint8(samples), "spread": spread})
+        return self.write(
+            picture,
+            {"k": np.array(ks), "x_k": latents, "samples": to_uint8(samples), "spread": spread},
+        )
 
 
 def share(ddpm, params, rng, x_k, k: int):
@@ -65,6 +72,8 @@ def share(ddpm, params, rng, x_k, k: int):
 
 def _cell(samples, latent) -> np.ndarray:
     """Two by two, a thin white line between them and a wider one around."""
-    padded = [np.pad(image, ((1, 0), (1, 0), (0, 0)), constant_values=1) for image in (*samples, latent)]
+    padded = [
+        np.pad(image, ((1, 0), (1, 0), (0, 0)), constant_values=1) for image in (*samples, latent)
+    ]
     rows = [np.concatenate(padded[i : i + 2], axis=1) for i in (0, 2)]
     return np.pad(np.concatenate(rows, axis=0), ((0, 1), (0, 1), (0, 0)), constant_values=1)

@@ -26,7 +26,9 @@ class Classifier(nn.Module):
     def __call__(self, images):
         """(features, logits) of uint8 images [B,H,W,C]. Raises ValueError for other ones, or a side below 8."""
         if images.ndim != 4 or min(images.shape[1:3]) < SMALLEST or images.dtype != jnp.uint8:
-            raise ValueError(f"images: uint8 [B, H, W, C] from 8x8 on are needed, got {images.dtype} {images.shape}")
+            raise ValueError(
+                f"images: uint8 [B, H, W, C] from 8x8 on are needed, got {images.dtype} {images.shape}"
+            )
         with jax.default_matmul_precision("highest"):  # Convolutions too: all devices shall agree.
             x = self._unit(images.astype(jnp.float32) / 127.5 - 1, FEATURES // 2, 1, "first")
             while min(x.shape[1:3]) >= 8:

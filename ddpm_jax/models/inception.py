@@ -44,14 +44,22 @@ def _a(pooled):
     return (
         [Conv("branch1x1", 64)],
         [Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))],
-        [Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3))],
+        [
+            Conv("branch3x3dbl_1", 64),
+            Conv("branch3x3dbl_2", 96, (3, 3)),
+            Conv("branch3x3dbl_3", 96, (3, 3)),
+        ],
         [_average_pool, Conv("branch_pool", pooled)],
     )
 
 
 _B = (
     [Conv("branch3x3", 384, (3, 3), 2, "VALID")],
-    [Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3), 2, "VALID")],
+    [
+        Conv("branch3x3dbl_1", 64),
+        Conv("branch3x3dbl_2", 96, (3, 3)),
+        Conv("branch3x3dbl_3", 96, (3, 3), 2, "VALID"),
+    ],
     [_halve],
 )
 
@@ -59,7 +67,11 @@ _B = (
 def _c(width):
     return (
         [Conv("branch1x1", 192)],
-        [Conv("branch7x7_1", width), Conv("branch7x7_2", width, (1, 7)), Conv("branch7x7_3", 192, (7, 1))],
+        [
+            Conv("branch7x7_1", width),
+            Conv("branch7x7_2", width, (1, 7)),
+            Conv("branch7x7_3", 192, (7, 1)),
+        ],
         [
             Conv("branch7x7dbl_1", width),
             Conv("branch7x7dbl_2", width, (7, 1)),
@@ -90,7 +102,11 @@ def _e(pool):
     return (
         [Conv("branch1x1", 320)],
         [Conv("branch3x3_1", 384), crossed("branch3x3_2")],
-        [Conv("branch3x3dbl_1", 448), Conv("branch3x3dbl_2", 384, (3, 3)), crossed("branch3x3dbl_3")],
+        [
+            Conv("branch3x3dbl_1", 448),
+            Conv("branch3x3dbl_2", 384, (3, 3)),
+            crossed("branch3x3dbl_3"),
+        ],
         [pool, Conv("branch_pool", 192)],
     )
 
@@ -144,7 +160,10 @@ class ConvUnit(nn.Module):
         channels, zeros, ones = self.conv.channels, nn.initializers.zeros, nn.initializers.ones
         kernel = self.param("kernel", zeros, (*self.conv.kernel, x.shape[-1], channels))
         scale, bias = self.param("scale", ones, (channels,)), self.param("bias", zeros, (channels,))
-        mean, variance = self.param("mean", zeros, (channels,)), self.param("variance", ones, (channels,))
+        mean, variance = (
+            self.param("mean", zeros, (channels,)),
+            self.param("variance", ones, (channels,)),
+        )
         x = jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -154,7 +173,9 @@ class ConvUnit(nn.Module):
             precision="highest",
         )
         factor = scale * jax.lax.rsqrt(variance + 1e-3)
-        return nn.relu((x - mean[None, None, None]) * factor[None, None, None] + bias[None, None, None])
+        return nn.relu(
+            (x - mean[None, None, None]) * factor[None, None, None] + bias[None, None, None]
+        )
 
 
 class Block(nn.Module):
@@ -194,7 +215,9 @@ def preprocess(images):
     other images.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != jnp.uint8:
-        raise ValueError(f"images: uint8 [B, H, W, 1 or 3] are needed, got {images.dtype} {list(images.shape)}")
+        raise ValueError(
+            f"images: uint8 [B, H, W, 1 or 3] are needed, got {images.dtype} {list(images.shape)}"
+        )
     x = images.astype(jnp.float32)
     top, bottom, down = _resize_places(x.shape[1])
     left, right, along = _resize_places(x.shape[2])
@@ -220,4 +243,6 @@ def inception_features(params, images):
 @functools.cache
 def inception_shapes():
     """The tree of the parameters' shapes."""
-    return jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
+    return jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))[
+        "params"
+    ]

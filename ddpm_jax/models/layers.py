@@ -33,7 +33,9 @@ def draw_kernels(limits, rng):
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(limits)
     is_kernel = [path[-1].key == "kernel" for path, _ in leaves]
-    sizes = [leaf.size if kernel else 0 for kernel, (_, leaf) in zip(is_kernel, leaves, strict=True)]
+    sizes = [
+        leaf.size if kernel else 0 for kernel, (_, leaf) in zip(is_kernel, leaves, strict=True)
+    ]
     draws = jax.random.uniform(rng, (sum(sizes),), minval=-1, maxval=1)
     draws = jnp.split(draws, np.cumsum(sizes)[:-1])
     params = [
@@ -65,9 +67,19 @@ def dropout(x, keys, rate: float):
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def conv3x3(channels: int, name: str, *, stride: int = 1, scale: float = 1.0, dtype=jnp.float32) -> nn.Conv:
+def conv3x3(
+    channels: int, name: str, *, stride: int = 1, scale: float = 1.0, dtype=jnp.float32
+) -> nn.Conv:
     """A 3x3 convolution to `channels`; SAME padding, which for stride 2 and an even size is (0, 1)."""
-    return nn.Conv(channels, (3, 3), stride, padding="SAME", dtype=dtype, kernel_init=kernel_limit(scale), name=name)
+    return nn.Conv(
+        channels,
+        (3, 3),
+        stride,
+        padding="SAME",
+        dtype=dtype,
+        kernel_init=kernel_limit(scale),
+        name=name,
+    )
 
 
 def dense(channels: int, name: str, *, scale: float = 1.0, dtype=jnp.float32) -> nn.Dense:
@@ -134,6 +146,8 @@ class Attention(nn.Module):
     def __call__(self, x):
         B, H, W, C = x.shape
         h = GroupNorm(self.norm_groups, name="norm")(x)
-        q, k, v = (dense(C, name, dtype=self.dtype)(h).reshape(B, H * W, 1, C) for name in ("q", "k", "v"))
+        q, k, v = (
+            dense(C, name, dtype=self.dtype)(h).reshape(B, H * W, 1, C) for name in ("q", "k", "v")
+        )
         h = jax.nn.dot_product_attention(q, k, v, scale=C**-0.5).reshape(B, H, W, C)
         return x + dense(C, "out", scale=0, dtype=self.dtype)(h)

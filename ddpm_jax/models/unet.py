@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ddpm_jax.models.layers import Attention, GroupNorm, ResBlock, conv3x3, dense, draw_kernels, timestep_embedding
+from ddpm_jax.models.layers import (
+    Attention,
+    GroupNorm,
+    ResBlock,
+    conv3x3,
+    dense,
+    draw_kernels,
+    timestep_embedding,
+)
 
 
 class UNet(nn.Module):
@@ -38,9 +46,15 @@ class UNet(nn.Module):
         def block(h, level, name):
             index = next(block_index)
             channels = self.base_channels * self.channel_multipliers[level]
-            keys = None if dropout_keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(dropout_keys)
+            keys = (
+                None
+                if dropout_keys is None
+                else jax.vmap(lambda key: jax.random.fold_in(key, index))(dropout_keys)
+            )
             kind = nn.remat(ResBlock) if level in self.remat else ResBlock
-            return kind(channels, self.norm_groups, self.dropout, self.dtype, name=name)(h, temb, keys)
+            return kind(channels, self.norm_groups, self.dropout, self.dtype, name=name)(
+                h, temb, keys
+            )
 
         def attention(h, level, name):
             kind = nn.remat(Attention) if level in self.remat else Attention
@@ -76,7 +90,9 @@ class UNet(nn.Module):
                 h = conv3x3(h.shape[-1], f"up_{level}_upsample", dtype=self.dtype)(h)
 
         h = nn.swish(GroupNorm(self.norm_groups, name="out_norm")(h))
-        return conv3x3(self.out_channels, "out_conv", scale=0, dtype=self.dtype)(h).astype(jnp.float32)
+        return conv3x3(self.out_channels, "out_conv", scale=0, dtype=self.dtype)(h).astype(
+            jnp.float32
+        )
 
     def _time_embedding(self, t):
         """swish(dense(swish(dense(sinusoids)))) [B, 4 * base_channels]: every block starts with the last swish."""

@@ -62,7 +62,9 @@ class Checkpoints:
             return
         about = {"checksums": {name: checksum(part) for name, part in parts.items()}}
         with self._reported():
-            self._checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=about)
+            self._checkpointer.save_checkpointables_async(
+                step, parts, force=True, custom_metadata=about
+            )
 
     def restore(self, abstract_parts: dict) -> dict | None:
         """The parts of the newest whole checkpoint, placed as the ShapeDtypeStructs of `abstract_parts` say.
@@ -72,11 +74,19 @@ class Checkpoints:
         """
         if self.latest_step is None:
             return None
-        step, parts, damaged = _newest_whole(self.folder, _steps(self._checkpointer), abstract_parts)
+        step, parts, damaged = _newest_whole(
+            self.folder, _steps(self._checkpointer), abstract_parts
+        )
         wait_for_all("restored")  # All have read before one renames.
         for bad, reason in damaged.items():
             aside = _set_aside(self.folder / str(bad))
-            log.warning("checkpoint %d is damaged (%s): it is %s now, going on from %d", bad, reason, aside, step)
+            log.warning(
+                "checkpoint %d is damaged (%s): it is %s now, going on from %d",
+                bad,
+                reason,
+                aside,
+                step,
+            )
         wait_for_all("set aside")
         self._checkpointer.reload()
         return parts
@@ -107,8 +117,14 @@ class Checkpoints:
                 return
             self._failed = True
             last = self.latest_step
-            good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
-            raise UserError(f"{self.folder}: a checkpoint cannot be saved: {_reason(error)}; {good}") from error
+            good = (
+                "there is no checkpoint yet"
+                if last is None
+                else f"the last good checkpoint is {last}"
+            )
+            raise UserError(
+                f"{self.folder}: a checkpoint cannot be saved: {_reason(error)}; {good}"
+            ) from error
 
 
 def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None = None):
@@ -127,8 +143,12 @@ def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None 
     if not steps:
         raise UserError(f"{workdir}: there is no checkpoint in this run yet")
     if step is not None and step not in steps:
-        raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-    found, parts, damaged = _newest_whole(folder, steps if step is None else [step], {name: abstract})
+        raise UserError(
+            f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}"
+        )
+    found, parts, damaged = _newest_whole(
+        folder, steps if step is None else [step], {name: abstract}
+    )
     for bad, reason in damaged.items():
         log.warning("%s is damaged (%s): using that of step %d", folder / str(bad), reason, found)
     return found, parts[name]
@@ -137,7 +157,9 @@ def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None 
 def abstract_like(tree, shardings):
     """jax.ShapeDtypeStructs of `tree` (arrays or the like), to be placed by `shardings`, a tree like it."""
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
     )
 
 
@@ -167,7 +189,9 @@ def _newest_whole(folder, steps, abstract_parts):
         except _Unusable as error:
             unusable[step] = error
     reasons = "; ".join(f"{step}: {reason}" for step, reason in unusable.items())
-    raise UserError(f"{folder}: no checkpoint can be used: {reasons}. Nothing was changed; put back a copy of one")
+    raise UserError(
+        f"{folder}: no checkpoint can be used: {reasons}. Nothing was changed; put back a copy of one"
+    )
 
 
 def _load(path, abstract_parts) -> dict:
@@ -210,7 +234,8 @@ def _check_metadata(path, part: str, abstract) -> dict[str, int]:
             raise _Unusable(f"{part} {name} is {on_disk}, and by the run's config {wanted}")
         pieces = there[name].storage_metadata
         if any(
-            math.prod(shape or ()) > math.prod(there[name].shape) for shape in (pieces.chunk_shape, pieces.write_shape)
+            math.prod(shape or ()) > math.prod(there[name].shape)
+            for shape in (pieces.chunk_shape, pieces.write_shape)
         ):
             raise _Unusable(f"{part} {name} lies in pieces larger than itself")
     return metadata.custom_metadata["checksums"]
@@ -242,7 +267,9 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     text = str(error).partition("[tensorstore_spec")[0].partition("See full TensorStore")[0]
     words = " ".join(text.split()) or type(error).__name__
-    return words if len(words) < 300 else f"{words[:140]} ... {words[-140:]}"  # The system's own words come last.
+    return (
+        words if len(words) < 300 else f"{words[:140]} ... {words[-140:]}"
+    )  # The system's own words come last.
 
 
 @contextlib.contextmanager

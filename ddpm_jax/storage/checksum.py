@@ -23,7 +23,9 @@ def checksum(tree) -> int:
         [_of_piece(shard, leaf.shape) for shard in _own_shards(leaf)]
         for leaf in map(jnp.asarray, jax.tree.leaves(tree))
     ]
-    sums = np.array([sum(map(int, of_leaf)) % 2**32 for of_leaf in jax.device_get(pieces)], np.uint32)
+    sums = np.array(
+        [sum(map(int, of_leaf)) % 2**32 for of_leaf in jax.device_get(pieces)], np.uint32
+    )
     if jax.process_count() > 1:
         sums = np.sum(multihost_utils.process_allgather(sums), axis=0, dtype=np.uint32)
     return zlib.crc32(sums.astype("<u4").tobytes())
@@ -49,7 +51,9 @@ def _sum_of(piece, starts, shape):
     total = jnp.uint32(0)
     for word, bits in enumerate(_words(piece)):
         # Integers add up to the same in any order, and so in any pieces.
-        total = total + jnp.sum(_mix(bits + (2 * position + word) * jnp.uint32(0x9E3779B1)), dtype=jnp.uint32)
+        total = total + jnp.sum(
+            _mix(bits + (2 * position + word) * jnp.uint32(0x9E3779B1)), dtype=jnp.uint32
+        )
     return total
 
 

@@ -23,7 +23,9 @@ def path_of(path: epath.PathLike) -> epath.Path:
     try:
         return epath.Path(path).expanduser()
     except KeyError:
-        raise UserError(f"{path}: no such filesystem; choose a local path or one on gs:// or s3://") from None
+        raise UserError(
+            f"{path}: no such filesystem; choose a local path or one on gs:// or s3://"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -76,12 +78,16 @@ def claim(folder: epath.Path, name: str, label: dict) -> None:
                 f"out: {folder} holds what was made with {made_with}; choose another folder or move it away"
             )
     elif agreed(_is_taken(folder)):
-        raise UserError(f"out: {folder} is not empty and not from this command; choose another folder")
+        raise UserError(
+            f"out: {folder} is not empty and not from this command; choose another folder"
+        )
     write_file(file, json.dumps(label, indent=1).encode())
 
 
 def _is_taken(path: epath.Path) -> bool:
-    return path.exists() and (not path.is_dir() or any(not inside.name.startswith(".") for inside in path.iterdir()))
+    return path.exists() and (
+        not path.is_dir() or any(not inside.name.startswith(".") for inside in path.iterdir())
+    )
 
 
 def append_line(path: epath.PathLike, line: bytes) -> None:
@@ -113,7 +119,11 @@ def locked(folder: epath.PathLike):
     folder = epath.Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = None if "://" in str(folder) else os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = (
+            None
+            if "://" in str(folder)
+            else os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        )
     if descriptor is None:
         yield
         return
@@ -133,7 +143,9 @@ def _take(descriptor: int, folder) -> None:
             f"{folder}: {holder} is training here; wait for it or stop it, or choose another --workdir"
         ) from None
     except OSError as error:  # Some network filesystems have no locks.
-        log.warning("%s: no lock here (%s): see that no other process trains in it", folder, error.strerror)
+        log.warning(
+            "%s: no lock here (%s): see that no other process trains in it", folder, error.strerror
+        )
         return
     with writing(folder):
         os.truncate(descriptor, 0)
@@ -153,7 +165,9 @@ def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as npz ({error}); delete it to make it again") from error
+        raise UserError(
+            f"{path}: cannot be read as npz ({error}); delete it to make it again"
+        ) from error
 
 
 def read_json(file: epath.Path):

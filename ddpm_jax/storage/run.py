@@ -67,7 +67,11 @@ PACKAGES = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 
 
 def load_checkpoint(
-    path: epath.PathLike, *, weights: Weights = "ema", step: int | None = None, mesh: Mesh | None = None
+    path: epath.PathLike,
+    *,
+    weights: Weights = "ema",
+    step: int | None = None,
+    mesh: Mesh | None = None,
 ):
     """(step, ddpm, params) of the run directory `path`: the averaged weights, or the `raw` ones, of `step`.
 
@@ -77,7 +81,9 @@ def load_checkpoint(
     parts = {"ema": "ema_params", "raw": "params"}
     ddpm = DDPM(read_config(path))
     shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
-    sharding = replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = (
+        replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    )
     abstract = checkpoint.abstract_like(shapes, jax.tree.map(lambda _: sharding, shapes))
     step, params = checkpoint.restore_part(path, parts[weights], abstract, step)
     return step, ddpm, params
@@ -98,7 +104,13 @@ def read_config(path: epath.PathLike) -> Config:
 
 
 @contextlib.contextmanager
-def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: str, init_from: dict | None = None):
+def start_run(
+    workdir: epath.PathLike,
+    config: Config,
+    source: Source,
+    devices: str,
+    init_from: dict | None = None,
+):
     """Makes the run directory or checks that it may be continued with `config` and these data.
 
     A context manager that gives its path; until it ends no other process can start the run. `init_from` tells
@@ -108,10 +120,17 @@ def start_run(workdir: epath.PathLike, config: Config, source: Source, devices: 
     """
     workdir = path_of(workdir)
     if workdir.exists() and (not workdir.is_dir() or _is_foreign(workdir)):
-        raise UserError(f"workdir: {workdir} is not empty and not a run; choose another with --workdir")
+        raise UserError(
+            f"workdir: {workdir} is not empty and not a run; choose another with --workdir"
+        )
     with locked(workdir):
         config_file, run_file = workdir / "config.json", workdir / "run.json"
-        run = {"data_fingerprint": source.fingerprint, "images": len(source), "init_from": init_from, "starts": []}
+        run = {
+            "data_fingerprint": source.fingerprint,
+            "images": len(source),
+            "init_from": init_from,
+            "starts": [],
+        }
         if config_file.exists():
             run = _read_run(workdir)
             _check_same(workdir, read_config(workdir), config, run, source, init_from)
@@ -137,14 +156,18 @@ def _read_run(workdir: epath.Path) -> dict:
     """What run.json holds."""
     run = read_json(workdir / "run.json")
     if not isinstance(run, dict) or not {"data_fingerprint", "images", "starts"} <= run.keys():
-        raise UserError(f"{workdir / 'run.json'}: this is not what a run writes; choose another run")
+        raise UserError(
+            f"{workdir / 'run.json'}: this is not what a run writes; choose another run"
+        )
     return run
 
 
 def _is_foreign(folder: epath.Path) -> bool:
     """Whether it holds something and is no run. run.json alone is what a start leaves that was killed early."""
     # A folder made in a bucket's web console lists itself, under a name at which there is nothing.
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".") and path.exists()}
+    names = {
+        path.name for path in folder.iterdir() if not path.name.startswith(".") and path.exists()
+    }
     return "config.json" not in names and bool(names - {"run.json"})
 
 
@@ -156,9 +179,13 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source, ini
         if name not in FREE and before[name] != now[name]
     ]
     if run["data_fingerprint"] != source.fingerprint:
-        differences.append(f"the data are not those it was started with ({run['images']} images, now {len(source)})")
+        differences.append(
+            f"the data are not those it was started with ({run['images']} images, now {len(source)})"
+        )
     if init_from not in (None, run.get("init_from")):
-        differences.append("it started from other weights than --init-from names (leave --init-from out to go on)")
+        differences.append(
+            "it started from other weights than --init-from names (leave --init-from out to go on)"
+        )
     if differences:
         raise UserError(
             f"{workdir} cannot be continued: {'; '.join(differences)}. Undo that or choose another --workdir"
@@ -169,9 +196,15 @@ def _warn_of_other_bits(starts: list[dict]) -> None:
     """The same run to the last bit needs the same programs: tell what is another than before."""
     if len(starts) > 1:
         before, now = flatten(starts[-2]), flatten(starts[-1])
-        changes = [f"{name} {before.get(name)!r} -> {now[name]!r}" for name in now if before.get(name) != now[name]]
+        changes = [
+            f"{name} {before.get(name)!r} -> {now[name]!r}"
+            for name in now
+            if before.get(name) != now[name]
+        ]
         if changes:
-            log.warning("the last bits may differ from an uninterrupted run's: %s", ", ".join(changes))
+            log.warning(
+                "the last bits may differ from an uninterrupted run's: %s", ", ".join(changes)
+            )
 
 
 def _provenance(devices: str) -> dict:

@@ -68,14 +68,20 @@ def _flops(eqn) -> int:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        return 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        return (
+            2
+            * eqn.outvars[0].aval.size
+            * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        )
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval
         taps = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         return 2 * eqn.outvars[0].aval.size * taps // math.prod(params["lhs_dilation"])
     inner = [count_flops(jaxpr) for jaxpr in _jaxprs(list(params.values()))]
     if name == "while" and any(inner):
-        raise ValueError("while: how often it runs is not known, and so neither is what it computes")
+        raise ValueError(
+            "while: how often it runs is not known, and so neither is what it computes"
+        )
     if name == "cond":
         return max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)

@@ -58,13 +58,17 @@ class RunLog:
 
     def tick(self, step: int, metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl, the same in TensorBoard and on the screen."""
-        append_line(self.lines_file, json.dumps({"step": step, **metrics}, allow_nan=False).encode() + b"\n")
+        append_line(
+            self.lines_file, json.dumps({"step": step, **metrics}, allow_nan=False).encode() + b"\n"
+        )
         for name, value in metrics.items():
             self.tensorboard.add(step, summary.scalar(name, value))
         self.progress.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
         if self.progress.disable:
             figures = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-            log.info("step %d/%d  %s  %s", step, self.progress.total, figures, self._time_left(step))
+            log.info(
+                "step %d/%d  %s  %s", step, self.progress.total, figures, self._time_left(step)
+            )
 
     def pictures(self, step: int, x: np.ndarray) -> None:
         """A grid of samples [N,H,W,C] in [-1, 1], in samples/, as samples.png and in TensorBoard."""
@@ -89,7 +93,11 @@ class RunLog:
         return self.workdir / "samples" / f"{step:08d}.png"
 
     def _time_left(self, step: int) -> str:
-        seconds = (time.monotonic() - self.started) / (step - self.start_step) * (self.progress.total - step)
+        seconds = (
+            (time.monotonic() - self.started)
+            / (step - self.start_step)
+            * (self.progress.total - step)
+        )
         return f"{self.progress.format_interval(seconds)} left"
 
     def _keep_lines_until(self, step: int) -> None:
@@ -109,7 +117,12 @@ class RunLog:
         if damaged:
             aside = self.workdir / "metrics.damaged"
             append_line(aside, b"".join(damaged))
-            log.warning("%s: %d lines are damaged and lie in %s now", self.lines_file, len(damaged), aside.name)
+            log.warning(
+                "%s: %d lines are damaged and lie in %s now",
+                self.lines_file,
+                len(damaged),
+                aside.name,
+            )
         write_file(self.lines_file, b"".join(kept))
 
 
@@ -163,7 +176,9 @@ class _TensorBoard:
             yield
         except OSError as error:
             self.writer = None
-            log.warning("%s: cannot be written (%s), and no more is", self.folder, error.strerror or error)
+            log.warning(
+                "%s: cannot be written (%s), and no more is", self.folder, error.strerror or error
+            )
 
 
 class _EpathWriters:

@@ -54,7 +54,9 @@ class Plan(NamedTuple):
 
     def hours(self, flops_per_s: float, utilisation: float) -> float:
         """How long config.train.steps take where each device computes `utilisation` * `flops_per_s`."""
-        return self.flops * self.config.train.steps / (self.devices * flops_per_s * utilisation) / 3600
+        return (
+            self.flops * self.config.train.steps / (self.devices * flops_per_s * utilisation) / 3600
+        )
 
 
 class Compiled(NamedTuple):
@@ -90,9 +92,15 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
         ema_params=bytes_a_device(state.ema_params),
         opt_state=bytes_a_device(state.opt_state),
         # Divided parameters are put together for the network; XLA may hold fewer of them at a time.
-        gathered=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params) if _is_divided(leaf)),
+        gathered=sum(
+            leaf.size * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(state.params)
+            if _is_divided(leaf)
+        ),
         gradient=bytes_a_device(state.params),
-        activations=activation_bytes(ddpm, state.params, config.train.batch_size // devices // config.train.accumulate),
+        activations=activation_bytes(
+            ddpm, state.params, config.train.batch_size // devices // config.train.accumulate
+        ),
         flops=step_flops(ddpm, state),
         traffic=ring_traffic(state.params),
     )
@@ -100,7 +108,10 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
 
 def bytes_a_device(tree) -> int:
     """Bytes that a tree of arrays, abstract or not, takes on each device of its sharding."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
@@ -113,10 +124,15 @@ def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
     rng = jax.eval_shape(lambda: seed_key(0))
 
     def residuals(params, rng, x_0):
-        return jax.tree.leaves(jax.vjp(lambda params: ddpm.loss(params, rng, x_0, train=True).mean(), params)[1])
+        return jax.tree.leaves(
+            jax.vjp(lambda params: ddpm.loss(params, rng, x_0, train=True).mean(), params)[1]
+        )
 
     jaxpr = jax.make_jaxpr(residuals)(params, rng, x_0).jaxpr
-    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)} - {*jaxpr.invars[:-1], *jaxpr.constvars}
+    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)} - {
+        *jaxpr.invars[:-1],
+        *jaxpr.constvars,
+    }
     return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
 
 
@@ -130,11 +146,16 @@ def ring_traffic(params) -> list[Traffic]:
     """
     data, fsdp = (jax.tree.leaves(params)[0].sharding.mesh.shape[axis] for axis in AXES)
     whole = [leaf for leaf in jax.tree.leaves(params) if not _is_divided(leaf)]
-    N, all_N = (sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) for leaves in (whole, jax.tree.leaves(params)))
+    N, all_N = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        for leaves in (whole, jax.tree.leaves(params))
+    )
     divided, n = all_N - N, data * fsdp
     over_data = divided // fsdp if data > 1 else 0
     rows = [
-        Traffic("all-reduced", N + over_data, 2 * N * (n - 1) / n + 2 * over_data * (data - 1) / data),
+        Traffic(
+            "all-reduced", N + over_data, 2 * N * (n - 1) / n + 2 * over_data * (data - 1) / data
+        ),
         Traffic("reduce-scattered", divided, divided * (fsdp - 1) / fsdp),
         Traffic("all-gathered", 2 * divided, 2 * divided * (fsdp - 1) / fsdp),
     ]
@@ -151,9 +172,13 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
     try:
         tpus = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:
-        raise UserError(f"compile: {topology!r}: {_first_line(error)} (v5e:2x2 is a topology)") from None
+        raise UserError(
+            f"compile: {topology!r}: {_first_line(error)} (v5e:2x2 is a topology)"
+        ) from None
     if len(tpus) != devices:
-        raise UserError(f"compile: {topology} has {len(tpus)} devices, not {devices}; pass --devices {len(tpus)}")
+        raise UserError(
+            f"compile: {topology} has {len(tpus)} devices, not {devices}; pass --devices {len(tpus)}"
+        )
     mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
     ddpm = DDPM(config)
     state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
@@ -185,7 +210,9 @@ def table(
     assumed = peak_of("NVIDIA A100-SXM4-80GB", plan.config.model.dtype)
     rate = flops_per_s or assumed
     in_what = {"float32": "in TF32", "bfloat16": "in bfloat16"}[plan.config.model.dtype]
-    source = "" if flops_per_s else f", an A100's peak {in_what}, which is an assumption (--flops-per-s)"
+    source = (
+        "" if flops_per_s else f", an A100's peak {in_what}, which is an assumption (--flops-per-s)"
+    )
     hours = plan.hours(rate, utilisation)
     hours = f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}" if hours > 0.01 else "under 0.01"
     rows = [
@@ -197,14 +224,21 @@ def table(
         ("  parameters", _mib(plan.params)),
         ("  their average", _mib(plan.ema_params)),
         ("  optimiser", _mib(plan.opt_state)),
-        *([("  whole parameters", f"{_mib(plan.gathered)}  at most, while they are used")] if plan.gathered else []),
+        *(
+            [("  whole parameters", f"{_mib(plan.gathered)}  at most, while they are used")]
+            if plan.gathered
+            else []
+        ),
         ("  gradient", _mib(plan.gradient)),
         ("  activations", f"{_mib(plan.activations)}  an estimate"),
         ("  in all", f"{_mib(plan.memory)}{_verdict(plan.memory, memory_gib)}"),
         ("", ""),
         ("a step", ""),
         ("  computes", f"{_si(plan.flops)}FLOP, {_si(plan.flops / train.batch_size)}FLOP an image"),
-        *((f"  {name}", f"{_mib(size)}  each device sends {_mib(sent).strip()}") for name, size, sent in plan.traffic),
+        *(
+            (f"  {name}", f"{_mib(size)}  each device sends {_mib(sent).strip()}")
+            for name, size, sent in plan.traffic
+        ),
         ("", ""),
         ("the run", f"{train.steps:,} steps, {train.steps * train.batch_size:,} images"),
         ("  takes", f"{hours} hours at {utilisation:g} of {_si(rate)}FLOP/s a device{source}"),
@@ -245,14 +279,18 @@ def _si(number: float) -> str:
 
 def _mesh_shape(config: Config, devices: int, fsdp: int) -> tuple[int, int]:
     if devices % fsdp:
-        raise UserError(f"fsdp: {fsdp} does not divide the {devices} devices; choose a divisor of {devices}")
+        raise UserError(
+            f"fsdp: {fsdp} does not divide the {devices} devices; choose a divisor of {devices}"
+        )
     check_batch(config.train, devices)
     return devices // fsdp, fsdp
 
 
 def _on(mesh, tree):
     """The abstract arrays of `tree` with the shardings they get on `mesh`."""
-    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), tree, state_shardings(tree, mesh))
+    return jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding), tree, state_shardings(tree, mesh)
+    )
 
 
 def _is_divided(leaf) -> bool:

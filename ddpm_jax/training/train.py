@@ -74,7 +74,9 @@ def fit(
         source = from_array(images, config.data.image_shape)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source="array"))
     train, held_out = split(source, config.data.holdout)
-    held_out = held_out[np.linspace(0, len(held_out) - 1, min(len(held_out), config.train.eval_images)).astype(int)]
+    held_out = held_out[
+        np.linspace(0, len(held_out) - 1, min(len(held_out), config.train.eval_images)).astype(int)
+    ]
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     check_batch(config.train, mesh.size)
 
@@ -82,24 +84,43 @@ def fit(
     first = None if init_from is None else weights_for(ddpm, init_from, mesh)
     # Signals are held back until the last checkpoint is on disk.
     with (
-        start_run(workdir, config, source, describe_devices(mesh), first and first.label) as workdir,
+        start_run(
+            workdir, config, source, describe_devices(mesh), first and first.label
+        ) as workdir,
         StopSignals() as signals,
         contextlib.closing(Checkpoints(workdir, config.checkpoint.keep)) as checkpoints,
     ):
-        log.info("data: %d images, %d of them to train on, fingerprint %s", len(source), len(train), source.fingerprint)
-        log.info("run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)", workdir)
+        log.info(
+            "data: %d images, %d of them to train on, fingerprint %s",
+            len(source),
+            len(train),
+            source.fingerprint,
+        )
+        log.info(
+            "run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)",
+            workdir,
+        )
         state = _first_state(ddpm, mesh, checkpoints, first and first.params, workdir)
         step, steps = int(state.step), config.train.steps
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        log.info("%d parameters on %s, step %d of %d", parameters, describe_devices(mesh), step, steps)
+        log.info(
+            "%d parameters on %s, step %d of %d", parameters, describe_devices(mesh), step, steps
+        )
         rows = local_rows(mesh, config.train.batch_size)
-        batches = open_batches(source, train, config.train.batch_size, config.seed, config.data, rows)
-        with contextlib.closing(batches), contextlib.closing(open_log(workdir, step, steps)) as run_log:
+        batches = open_batches(
+            source, train, config.train.batch_size, config.seed, config.data, rows
+        )
+        with (
+            contextlib.closing(batches),
+            contextlib.closing(open_log(workdir, step, steps)) as run_log,
+        ):
             update = Update(ddpm, mesh, batches)
             return _train(update, state, held_out, checkpoints, run_log, signals)
 
 
-def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints, params, workdir: epath.Path) -> TrainState:
+def _first_state(
+    ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints, params, workdir: epath.Path
+) -> TrainState:
     """The newest checkpoint's state, or one from `params`, None for fresh ones: shapes first, then arrays."""
     init = functools.partial(init_state, ddpm)
     shapes = jax.eval_shape(init)
@@ -108,7 +129,9 @@ def _first_state(ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints, params, workd
     if parts is not None:
         return TrainState(**parts)
     if params is None and starts_from(workdir):
-        raise UserError(f"{workdir}: it has no checkpoint yet; name the weights it starts from again with --init-from")
+        raise UserError(
+            f"{workdir}: it has no checkpoint yet; name the weights it starts from again with --init-from"
+        )
     return jax.jit(init, out_shardings=shardings)(params)
 
 
@@ -116,7 +139,10 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
     """The loop, from state.step to config.train.steps or a signal."""
     ddpm, mesh, config = update.ddpm, update.mesh, update.ddpm.config
     done, steps = int(state.step), config.train.steps
-    window, stopping = _Window(done, checkpoints, config.train.batch_size, model_flops_rate(ddpm, state, mesh)), None
+    window, stopping = (
+        _Window(done, checkpoints, config.train.batch_size, model_flops_rate(ddpm, state, mesh)),
+        None,
+    )
     try:
         while done < steps and not stopping:
             state, metrics = update(state, done)
@@ -125,7 +151,11 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
             done += 1
 
             stopping = signals.stop_after(done)
-            evaluates = len(held_out) and config.train.eval_every and _due(done, config.train.eval_every, steps)
+            evaluates = (
+                len(held_out)
+                and config.train.eval_every
+                and _due(done, config.train.eval_every, steps)
+            )
             draws = not stopping and _due(done, config.train.sample_every, steps)
             # Drawing may take longer than the time between SIGTERM and SIGKILL, so what is learned is saved before.
             saves = done == steps or stopping or draws or done % config.checkpoint.every == 0
@@ -134,7 +164,9 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
                 evaluated = {}
                 if evaluates:
                     ema_params = replicate(state.ema_params, mesh)
-                    evaluated["holdout_loss"] = holdout_loss(ddpm, ema_params, update.batches.source, held_out)
+                    evaluated["holdout_loss"] = holdout_loss(
+                        ddpm, ema_params, update.batches.source, held_out
+                    )
                 run_log.tick(done, window.close(**evaluated))
                 checkpoints.check()
             if saves:
@@ -160,7 +192,9 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
 class _Window:
     """The metrics of the updates since the last line, left on the device until the next one."""
 
-    def __init__(self, step: int, checkpoints: Checkpoints, batch_size: int, full_rate: float | None):
+    def __init__(
+        self, step: int, checkpoints: Checkpoints, batch_size: int, full_rate: float | None
+    ):
         self.step, self.checkpoints = step, checkpoints
         self.batch_size, self.full_rate = batch_size, full_rate
         self.metrics: list[dict] = []
@@ -192,8 +226,14 @@ class _Window:
             if not np.isfinite(value):
                 self.checkpoints.wait()
                 last = self.checkpoints.latest_step
-                good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
-                raise NonFiniteLoss(f"{name} is {value} at step {step}; {good}. Try a lower optim.learning_rate")
+                good = (
+                    "there is no checkpoint yet"
+                    if last is None
+                    else f"the last good checkpoint is {last}"
+                )
+                raise NonFiniteLoss(
+                    f"{name} is {value} at step {step}; {good}. Try a lower optim.learning_rate"
+                )
 
 
 def _pictures(ddpm, state, mesh):

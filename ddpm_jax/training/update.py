@@ -37,7 +37,9 @@ def make_optimizer(optim: Optim) -> optax.GradientTransformation:
     if not optim.warmup_steps:
         learning_rate = optim.learning_rate
     # Each device has clipped its own gradient before the mean.
-    clip = optax.identity() if optim.clip == "device" else optax.clip_by_global_norm(optim.clip_norm)
+    clip = (
+        optax.identity() if optim.clip == "device" else optax.clip_by_global_norm(optim.clip_norm)
+    )
     return optax.chain(clip, optax.adam(learning_rate))
 
 
@@ -49,7 +51,13 @@ def init_state(ddpm: DDPM, params=None) -> TrainState:
 
 
 def train_step(
-    ddpm: DDPM, state: TrainState, images, pixels=None, *, mesh: Mesh | None = None, axis_name: str | None = None
+    ddpm: DDPM,
+    state: TrainState,
+    images,
+    pixels=None,
+    *,
+    mesh: Mesh | None = None,
+    axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Algorithm 1, one update on uint8 `images` [B,H,W,C]; returns the new state and scalar metrics.
 
@@ -66,7 +74,9 @@ def train_step(
         params = jax.lax.with_sharding_constraint(params, replicated(mesh))
     loss, gradient = _mean_gradient(ddpm, params, run_key(config, state.step), images, first_row)
     if optim.clip == "device":
-        gradient, _ = optax.clip_by_global_norm(optim.clip_norm).update(gradient, optax.EmptyState())
+        gradient, _ = optax.clip_by_global_norm(optim.clip_norm).update(
+            gradient, optax.EmptyState()
+        )
     if axis_name is not None:
         loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
     updates, opt_state = make_optimizer(optim).update(gradient, state.opt_state, state.params)
@@ -97,7 +107,9 @@ def _mean_gradient(ddpm: DDPM, params, rng, images, first_row):
         return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
 
     # Every parts-th row, so that each part lies on all devices.
-    divided = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (rows, images))
+    divided = jax.tree.map(
+        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (rows, images)
+    )
     zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
     total, _ = jax.lax.scan(add_part, zero, divided)
     return jax.tree.map(lambda x: x / parts, total)
@@ -107,7 +119,9 @@ def check_batch(train: Train, devices: int) -> None:
     """Raises UserError if the batch cannot be divided over so many devices, in train.accumulate parts."""
     if train.batch_size % (devices * train.accumulate):
         parts = f"{train.accumulate} parts (train.accumulate) on " if train.accumulate > 1 else ""
-        raise UserError(f"train.batch_size: {train.batch_size} is not divisible by the {parts}{devices} devices")
+        raise UserError(
+            f"train.batch_size: {train.batch_size} is not divisible by the {parts}{devices} devices"
+        )
 
 
 class Update:
@@ -118,7 +132,9 @@ class Update:
 
     def __init__(self, ddpm: DDPM, mesh: Mesh, batches):
         self.ddpm, self.mesh, self.batches = ddpm, mesh, batches
-        self.pixels = _on_device(ddpm.config, batches.source, mesh) if ddpm.config.data.on_device else None
+        self.pixels = (
+            _on_device(ddpm.config, batches.source, mesh) if ddpm.config.data.on_device else None
+        )
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
         """`train_step` number `step`, from which `state` comes; takes the memory of the old state."""

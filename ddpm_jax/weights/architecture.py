@@ -109,7 +109,9 @@ class Fields:
         self.file, self.values, self.defaults = file, values, defaults
         for name, value in values.items():
             if name not in defaults and not name.startswith("_") and value is not None:
-                raise UserError(f"{file}: {name} is {_shown(value)}, and nothing is known of such a field")
+                raise UserError(
+                    f"{file}: {name} is {_shown(value)}, and nothing is known of such a field"
+                )
 
     def __getitem__(self, name: str):
         return self.values.get(name, self.defaults[name])
@@ -117,7 +119,9 @@ class Fields:
     def refuse(self, name: str, must_be: str):
         """Raises UserError that says what the field is, and what it must be."""
         absent = "" if name in self.values else " (it is absent, and that the library's default)"
-        raise UserError(f"{self.file}: {name} is {_shown(self[name])}{absent}; it must be {must_be}")
+        raise UserError(
+            f"{self.file}: {name} is {_shown(self[name])}{absent}; it must be {must_be}"
+        )
 
     def require(self, name: str, value) -> None:
         """Refuses anything but `value`."""
@@ -132,7 +136,11 @@ class Fields:
 
     def counts(self, name: str) -> list[int]:
         """A list of them, not empty."""
-        if not isinstance(self[name], list) or not self[name] or not all(map(_is_count, self[name])):
+        if (
+            not isinstance(self[name], list)
+            or not self[name]
+            or not all(map(_is_count, self[name]))
+        ):
             self.refuse(name, "a list of whole numbers of at least 1")
         return self[name]
 
@@ -153,10 +161,15 @@ def read_config(unet: Fields, scheduler: Fields | None) -> Config:
         return Config(
             model=_read_model(unet),
             diffusion=diffusion,
-            data=Data(source="array", image_shape=_read_image_shape(unet, 2 if diffusion.learns_variance else 1)),
+            data=Data(
+                source="array",
+                image_shape=_read_image_shape(unet, 2 if diffusion.learns_variance else 1),
+            ),
         )
     except UserError as error:
-        raise error if str(error).startswith(str(unet.file)) else UserError(f"{unet.file}: {error}") from None
+        raise (
+            error if str(error).startswith(str(unet.file)) else UserError(f"{unet.file}: {error}")
+        ) from None
 
 
 def write_config(config: Config) -> tuple[dict, dict]:
@@ -172,15 +185,20 @@ def write_config(config: Config) -> tuple[dict, dict]:
         )
     height, width, channels = config.data.image_shape
     attends = [
-        min(height, width) >> level in model.attention_resolutions for level in range(len(model.channel_multipliers))
+        min(height, width) >> level in model.attention_resolutions
+        for level in range(len(model.channel_multipliers))
     ]
     unet = PAPER | {
         "_class_name": "UNet2DModel",
         "sample_size": height if height == width else [height, width],
         "in_channels": channels,
         "out_channels": channels * (2 if diffusion.learns_variance else 1),
-        "block_out_channels": [model.base_channels * multiplier for multiplier in model.channel_multipliers],
-        "down_block_types": ["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
+        "block_out_channels": [
+            model.base_channels * multiplier for multiplier in model.channel_multipliers
+        ],
+        "down_block_types": [
+            "AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends
+        ],
         "up_block_types": _mirrored(attends),
         "layers_per_block": model.num_res_blocks,
         "dropout": model.dropout,
@@ -208,7 +226,9 @@ def _read_model(fields: Fields) -> Model:
     if any(width % widths[0] for width in widths):
         fields.refuse("block_out_channels", f"whole multiples of the first, {widths[0]}")
     if fields["time_embedding_dim"] not in (None, 4 * widths[0]):
-        fields.refuse("time_embedding_dim", f"null or {4 * widths[0]}, four times the first level's width")
+        fields.refuse(
+            "time_embedding_dim", f"null or {4 * widths[0]}, four times the first level's width"
+        )
     if fields["attn_norm_num_groups"] not in (None, fields["norm_num_groups"]):
         fields.refuse("attn_norm_num_groups", "null, or what norm_num_groups is")
     attends = _read_attention(fields, widths)
@@ -217,7 +237,9 @@ def _read_model(fields: Fields) -> Model:
         base_channels=widths[0],
         channel_multipliers=tuple(width // widths[0] for width in widths),
         num_res_blocks=fields.count("layers_per_block"),
-        attention_resolutions=tuple(smaller_side >> level for level, attention in enumerate(attends) if attention),
+        attention_resolutions=tuple(
+            smaller_side >> level for level, attention in enumerate(attends) if attention
+        ),
         dropout=fields["dropout"],
         norm_groups=fields.count("norm_num_groups"),
     )
@@ -228,18 +250,28 @@ def _read_attention(fields: Fields, widths: list[int]) -> list[bool]:
     kinds = {"DownBlock2D": False, "AttnDownBlock2D": True}
     down, up = (_block_types(fields, name) for name in ("down_block_types", "up_block_types"))
     if len(down) != len(widths) or not kinds.keys() >= set(down):
-        fields.refuse("down_block_types", f"{' or '.join(kinds)} for each of the {len(widths)} levels")
+        fields.refuse(
+            "down_block_types", f"{' or '.join(kinds)} for each of the {len(widths)} levels"
+        )
     attends = [kinds[name] for name in down]
     if up != _mirrored(attends):
-        fields.refuse("up_block_types", f"{json.dumps(_mirrored(attends))}, the mirror of down_block_types")
-    attended = {width for width, attention in zip(widths, attends, strict=True) if attention} | {widths[-1]}
-    if fields["attention_head_dim"] is not None and sorted(attended) != [fields["attention_head_dim"]]:
+        fields.refuse(
+            "up_block_types", f"{json.dumps(_mirrored(attends))}, the mirror of down_block_types"
+        )
+    attended = {width for width, attention in zip(widths, attends, strict=True) if attention} | {
+        widths[-1]
+    }
+    if fields["attention_head_dim"] is not None and sorted(attended) != [
+        fields["attention_head_dim"]
+    ]:
         fields.refuse("attention_head_dim", "null: one head, as wide as its level")
     return attends
 
 
 def _block_types(fields: Fields, name: str) -> list[str]:
-    if not isinstance(fields[name], list) or not all(isinstance(kind, str) for kind in fields[name]):
+    if not isinstance(fields[name], list) or not all(
+        isinstance(kind, str) for kind in fields[name]
+    ):
         fields.refuse(name, "a list of names")
     # The library's first versions wrote this prefix, and it still drops it.
     return [kind.removeprefix("UNetRes") for kind in fields[name]]
@@ -257,13 +289,21 @@ def _read_size(fields: Fields) -> tuple[int, int]:
 def _read_image_shape(fields: Fields, outputs: int) -> tuple[int, int, int]:
     channels = fields.count("in_channels")
     if fields["out_channels"] != outputs * channels:
-        why = "in_channels" if outputs == 1 else "twice in_channels, for the scheduler's learned_range"
+        why = (
+            "in_channels"
+            if outputs == 1
+            else "twice in_channels, for the scheduler's learned_range"
+        )
         fields.refuse("out_channels", f"{outputs * channels}: {why}")
     return *_read_size(fields), channels
 
 
 def _read_diffusion(fields: Fields) -> Diffusion:
-    for name, value in {"trained_betas": None, "thresholding": False, "rescale_betas_zero_snr": False}.items():
+    for name, value in {
+        "trained_betas": None,
+        "thresholding": False,
+        "rescale_betas_zero_snr": False,
+    }.items():
         fields.require(name, value)
     if "set_alpha_to_one" in fields.defaults:
         fields.require("set_alpha_to_one", True)
@@ -272,10 +312,17 @@ def _read_diffusion(fields: Fields) -> Diffusion:
     if fields["clip_sample"]:
         fields.require("clip_sample_range", 1)
     schedule = fields.one_of("beta_schedule", SCHEDULES)
-    parameters = {} if schedule == "cosine" else {name: _beta(fields, name) for name in ("beta_start", "beta_end")}
+    parameters = (
+        {}
+        if schedule == "cosine"
+        else {name: _beta(fields, name) for name in ("beta_start", "beta_end")}
+    )
     # DDIM draws with the posterior's variance.
     variance = _read_variance(fields) if "variance_type" in fields.defaults else "fixed_small"
-    prediction, T = fields.one_of("prediction_type", PREDICTIONS), fields.count("num_train_timesteps")
+    prediction, T = (
+        fields.one_of("prediction_type", PREDICTIONS),
+        fields.count("num_train_timesteps"),
+    )
     try:
         return Diffusion(
             schedule=schedule,
@@ -292,7 +339,10 @@ def _read_diffusion(fields: Fields) -> Diffusion:
 
 def _read_variance(fields: Fields) -> str:
     if fields["variance_type"] in list(NO_VARIANCES):
-        fields.refuse("variance_type", f"one of {', '.join(VARIANCES)}: {NO_VARIANCES[fields['variance_type']]}")
+        fields.refuse(
+            "variance_type",
+            f"one of {', '.join(VARIANCES)}: {NO_VARIANCES[fields['variance_type']]}",
+        )
     return fields.one_of("variance_type", VARIANCES)
 
 

@@ -47,8 +47,14 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
     index = folder / "model_index.json"
     components = _read_json(index) if index.exists() else {}
     for name, component in components.items():
-        if not name.startswith("_") and name not in ("unet", "scheduler") and component not in (None, [None, None]):
-            raise UserError(f"{index}: its {name} has no place here; a pipeline of unet and scheduler alone is needed")
+        if (
+            not name.startswith("_")
+            and name not in ("unet", "scheduler")
+            and component not in (None, [None, None])
+        ):
+            raise UserError(
+                f"{index}: its {name} has no place here; a pipeline of unet and scheduler alone is needed"
+            )
     unet, scheduler_file = folder, folder / "scheduler_config.json"
     if (folder / "unet").exists():
         unet, scheduler_file = folder / "unet", folder / "scheduler" / "scheduler_config.json"
@@ -56,7 +62,10 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
     if index.exists() or scheduler_file.exists():
         scheduler = _read_fields(scheduler_file, SCHEDULERS)
     else:
-        log.warning("%s: no scheduler beside this U-Net; the paper's is taken: linear betas, fixed_large", folder)
+        log.warning(
+            "%s: no scheduler beside this U-Net; the paper's is taken: linear betas, fixed_large",
+            folder,
+        )
     config = read_config(_read_fields(unet / "config.json", {"UNet2DModel": UNET}), scheduler)
     shapes = jax.eval_shape(DDPM(config).init, jax.random.key(0))
     return config, to_params(_read_weights(unet), shapes, unet)
@@ -98,7 +107,9 @@ def _read_fields(file: epath.Path, classes: dict[str, dict]) -> Fields:
     values = _read_json(file)
     name = values.get("_class_name")
     if not isinstance(name, str) or name not in classes:
-        raise UserError(f"{file}: _class_name is {json.dumps(name)}; it must be {' or '.join(classes)}")
+        raise UserError(
+            f"{file}: _class_name is {json.dumps(name)}; it must be {' or '.join(classes)}"
+        )
     return Fields(file, values, classes[name])
 
 
@@ -110,7 +121,9 @@ def _read_weights(folder: epath.Path) -> dict:
     if not index.exists():
         raise UserError(f"{folder / WEIGHTS}: is missing{_instead(folder)}")
     of_tensors = _read_json(index).get("weight_map")
-    if not isinstance(of_tensors, dict) or not all(isinstance(file, str) for file in of_tensors.values()):
+    if not isinstance(of_tensors, dict) or not all(
+        isinstance(file, str) for file in of_tensors.values()
+    ):
         raise UserError(f"{index}: its weight_map must name the file of each tensor")
     tensors = {}
     for name in sorted(set(of_tensors.values())):

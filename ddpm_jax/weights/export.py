@@ -38,12 +38,18 @@ def export(
     """
     path = path_of(out)
     if (format == "safetensors") != (path.suffix == ".safetensors"):
-        kind = "a file, --out NAME.safetensors" if format == "safetensors" else "a folder, --out NAME"
+        kind = (
+            "a file, --out NAME.safetensors" if format == "safetensors" else "a folder, --out NAME"
+        )
         raise UserError(f"out: {format} is written to {kind}; {out} is none")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir()) and format != "safetensors"):
+    if path.exists() and not (
+        path.is_dir() and not any(path.iterdir()) and format != "safetensors"
+    ):
         raise UserError(f"out: {out} is there already; choose another --out or move it away")
     if format != "stablehlo" and sampler != ANCESTRAL:
-        raise UserError(f"sampler: {format} holds weights alone; leave it, steps, eta and grid out or choose stablehlo")
+        raise UserError(
+            f"sampler: {format} holds weights alone; leave it, steps, eta and grid out or choose stablehlo"
+        )
     model = load_weights(run, weights=weights, step=step)
     sampler.check(model.ddpm.config)
     ddpm, params = DDPM(_without_paths(model.ddpm.config)), fetch(model.params)

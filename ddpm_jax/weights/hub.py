@@ -38,4 +38,6 @@ def download(name: str) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # Of its own, of its HTTP library's and of the system: no base class is common to all.
         words = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name}: no such folder here, and huggingface.co did not give it: {words[:300]}") from error
+        raise UserError(
+            f"{name}: no such folder here, and huggingface.co did not give it: {words[:300]}"
+        ) from error

@@ -24,7 +24,15 @@ Kind = Literal["ema", "raw", "unknown"]
 
 # The fields that decide what network there is, and what its output stands for.
 FITS = (
-    *(f"model.{name}" for name in ("base_channels", "channel_multipliers", "num_res_blocks", "attention_resolutions")),
+    *(
+        f"model.{name}"
+        for name in (
+            "base_channels",
+            "channel_multipliers",
+            "num_res_blocks",
+            "attention_resolutions",
+        )
+    ),
     *("model.norm_groups", "data.image_shape", "diffusion.prediction", "diffusion.variance"),
 )
 
@@ -72,7 +80,11 @@ def load(path: epath.PathLike, *, weights: Weights | None = None, step: int | No
 
 
 def load_weights(
-    path: epath.PathLike, *, weights: Weights | None = None, step: int | None = None, mesh: Mesh | None = None
+    path: epath.PathLike,
+    *,
+    weights: Weights | None = None,
+    step: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Loaded:
     """As `load`, with what is known of the weights; params lie on each device of `mesh`, if one is given."""
     if weights not in (None, "ema", "raw"):
@@ -83,9 +95,15 @@ def load_weights(
         return Loaded(ddpm, params, kind, step, data_fingerprint(path))
     config, params, about = _read(path)
     if step not in (None, about["step"]):
-        raise UserError(f"step: {path} holds one set of weights, of step {about['step'] or 'unknown'}; leave it out")
+        raise UserError(
+            f"step: {path} holds one set of weights, of step {about['step'] or 'unknown'}; leave it out"
+        )
     if weights not in (None, about["weights"]):
-        known = "does not say whether its weights are averaged" if about["weights"] == "unknown" else "holds others"
+        known = (
+            "does not say whether its weights are averaged"
+            if about["weights"] == "unknown"
+            else "holds others"
+        )
         raise UserError(f"weights: {path} {known}; leave --weights {weights} out")
     params = replicate(params, mesh) if mesh else jax.device_put(params, jax.local_devices()[0])
     return Loaded(DDPM(config), params, about["weights"], about["step"], about["data_fingerprint"])
@@ -100,10 +118,17 @@ def weights_for(ddpm: DDPM, path: epath.PathLike, mesh: Mesh) -> Loaded:
     there, here = _network(loaded.ddpm), _network(ddpm)
     if there != here:
         before, now = (flatten(to_dict(model.config)) for model in (loaded.ddpm, ddpm))
-        differences = [f"{name} {now[name]!r}, there {before[name]!r}" for name in FITS if before[name] != now[name]]
+        differences = [
+            f"{name} {now[name]!r}, there {before[name]!r}"
+            for name in FITS
+            if before[name] != now[name]
+        ]
         raise UserError(f"--init-from: {path} is of another network: {', '.join(differences)}")
     if not np.array_equal(loaded.ddpm.schedule.betas, ddpm.schedule.betas):
-        log.warning("--init-from: %s was trained with other betas than this config's diffusion.schedule", path)
+        log.warning(
+            "--init-from: %s was trained with other betas than this config's diffusion.schedule",
+            path,
+        )
     return loaded
 
 
@@ -112,13 +137,20 @@ def _network(ddpm: DDPM):
     shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
     diffusion = ddpm.config.diffusion
     learned = diffusion.variance if diffusion.learns_variance else None
-    return jax.tree.map(lambda leaf: leaf.shape, shapes), ddpm.config.model.norm_groups, diffusion.prediction, learned
+    return (
+        jax.tree.map(lambda leaf: leaf.shape, shapes),
+        ddpm.config.model.norm_groups,
+        diffusion.prediction,
+        learned,
+    )
 
 
 def home(path: epath.PathLike) -> epath.Path:
     """The run directory `path`, where what is made of a run goes. Raises UserError if it is no run."""
     if not is_run(path):
-        raise UserError(f"{path}: this is not a run directory, which has a place for this; say where with --out")
+        raise UserError(
+            f"{path}: this is not a run directory, which has a place for this; say where with --out"
+        )
     return path_of(path)
 
 
@@ -132,9 +164,19 @@ def _read(path: epath.PathLike):
         log.info("%s: no such folder here, looking on huggingface.co", path)
         local = download(str(path))
     if is_diffusers(local):
-        return *read_diffusers(local), {"weights": "unknown", "step": None, "data_fingerprint": None}
+        return *read_diffusers(local), {
+            "weights": "unknown",
+            "step": None,
+            "data_fingerprint": None,
+        }
     if not local.exists():
-        raise UserError(f"{path}: there is none; name a run directory, a .safetensors file or a diffusers folder")
+        raise UserError(
+            f"{path}: there is none; name a run directory, a .safetensors file or a diffusers folder"
+        )
     if local.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        raise UserError(f"{path}: a pickle can run any program and is not read; of a diffusers model name the folder")
-    raise UserError(f"{path}: this is not a run directory, a .safetensors file, or a folder of the diffusers library")
+        raise UserError(
+            f"{path}: a pickle can run any program and is not read; of a diffusers model name the folder"
+        )
+    raise UserError(
+        f"{path}: this is not a run directory, a .safetensors file, or a folder of the diffusers library"
+    )

@@ -24,7 +24,9 @@ def write_single_file(path: epath.PathLike, config: Config, params, about: dict[
     """
     # One entry: the library writes several in an order that is another each time.
     metadata = {"ddpm_jax": json.dumps({"config": configs.to_dict(config), "provenance": about})}
-    write_file(path_of(path), safetensors.save(jax.tree.map(np.asarray, flat_params(params)), metadata))
+    write_file(
+        path_of(path), safetensors.save(jax.tree.map(np.asarray, flat_params(params)), metadata)
+    )
 
 
 def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]:
@@ -37,7 +39,9 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
         metadata = json.loads(_metadata(content)["ddpm_jax"])
         tensors = safetensors.load(content)
         config, provenance = configs.from_dict(metadata["config"]), metadata["provenance"]
-        about = provenance | {name: provenance[name] for name in ("weights", "step", "data_fingerprint")}
+        about = provenance | {
+            name: provenance[name] for name in ("weights", "step", "data_fingerprint")
+        }
     except (KeyError, TypeError):
         raise UserError(
             f"{path}: this file does not say what model it is of; it is not from ddpm-jax export. "
@@ -46,7 +50,9 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error}); copy or export it again") from error
+        raise UserError(
+            f"{path}: cannot be read as safetensors ({error}); copy or export it again"
+        ) from error
     wanted = flat_params(jax.eval_shape(DDPM(config).init, jax.random.key(0)))
     for name in sorted({*wanted, *tensors}):
         there, here = (_describe(values.get(name)) for values in (tensors, wanted))

@@ -85,11 +85,16 @@ def denoiser_program(ddpm: DDPM, params) -> export.Exported:
 
     # One scope, so that both B are the same.
     scope = export.SymbolicScope()
-    return _export(denoise, params, _batch(ddpm.image_shape, jnp.float32, scope), _batch((), jnp.int32, scope))
+    return _export(
+        denoise, params, _batch(ddpm.image_shape, jnp.float32, scope), _batch((), jnp.int32, scope)
+    )
 
 
 def _export(function, params, *args) -> export.Exported:
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat_params(params).items()}
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for name, leaf in flat_params(params).items()
+    }
     return export.export(jax.jit(function), platforms=PLATFORMS)(shapes, *args)
 
 

@@ -52,11 +52,15 @@ def read_tensors(file: epath.Path) -> dict[str, np.ndarray]:
     try:
         stored = safetensors.deserialize(file.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read as safetensors ({error}); fetch it again") from error
+        raise UserError(
+            f"{file}: cannot be read as safetensors ({error}); fetch it again"
+        ) from error
     tensors = {}
     for name, tensor in stored:
         if tensor["dtype"] not in DTYPES:
-            raise UserError(f"{file}: {name} is {tensor['dtype']}, and must be one of {', '.join(DTYPES)}")
+            raise UserError(
+                f"{file}: {name} is {tensor['dtype']}, and must be one of {', '.join(DTYPES)}"
+            )
         array = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
         tensors[name] = array.astype(np.float32, copy=False)
     return tensors
@@ -73,16 +77,28 @@ def to_params(tensors: dict[str, np.ndarray], shapes, source):
     names = [_name(_keys(path), _levels(shapes)) for path, _ in leaves]
     _refuse(source, "is missing", "are missing", [name for name in names if name not in tensors])
     left_over = list(tensors.keys() - set(names))
-    _refuse(source, "is not of the network its JSON describes", "are not of the network its JSON describes", left_over)
+    _refuse(
+        source,
+        "is not of the network its JSON describes",
+        "are not of the network its JSON describes",
+        left_over,
+    )
     return jax.tree.unflatten(
-        tree, [_to_ours(tensors[name], leaf.shape, name, source) for name, (_, leaf) in zip(names, leaves, strict=True)]
+        tree,
+        [
+            _to_ours(tensors[name], leaf.shape, name, source)
+            for name, (_, leaf) in zip(names, leaves, strict=True)
+        ],
     )
 
 
 def from_params(params) -> dict[str, np.ndarray]:
     """The tensors of a tree of parameters under the library's names, float32."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {_name(_keys(path), _levels(params)): _to_theirs(np.asarray(leaf), _keys(path)) for path, leaf in leaves}
+    return {
+        _name(_keys(path), _levels(params)): _to_theirs(np.asarray(leaf), _keys(path))
+        for path, leaf in leaves
+    }
 
 
 def _keys(path) -> tuple[str, ...]:
@@ -96,7 +112,11 @@ def _levels(tree) -> int:
 def _name(keys: tuple[str, ...], levels: int) -> str:
     """down_blocks.0.resnets.1.conv1.weight of (down_0_1_block, conv_0, kernel)."""
     module, *layer, leaf = keys
-    names = [_module_name(module, levels), *(LAYERS[name] for name in layer), "bias" if leaf == "bias" else "weight"]
+    names = [
+        _module_name(module, levels),
+        *(LAYERS[name] for name in layer),
+        "bias" if leaf == "bias" else "weight",
+    ]
     return ".".join(names)
 
 
@@ -109,12 +129,16 @@ def _module_name(module: str, levels: int) -> str:
     if rest in ("downsample", "upsample"):
         return f"{way}_blocks.{number}.{rest}rs.0.conv"
     index, kind = rest.split("_")
-    return f"{way}_blocks.{number}.{ {'block': 'resnets', 'attention': 'attentions'}[kind] }.{index}"
+    return (
+        f"{way}_blocks.{number}.{ {'block': 'resnets', 'attention': 'attentions'}[kind] }.{index}"
+    )
 
 
 def _new_name(name: str) -> str:
     old = "|".join(OLD_LAYERS)
-    return re.sub(rf"(attentions\.\d+)\.({old})\.", lambda match: f"{match[1]}.{OLD_LAYERS[match[2]]}.", name)
+    return re.sub(
+        rf"(attentions\.\d+)\.({old})\.", lambda match: f"{match[1]}.{OLD_LAYERS[match[2]]}.", name
+    )
 
 
 def _to_ours(tensor: np.ndarray, shape: tuple[int, ...], name: str, source) -> np.ndarray:
@@ -126,7 +150,9 @@ def _to_ours(tensor: np.ndarray, shape: tuple[int, ...], name: str, source) -> n
         tensor = tensor.transpose({1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}[len(shape)])
     if tensor.shape != shape:
         expected = {1: shape, 2: shape[::-1], 4: shape[:1:-1] + shape[:2]}[len(shape)]
-        raise UserError(f"{source}: {name} has the shape {list(found)}, and by its JSON {list(expected)}")
+        raise UserError(
+            f"{source}: {name} has the shape {list(found)}, and by its JSON {list(expected)}"
+        )
     return np.ascontiguousarray(tensor)
 
 
@@ -140,4 +166,6 @@ def _to_theirs(array: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
 def _refuse(source, one: str, several: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise UserError(f"{source}: {', '.join(sorted(names)[:3])}{more} {one if len(names) == 1 else several}")
+        raise UserError(
+            f"{source}: {', '.join(sorted(names)[:3])}{more} {one if len(names) == 1 else several}"
+        )
