@@ -5,7 +5,7 @@ Pure functions of arrays. Everywhere `t` [B] int32 indexes `schedule`, and x_0, 
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ Prediction = Literal["eps", "x_0", "mean", "v"]
 
 Variance = Literal["fixed_large", "fixed_small", "learned", "learned_range"]
 """The reverse step's variance: beta_t, the posterior's, the network's log, or its mix of the first two."""
+
+LEARNED: tuple[Variance, ...] = ("learned", "learned_range")
+"""The variances that the second half of the network's output channels stands for."""
 
 
 class MeanVariance(NamedTuple):
@@ -97,7 +100,7 @@ def predict_x_0(schedule: Schedule, output, x_t, t, *, prediction: Prediction):
             _at(schedule.sqrt_alphas_bar, t, x_t) * x_t
             - _at(schedule.sqrt_one_minus_alphas_bar, t, x_t) * output
         )
-    raise ValueError(f"prediction: {prediction!r} is not one of eps, x_0, mean, v")
+    raise unknown("prediction", prediction, Prediction)
 
 
 def x_0_denoiser(schedule: Schedule, denoise_fn: DenoiseFn, *, prediction: Prediction) -> DenoiseFn:
@@ -133,7 +136,7 @@ def target(schedule: Schedule, x_0, x_t, t, noise, *, prediction: Prediction):
             _at(schedule.sqrt_alphas_bar, t, x_0) * noise
             - _at(schedule.sqrt_one_minus_alphas_bar, t, x_0) * x_0
         )
-    raise ValueError(f"prediction: {prediction!r} is not one of eps, x_0, mean, v")
+    raise unknown("prediction", prediction, Prediction)
 
 
 def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
@@ -164,6 +167,11 @@ def decoder_log_likelihood(x_0, mean, log_variance):
     return jnp.where(x_0 < -0.999, below, jnp.where(x_0 > 0.999, above, inside))
 
 
+def unknown(field: str, value, choices) -> ValueError:
+    """The error for a `value` that is not one of `choices`, a Literal."""
+    return ValueError(f"{field}: {value!r} is not one of {', '.join(get_args(choices))}")
+
+
 def example_mean(x):
     """The mean [B] of each example of x [B, ...]."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
@@ -171,7 +179,7 @@ def example_mean(x):
 
 def _split_variance(schedule, output, x_t, t, variance):
     """(the part of `output` that predicts, the log-variance), each [B,H,W,C]."""
-    learned = variance in ("learned", "learned_range")
+    learned = variance in LEARNED
     expected = x_t.shape[:-1] + ((2 if learned else 1) * x_t.shape[-1],)
     if output.shape != expected:
         raise ValueError(
@@ -191,9 +199,7 @@ def _split_variance(schedule, output, x_t, t, variance):
             jnp.log(_at(schedule.betas, t, x_t)),
         )
         return output, low + (v + 1) / 2 * (high - low)
-    raise ValueError(
-        f"variance: {variance!r} is not one of fixed_large, fixed_small, learned, learned_range"
-    )
+    raise unknown("variance", variance, Variance)
 
 
 def _at(table, t, x):

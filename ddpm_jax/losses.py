@@ -4,7 +4,10 @@ Everywhere x_0, x_t and noise are [B,H,W,C], t [B] is an index of `schedule`, an
 called once, with (x_t, schedule.timesteps[t]).
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,35 @@ import jax.numpy as jnp
 from ddpm_jax import diffusion
 from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance
 from ddpm_jax.schedule import Schedule
+
+LossName = Literal["simple", "vlb", "hybrid"]
+"""The training objectives: the functions below of these names."""
+
+Weight = Callable[..., jax.Array]
+"""weight(schedule, t [B], *, prediction) -> [B]: what multiplies each example's squared error."""
+
+
+def training_loss(
+    name: LossName,
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    x_0,
+    t,
+    noise,
+    *,
+    prediction: Prediction,
+    variance: Variance,
+    weight: Weight | None = None,
+):
+    """The objective `name` [B]. `weight` is of no use to the bound, which has weights of its own."""
+    common = (schedule, denoise_fn, x_0, t, noise)
+    if name == "simple":
+        return simple(*common, prediction=prediction, weight=weight)
+    if name == "vlb":
+        return vlb(*common, prediction=prediction, variance=variance)
+    if name == "hybrid":
+        return hybrid(*common, prediction=prediction, variance=variance, weight=weight)
+    raise diffusion.unknown("loss", name, LossName)
 
 
 def simple(
@@ -22,12 +54,14 @@ def simple(
     noise,
     *,
     prediction: Prediction,
+    weight: Weight | None = None,
     min_snr_gamma: float | None = None,
 ):
     """Eq. 14, L_simple [B]: the mean squared error of the network's output over H, W and C.
 
-    For a prediction other than eps the target is that quantity instead of the noise. With
-    `min_snr_gamma` each example's error is multiplied by its `min_snr_weight`.
+    For a prediction other than eps the target is that quantity instead of the noise. With `weight`
+    each example's error is multiplied by it; `min_snr_gamma` stands for `min_snr_weight` with this
+    gamma.
 
     Raises ValueError for an output of another shape: a learned variance gets no gradient from Eq. 14.
     """
@@ -40,12 +74,14 @@ def simple(
     error = diffusion.example_mean(
         jnp.square(output - diffusion.target(schedule, x_0, x_t, t, noise, prediction=prediction))
     )
-    if min_snr_gamma is None:
+    if min_snr_gamma is not None:
+        weight = functools.partial(min_snr_weight, gamma=min_snr_gamma)
+    if weight is None:
         return error
-    return min_snr_weight(schedule, t, min_snr_gamma, prediction=prediction) * error
+    return weight(schedule, t, prediction=prediction) * error
 
 
-def min_snr_weight(schedule: Schedule, t, gamma: float, *, prediction: Prediction):
+def min_snr_weight(schedule: Schedule, t, gamma: float = 5.0, *, prediction: Prediction):
     """The weight [B] that makes L_simple the error of x_0 times min(SNR, gamma) (Hang et al. 2023, Section 3.4).
 
     SNR is alphas_bar / (1 - alphas_bar). Raises ValueError for an unknown `prediction`.
@@ -60,7 +96,11 @@ def min_snr_weight(schedule: Schedule, t, gamma: float, *, prediction: Predictio
         return clipped / (snr + 1)
     if prediction == "mean":
         return clipped / jnp.square(schedule.posterior_mean_coef_x_0[t])
-    raise ValueError(f"prediction: {prediction!r} is not one of eps, x_0, mean, v")
+    raise diffusion.unknown("prediction", prediction, Prediction)
+
+
+WEIGHTINGS: dict[str, Weight] = {"min_snr": min_snr_weight}
+"""Every weighting of the squared error by its name: a new one is a function and a name here."""
 
 
 def vlb_terms(
@@ -119,6 +159,7 @@ def hybrid(
     prediction: Prediction,
     variance: Variance,
     vlb_weight: float = 0.001,
+    weight: Weight | None = None,
     min_snr_gamma: float | None = None,
 ):
     """L_simple + vlb_weight L_vlb [B] (Nichol & Dhariwal 2021, Eq. 16), for a learned variance.
@@ -130,14 +171,21 @@ def hybrid(
     frozen = jnp.concatenate([jax.lax.stop_gradient(of_mean), of_variance], axis=-1)
     mean_loss = simple(
         schedule,
-        lambda *_: of_mean,
+        lambda x_t, timesteps: of_mean,
         x_0,
         t,
         noise,
         prediction=prediction,
+        weight=weight,
         min_snr_gamma=min_snr_gamma,
     )
     bound = vlb(
-        schedule, lambda *_: frozen, x_0, t, noise, prediction=prediction, variance=variance
+        schedule,
+        lambda x_t, timesteps: frozen,
+        x_0,
+        t,
+        noise,
+        prediction=prediction,
+        variance=variance,
     )
     return mean_loss + vlb_weight * bound

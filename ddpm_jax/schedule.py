@@ -5,6 +5,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -115,28 +116,31 @@ def strided(schedule: Schedule, timesteps) -> Schedule:
     return Schedule.from_betas(betas, np.asarray(schedule.timesteps)[timesteps])
 
 
+Betas = Callable[..., np.ndarray]
+"""betas(T, **parameters) -> float64 [T], each in (0, 1]."""
+
+SCHEDULES: dict[str, Betas] = {}
+"""Every noise schedule by its name: the functions below that are marked `@named`."""
+
+
+def named(betas: Betas) -> Betas:
+    """Enters a function into `SCHEDULES` under its own name: all that a new schedule needs."""
+    SCHEDULES[betas.__name__] = betas
+    return betas
+
+
 def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters) -> Schedule:
-    """The Schedule called `name` with T = `num_timesteps` steps.
+    """The Schedule called `name`, one of `SCHEDULES`, with T = `num_timesteps` steps.
 
-    Names and their parameters:
-      linear        beta from beta_start=1e-4 to beta_end=0.02 (Section 4)
-      quad          sqrt(beta) linear between the same ends
-      const         beta_end=0.02 at every step
-      warmup10, warmup50   linear from beta_start to beta_end over the first 10 % (50 %), then const
-      jsd           1/T, 1/(T-1), ..., 1
-      cosine        alphas_bar follows cos^2, s=0.008, beta at most max_beta=0.999
-                    (Nichol & Dhariwal 2021, Eq. 17)
-      raised_cosine beta_start + (beta_end - beta_start) sin^2(u), u from 0 to pi/2: often called
-                    "cosine" too, and not the same thing
-
-    `linear` keeps beta_start and beta_end at any T, so a chain of another length destroys more or
-    less of the image. To keep the end of the chain as noisy as the paper's, scale both by
-    1000 / T: make_schedule("linear", T, beta_start=0.1 / T, beta_end=20 / T).
+    `parameters` are those of the function of that name below, beta_start and beta_end for example.
+    `linear` keeps both at any T, so a chain of another length destroys more or less of the image.
+    To keep the end of the chain as noisy as the paper's, scale both by 1000 / T:
+    make_schedule("linear", T, beta_start=0.1 / T, beta_end=20 / T).
 
     Raises ValueError for an unknown name or parameter, T < 1, or a beta outside (0, 1].
     """
-    if name not in _BETAS:
-        raise ValueError(f"schedule: {name!r} is not one of {', '.join(_BETAS)}")
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule: {name!r} is not one of {', '.join(SCHEDULES)}")
     if num_timesteps < 1:
         raise ValueError(f"num_timesteps: must be at least 1, got {num_timesteps}")
     accepted = schedule_parameters(name)
@@ -145,58 +149,65 @@ def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters)
             raise ValueError(
                 f"schedule {name!r} has no {parameter!r}; it takes {accepted or 'nothing'}"
             )
-    return Schedule.from_betas(_BETAS[name](num_timesteps, **parameters))
+    return Schedule.from_betas(SCHEDULES[name](num_timesteps, **parameters))
 
 
 def schedule_parameters(name: str) -> list[str]:
     """The names of the parameters that schedule `name` takes."""
-    return list(inspect.signature(_BETAS[name]).parameters)[1:]
+    return list(inspect.signature(SCHEDULES[name]).parameters)[1:]
 
 
-def _linear(T, beta_start=1e-4, beta_end=0.02):
+@named
+def linear(T, beta_start=1e-4, beta_end=0.02):
+    """Betas [T] from beta_start to beta_end in equal steps (Section 4)."""
     return np.linspace(beta_start, beta_end, T)
 
 
-def _quad(T, beta_start=1e-4, beta_end=0.02):
-    return np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
-
-
-def _const(T, beta_end=0.02):
-    return np.full(T, beta_end)
-
-
-def _warmup10(T, beta_start=1e-4, beta_end=0.02):
-    return _warmup(T, beta_start, beta_end, T // 10)
-
-
-def _warmup50(T, beta_start=1e-4, beta_end=0.02):
-    return _warmup(T, beta_start, beta_end, T // 2)
-
-
-def _warmup(T, beta_start, beta_end, ramp):
-    return np.append(np.linspace(beta_start, beta_end, ramp), np.full(T - ramp, beta_end))
-
-
-def _jsd(T):
-    return 1 / np.arange(T, 0, -1)
-
-
-def _cosine(T, s=0.008, max_beta=0.999):
+@named
+def cosine(T, s=0.008, max_beta=0.999):
+    """Betas [T] whose alphas_bar follow cos^2 (Nichol & Dhariwal 2021, Eq. 17), at most max_beta."""
     f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(1 - f[1:] / f[:-1], max_beta)
 
 
-def _raised_cosine(T, beta_start=1e-4, beta_end=0.02):
+@named
+def quad(T, beta_start=1e-4, beta_end=0.02):
+    """Betas [T] whose square roots rise in equal steps."""
+    return np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
+
+
+@named
+def const(T, beta_end=0.02):
+    """Betas [T], all beta_end."""
+    return np.full(T, beta_end)
+
+
+@named
+def jsd(T):
+    """Betas [T] 1/T, 1/(T-1), ..., 1: nothing of the image is left at the end."""
+    return 1 / np.arange(T, 0, -1)
+
+
+@named
+def warmup10(T, beta_start=1e-4, beta_end=0.02):
+    """Betas [T], linear over the first 10 % of the steps, then beta_end."""
+    return _warmup(T, beta_start, beta_end, T // 10)
+
+
+@named
+def warmup50(T, beta_start=1e-4, beta_end=0.02):
+    """Betas [T], linear over the first half of the steps, then beta_end."""
+    return _warmup(T, beta_start, beta_end, T // 2)
+
+
+@named
+def raised_cosine(T, beta_start=1e-4, beta_end=0.02):
+    """Betas [T] beta_start + (beta_end - beta_start) sin^2(u), u from 0 to pi/2.
+
+    Often called "cosine" too, and not the same thing as `cosine`.
+    """
     return beta_start + (beta_end - beta_start) * np.sin(np.linspace(0, np.pi / 2, T)) ** 2
 
 
-_BETAS = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "quad": _quad,
-    "const": _const,
-    "jsd": _jsd,
-    "warmup10": _warmup10,
-    "warmup50": _warmup50,
-    "raised_cosine": _raised_cosine,
-}
+def _warmup(T, beta_start, beta_end, ramp):
+    return np.append(np.linspace(beta_start, beta_end, ramp), np.full(T - ramp, beta_end))
