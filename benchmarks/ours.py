@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax import DDPM
 from ddpm_jax.config import Config
-from ddpm_jax.data import from_array
+from ddpm_jax.data import Batch, from_array
 from ddpm_jax.devices.mesh import make_mesh, replicate
 from ddpm_jax.models import init_params
 from ddpm_jax.training.update import Update, init_state
@@ -87,4 +87,4 @@ class _Same:
         self.images = images
 
     def batch_at(self, step):
-        return {"image": self.images}
+        return Batch(self.images)

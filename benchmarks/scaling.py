@@ -43,6 +43,7 @@ def training(batch: int, size: int = 32, devices: int = 1) -> dict:
     import ours
 
     from ddpm_jax import DDPM, load_config
+    from ddpm_jax.data import Batch
     from ddpm_jax.devices.mesh import batch_sharding, make_mesh, state_shardings
     from ddpm_jax.training.update import init_state, train_step
 
@@ -69,7 +70,7 @@ def training(batch: int, size: int = 32, devices: int = 1) -> dict:
     )
     images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=batch_sharding(mesh))
     step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
-    step = step.lower(ddpm, state, images, mesh=mesh).compile()
+    step = step.lower(ddpm, state, Batch(images), mesh=mesh).compile()
     return {
         "ms": 1e3 * seconds,
         "ms an image": 1e3 * seconds / batch,
@@ -116,7 +117,7 @@ def reading(count: int) -> dict:
         steps = iter(range(repeats + 2))
         return _seconds(lambda: jax.block_until_ready(jax.device_put(read(next(steps)))), repeats)
 
-    pixels = seconds_of(lambda step: batches.batch_at(step)["image"])
+    pixels = seconds_of(lambda step: batches.batch_at(step).image)
     return {
         "ms": 1e3 * pixels,
         "images/s": 128 / pixels,

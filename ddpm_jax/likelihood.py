@@ -9,7 +9,7 @@ import numpy as np
 
 from ddpm_jax import diffusion, losses
 from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance
-from ddpm_jax.samplers import example_keys, gaussian_noise
+from ddpm_jax.keys import example_keys, gaussian_noise
 from ddpm_jax.schedule import Schedule
 
 
@@ -56,10 +56,11 @@ def bits_per_dim(
         t_batch = jnp.full(x_0.shape[:1], t, jnp.int32)
         x_t = diffusion.q_sample(schedule, x_0, t_batch, gaussian_noise(keys, t, x_0.shape[1:]))
         output = denoise_fn(x_t, schedule.timesteps[t_batch])
-        options = dict(prediction=prediction, variance=variance, clip=clip)
-        terms = losses.vlb_terms(schedule, lambda *_: output, x_0, x_t, t_batch, **options)
-        error = x_0 - diffusion.p_mean_variance(schedule, output, x_t, t_batch, **options).x_0
-        return None, (terms, diffusion.example_mean(jnp.square(error)))
+        p = diffusion.p_mean_variance(
+            schedule, output, x_t, t_batch, prediction=prediction, variance=variance, clip=clip
+        )
+        terms = losses.bound_terms(schedule, p, x_0, x_t, t_batch)
+        return None, (terms, diffusion.example_mean(jnp.square(x_0 - p.x_0)))
 
     _, (terms, mse) = jax.lax.scan(step, None, np.arange(schedule.num_timesteps, dtype=np.int32))
     prior = prior_bits(schedule, x_0)

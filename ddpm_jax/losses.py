@@ -71,14 +71,8 @@ def simple(
         raise ValueError(
             f"output: {output.shape}, but the simple loss of {x_0.shape} needs the same shape"
         )
-    error = diffusion.example_mean(
-        jnp.square(output - diffusion.target(schedule, x_0, x_t, t, noise, prediction=prediction))
-    )
-    if min_snr_gamma is not None:
-        weight = functools.partial(min_snr_weight, gamma=min_snr_gamma)
-    if weight is None:
-        return error
-    return weight(schedule, t, prediction=prediction) * error
+    weight = weight or weight_of(None, min_snr_gamma)
+    return _weighted_error(schedule, output, x_0, x_t, t, noise, prediction, weight)
 
 
 def min_snr_weight(schedule: Schedule, t, gamma: float = 5.0, *, prediction: Prediction):
@@ -103,6 +97,13 @@ WEIGHTINGS: dict[str, Weight] = {"min_snr": min_snr_weight}
 """Every weighting of the squared error by its name: a new one is a function and a name here."""
 
 
+def weight_of(name: str | None, min_snr_gamma: float | None = None) -> Weight | None:
+    """The weighting called `name`; `min_snr_gamma` alone names min_snr with this gamma."""
+    if min_snr_gamma is not None:
+        return functools.partial(min_snr_weight, gamma=min_snr_gamma)
+    return None if name is None else WEIGHTINGS[name]
+
+
 def vlb_terms(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
@@ -122,6 +123,11 @@ def vlb_terms(
     p = diffusion.p_mean_variance(
         schedule, output, x_t, t, prediction=prediction, variance=variance, clip=clip
     )
+    return bound_terms(schedule, p, x_0, x_t, t)
+
+
+def bound_terms(schedule: Schedule, p: diffusion.MeanVariance, x_0, x_t, t):
+    """The terms [B] of `vlb_terms` for a reverse step p = p(x_{t-1} | x_t) that is known."""
     mean, _, log_variance = diffusion.q_posterior(schedule, x_0, x_t, t)
     kl = diffusion.example_mean(diffusion.normal_kl(mean, log_variance, p.mean, p.log_variance))
     decoder = -diffusion.example_mean(diffusion.decoder_log_likelihood(x_0, p.mean, p.log_variance))
@@ -168,24 +174,20 @@ def hybrid(
     """
     x_t = diffusion.q_sample(schedule, x_0, t, noise)
     of_mean, of_variance = jnp.split(denoise_fn(x_t, schedule.timesteps[t]), 2, axis=-1)
+    weight = weight or weight_of(None, min_snr_gamma)
+    mean_loss = _weighted_error(schedule, of_mean, x_0, x_t, t, noise, prediction, weight)
     frozen = jnp.concatenate([jax.lax.stop_gradient(of_mean), of_variance], axis=-1)
-    mean_loss = simple(
-        schedule,
-        lambda x_t, timesteps: of_mean,
-        x_0,
-        t,
-        noise,
-        prediction=prediction,
-        weight=weight,
-        min_snr_gamma=min_snr_gamma,
+    p = diffusion.p_mean_variance(
+        schedule, frozen, x_t, t, prediction=prediction, variance=variance, clip=False
     )
-    bound = vlb(
-        schedule,
-        lambda x_t, timesteps: frozen,
-        x_0,
-        t,
-        noise,
-        prediction=prediction,
-        variance=variance,
-    )
+    bound = schedule.num_timesteps * bound_terms(schedule, p, x_0, x_t, t)
     return mean_loss + vlb_weight * bound
+
+
+def _weighted_error(schedule, output, x_0, x_t, t, noise, prediction, weight):
+    """The mean squared error [B] of what the network predicts, times its weight."""
+    target = diffusion.target(schedule, x_0, x_t, t, noise, prediction=prediction)
+    error = diffusion.example_mean(jnp.square(output - target))
+    if weight is None:
+        return error
+    return weight(schedule, t, prediction=prediction) * error

@@ -5,8 +5,11 @@ import dataclasses
 import sys
 
 from ddpm_jax import fit, load_config
+from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.errors import NonFiniteLoss
 from ddpm_jax.evaluation.bound import measure
+from ddpm_jax.evaluation.splits import read_split
+from ddpm_jax.weights.load import load_weights
 
 ROWS = {
     "mean  L         learned": ("cifar10_mean_vlb_learned", "IS 7.28, FID 23.69"),
@@ -37,9 +40,9 @@ def main(steps: int) -> None:
         workdir = f"runs/table2/{steps}/{name}"
         try:
             fit(config_of(name, steps), workdir)
-            figures = "{total:8.3f} {rate:8.3f} {distortion:11.3f}".format(
-                **measure(workdir).summary
-            )
+            model = load_weights(workdir, mesh=make_mesh())
+            summary = measure(model, read_split(model)).summary
+            figures = "{total:8.3f} {rate:8.3f} {distortion:11.3f}".format(**summary)
         except NonFiniteLoss as error:
             figures = f"diverged: {error}"
         lines.append(f"{row:30} {figures}  {paper}")

@@ -98,27 +98,29 @@ def test_the_defaults_are_the_papers_cifar10():
         ),
         (
             lambda: Diffusion(variance="learned"),
-            "diffusion.loss: simple teaches the variance 'learned' nothing; choose hybrid or vlb, or a fixed variance",
+            "diffusion.loss: the simple loss cannot train a learned variance (learned); choose hybrid or "
+            "vlb, or a fixed variance",
         ),
         (
             lambda: Diffusion(loss="hybrid"),
-            "diffusion.loss: the second part of hybrid is for a learned variance, and 'fixed_large' is fixed; "
-            "choose simple, or diffusion.variance learned_range",
+            "diffusion.loss: hybrid needs a learned variance, and fixed_large is fixed; choose simple, "
+            "or diffusion.variance learned_range",
         ),
         (
             lambda: Diffusion(loss="vlb", min_snr_gamma=5.0),
-            "diffusion.min_snr_gamma: the bound has weights of its own; leave it out or choose simple",
+            "diffusion.min_snr_gamma: the bound has weights of its own; leave it out or choose "
+            "diffusion.loss simple",
         ),
         (
             lambda: Diffusion(schedule="jsd", loss="vlb"),
-            "diffusion.prediction: x_T of jsd holds nothing of the image, and the bound of what eps makes of it "
-            "is infinite; choose x_0, mean or v, or diffusion.loss simple",
+            "diffusion.prediction: jsd leaves nothing of the image in x_T, so the bound with eps is "
+            "infinite; choose x_0, mean or v, or diffusion.loss simple",
         ),
         (lambda: Diffusion(min_snr_gamma=0.0), "diffusion.min_snr_gamma: must be above 0, got 0.0"),
         (lambda: Data(test="tfds"), "data.test: 'tfds' is not folder:PATH, npz:PATH or tfds:NAME"),
         (
             lambda: Config(data=Data(image_shape=(36, 32, 3))),
-            "data.image_shape: 36x32 is not divisible by 8, as the 4 levels of model.channel_multipliers need",
+            "data.image_shape: 36x32 is not divisible by 8, which the 4 levels of model.channel_multipliers need",
         ),
         (lambda: Config(seed=-1), "seed: must be at least 0 and below 4294967296, got -1"),
         (

@@ -235,23 +235,23 @@ def test_batches_are_a_function_of_seed_and_step():
     source = numbered(50)
     indices = np.arange(5, 45)
     batches = Batches(source, indices, 8, seed=3)
-    stream = [batches.batch_at(step)["image"].ravel() for step in range(15)]
+    stream = [batches.batch_at(step).image.ravel() for step in range(15)]
     for step in (14, 2, 7):
         np.testing.assert_array_equal(
-            Batches(source, indices, 8, seed=3).batch_at(step)["image"].ravel(), stream[step]
+            Batches(source, indices, 8, seed=3).batch_at(step).image.ravel(), stream[step]
         )
     epochs = np.concatenate(stream).reshape(3, 40)
     for epoch in epochs:
         assert sorted(epoch) == indices.tolist()
     assert not (epochs[0] == epochs[1]).all()
-    assert not (Batches(source, indices, 8, seed=4).batch_at(0)["image"].ravel() == stream[0]).all()
+    assert not (Batches(source, indices, 8, seed=4).batch_at(0).image.ravel() == stream[0]).all()
 
 
 def test_no_image_is_lost_where_epochs_meet_in_a_batch():
     batches = Batches(numbered(7), np.arange(7), 5, seed=0)
-    stream = np.concatenate([batches.batch_at(step)["image"].ravel() for step in range(7)])
+    stream = np.concatenate([batches.batch_at(step).image.ravel() for step in range(7)])
     assert all(sorted(epoch) == list(range(7)) for epoch in stream.reshape(5, 7))
-    assert Batches(numbered(2), np.arange(2), 5, seed=0).batch_at(0)["image"].shape == (5, 1, 1, 1)
+    assert Batches(numbered(2), np.arange(2), 5, seed=0).batch_at(0).image.shape == (5, 1, 1, 1)
 
 
 def test_labels_travel_with_their_images():
@@ -259,9 +259,9 @@ def test_labels_travel_with_their_images():
         np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1), (1, 1, 1), np.arange(20)
     )
     batch = Batches(source, np.arange(20), 6, seed=0).batch_at(1)
-    assert batch["label"].dtype == np.int32
-    np.testing.assert_array_equal(batch["image"].ravel(), batch["label"])
-    assert "label" not in Batches(numbered(3), np.arange(3), 2, seed=0).batch_at(0)
+    assert batch.label.dtype == np.int32
+    np.testing.assert_array_equal(batch.image.ravel(), batch.label)
+    assert Batches(numbered(3), np.arange(3), 2, seed=0).batch_at(0).label is None
 
 
 def test_the_holdout_is_a_fixed_tenth():

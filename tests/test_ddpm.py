@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
-from ddpm_jax.ddpm import NOISE, TIME, Sampler, example_keys, random_flip, sample_batch
+from ddpm_jax.ddpm import sample_batch
 from ddpm_jax.devices.mesh import batch_sharding, make_mesh, replicated
+from ddpm_jax.keys import NOISE, TIME, example_keys, random_flip
+from ddpm_jax.sampler import Sampler
 
 
 @pytest.fixture(scope="module")
@@ -200,16 +202,19 @@ def test_a_whole_grid_is_the_whole_chain(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampler": "euler"}, "sampler: 'euler' is not one of ancestral, ddim, dpm-solver++"),
-        ({"steps": 0}, "steps: must be from 1 to 10, got 0"),
+        (
+            {"sampler": "euler"},
+            f"sampler: must be one of {', '.join(samplers.SAMPLERS)}, got 'euler'",
+        ),
+        ({"steps": 0}, "steps: must be at least 1, got 0"),
         ({"steps": 11}, "steps: must be from 1 to 10, got 11"),
         (
             {"steps": 5, "grid": "cubic"},
-            "grid: 'cubic' is not one of linspace, leading, trailing, quad",
+            "grid: must be one of linspace, leading, trailing, quad, got 'cubic'",
         ),
-        ({"grid": "quad"}, "grid: quad is for a number of steps; give one, or leave it out"),
-        ({"eta": 0.5}, "eta: ancestral has none; choose ddim, or leave it out"),
-        ({"sampler": "ddim", "eta": 1.5}, "eta: must be from 0 to 1, got 1.5"),
+        ({"grid": "quad"}, "grid: quad requires --steps; add it, or leave --grid out"),
+        ({"eta": 0.5}, "eta: ancestral does not take it; leave it out or choose ddim"),
+        ({"sampler": "ddim", "eta": 1.5}, "eta: must be at least 0 and at most 1, got 1.5"),
     ],
 )
 def test_a_sampler_that_cannot_be_is_refused(tiny, options, message):
@@ -276,9 +281,8 @@ def test_learned_variances_train_and_sample(tiny, pictures, loss, variance, pred
 def test_without_clip_the_predicted_image_stays_as_it_is(tiny, monkeypatch):
     """A network that says x_0 = 3 x_t: sampling and the bound take it at its word, or as no more than 1."""
     monkeypatch.setattr(DDPM, "denoise", lambda ddpm, params, x_t, t: 3 * x_t)
-    monkeypatch.setattr(
-        losses, "vlb_terms", lambda *_, **__: jnp.zeros(2)
-    )  # Its CDFs take seconds to compile.
+    # Its CDFs take seconds to compile.
+    monkeypatch.setattr(losses, "bound_terms", lambda *_: jnp.zeros(2))
     keys = samplers.example_keys(jax.random.key(1), np.arange(2, dtype=np.uint32))
     x = samplers.gaussian_noise(keys, samplers.START, (8, 8, 1))
     params, images = {"none": np.zeros(1)}, {}

@@ -20,6 +20,7 @@ from ddpm_jax.evaluation import features, paper
 from ddpm_jax.evaluation.evaluate import evaluate, table
 from ddpm_jax.evaluation.features import Extractor
 from ddpm_jax.evaluation.proxy import train_classifier
+from ddpm_jax.weights.load import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,11 @@ def quick(monkeypatch):
 def copy(run, tmp_path):
     """Of the run, for results of its own."""
     return shutil.copytree(run, tmp_path / "run")
+
+
+def loaded(path):
+    """The model, on all devices as the command has it."""
+    return load_weights(path, mesh=make_mesh())
 
 
 def only(folder, pattern):
@@ -94,7 +100,7 @@ def test_a_row_is_printed_written_and_made_of_all_images(copy, digits, capsys):
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_numbers(copy, digits):
-    once = evaluate(copy, digits, 37, likelihood=False)
+    once = evaluate(loaded(copy), digits, 37, likelihood=False)
     folder = only(copy, "evaluation/*")
     files = sorted(folder.rglob("*.*"))
     stamps = {file: file.stat().st_mtime_ns for file in files}
@@ -104,7 +110,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(copy, digits):
         *folder.glob("*.json"),
     ]:
         file.unlink()
-    assert evaluate(copy, digits, 37, likelihood=False) == once
+    assert evaluate(loaded(copy), digits, 37, likelihood=False) == once
     made = [
         file.name for file in sorted(folder.rglob("*.*")) if file.stat().st_mtime_ns != stamps[file]
     ]
@@ -115,23 +121,23 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(copy, digits):
     # Images that somebody else put there are not taken for those that were compared before.
     for file in (folder / "samples").glob("*.png"):
         file.write_bytes((folder / "samples/000000.png").read_bytes())
-    copies = evaluate(copy, digits, 37, likelihood=False)["values"]
+    copies = evaluate(loaded(copy), digits, 37, likelihood=False)["values"]
     assert copies["proxy_is"]["value"] == pytest.approx(1) != once["values"]["proxy_is"]["value"]
 
 
 def test_sample_and_evaluate_share_images(copy, digits, tmp_path):
     assert main(["sample", str(copy), "-n", "30", "--out", f"{tmp_path}/drawn/"]) == 0
     before = (tmp_path / "drawn/000029.png").stat().st_mtime_ns
-    shared = evaluate(copy, digits, 37, likelihood=False, samples=tmp_path / "drawn")
+    shared = evaluate(loaded(copy), digits, 37, likelihood=False, samples=tmp_path / "drawn")
     assert (tmp_path / "drawn/000029.png").stat().st_mtime_ns == before and (
         tmp_path / "drawn/000036.png"
     ).exists()
-    assert shared == evaluate(copy, digits, 37, likelihood=False)
+    assert shared == evaluate(loaded(copy), digits, 37, likelihood=False)
 
 
 def test_a_runs_own_images_are_the_reference_and_its_holdout_the_bound(copy, digits, monkeypatch):
     monkeypatch.setattr(module, "proxy", _mean_colour)
-    result = evaluate(copy, n=24)
+    result = evaluate(loaded(copy), n=24)
     assert [each["split"] for each in result["references"]] == ["train", "holdout"]
     assert list(result["values"])[-1] == "nll_holdout" and "proxy_fid_holdout" in result["values"]
     likelihood = json.loads(only(copy, "likelihood/*/likelihood.json").read_text())
@@ -141,8 +147,8 @@ def test_a_runs_own_images_are_the_reference_and_its_holdout_the_bound(copy, dig
         and value["error"] == likelihood["standard_error_over_images"] > 0
     )
     # Without measuring it again what was measured stays; and other images have a file of their own.
-    assert evaluate(copy, n=24, likelihood=False)["values"]["nll_holdout"] == value
-    assert "nll_holdout" not in evaluate(copy, digits, 24, likelihood=False)["values"]
+    assert evaluate(loaded(copy), n=24, likelihood=False)["values"]["nll_holdout"] == value
+    assert "nll_holdout" not in evaluate(loaded(copy), digits, 24, likelihood=False)["values"]
     assert len(list(copy.glob("evaluation/*/*.json"))) == 2
 
 
@@ -164,7 +170,7 @@ def test_only_inceptions_numbers_stand_beside_the_papers(copy, digits, monkeypat
     monkeypatch.setattr(
         module, "results_of", lambda *_: paper.results_of(load_config("cifar10"), "tfds:cifar10")
     )
-    result = evaluate(copy, digits, 24, likelihood=False, inception_file="x.npz")
+    result = evaluate(loaded(copy), digits, 24, likelihood=False, inception_file="x.npz")
     words = table(result)
     assert (
         "the paper" in words
@@ -195,10 +201,10 @@ def test_only_inceptions_numbers_stand_beside_the_papers(copy, digits, monkeypat
 def test_raw_weights_are_evaluated_only_where_that_is_said(copy, digits, tmp_path, capsys):
     file = tmp_path / "raw.safetensors"
     assert main(["export", str(copy), "--weights", "raw", "--out", str(file)]) == 0
-    assert "say --weights raw" in refused(
+    assert "pass --weights raw" in refused(
         capsys, "evaluate", file, "--data", digits, "--out", tmp_path / "e"
     )
-    result = evaluate(file, digits, 24, weights="raw", likelihood=False, out=tmp_path / "e")
+    result = evaluate(loaded(file), digits, 24, likelihood=False, out=tmp_path / "e")
     assert result["weights"] == "raw" and "raw weights of step 2" in table(result)
 
 

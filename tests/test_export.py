@@ -61,7 +61,7 @@ def test_a_file_knows_what_was_held_out(run, exported, tmp_path, pictures):
     data = f"npz:{run.parent}/pictures.npz"
     for split in ("train", "holdout"):
         of_file, of_run = (
-            read_split(load_weights(path), split, data)[1] for path in (exported, run)
+            read_split(load_weights(path), split, data).indices for path in (exported, run)
         )
         np.testing.assert_array_equal(of_file, of_run)
     np.savez(tmp_path / "other.npz", images=pictures[:40])

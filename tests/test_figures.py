@@ -265,7 +265,7 @@ def test_mirrored_copies_are_found(run, pictures, monkeypatch):
     """This run was trained with flips; a sampler that mirrors a training image is a copier."""
     from ddpm_jax.ddpm import DDPM
 
-    _, train = read_split(load_weights(run), "train")
+    train = read_split(load_weights(run), "train").indices
     mirrored = pictures[train[4:5], :, ::-1] / np.float32(127.5) - 1
     monkeypatch.setattr(DDPM, "sample", lambda *args, **options: mirrored)
     figure = neighbours.Neighbours(run=str(run), n=1, neighbours=2)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ddpm_jax.cli.commands import TrainOptions, _parse
+from ddpm_jax.cli.options import TrainOptions
+from ddpm_jax.cli.parsing import parse
 from ddpm_jax.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +70,7 @@ class Fakes:
 def options_of(arguments):
     """The options that `ddpm-jax train CONFIG ...` takes these arguments for; raises where it would refuse them."""
     name, *rest = arguments
-    return _parse(TrainOptions, rest, "ddpm-jax train", TrainOptions(load_config(name), ""))
+    return parse(TrainOptions, rest, "ddpm-jax train", TrainOptions(load_config(name), ""))
 
 
 def launch(fakes, *arguments, **environment):

@@ -1,25 +1,29 @@
-"""What the repository promises about its own shape."""
+"""The shape that the repository promises: rooms, the order between them, each library's place."""
 
 import ast
+import graphlib
 import importlib
 from pathlib import Path
 
 import pytest
 
 import ddpm_jax
+from ddpm_jax import keys
 from ddpm_jax.config import shipped_configs
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted((ROOT / "ddpm_jax").rglob("*.py"))
+PACKAGE = ROOT / "ddpm_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Files of the root and rooms: each imports only from those in lines above its own.
 ORDER = """
-errors schedule
+errors
+keys schedule
 diffusion
 losses samplers
 likelihood
-models
 config
+sampler models
 devices
 data
 ddpm
@@ -29,10 +33,12 @@ training
 evaluation
 figures
 cli
+__main__
 """.strip().splitlines()
 
-# Who may import what: the mathematics knows jax and numpy only, and each library has its place.
-MATHEMATICS = {"schedule", "diffusion", "losses", "samplers", "likelihood"}
+# The mathematics knows jax and numpy only, and each library has its place.
+MATHEMATICS = {"keys", "schedule", "diffusion", "losses", "samplers", "likelihood"}
+STANDARD = {"collections", "dataclasses", "functools", "inspect", "math", "typing"}
 PLACES = {
     "flax": {"models"},
     "orbax": {"storage/checkpoint"},
@@ -48,64 +54,112 @@ PLACES = {
 }
 
 
-def module(path):
+def place(path):
+    """The file without its ending, from the package on: "data/stream"."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix()
+
+
+def room(path):
     """Its name in ORDER: the file's, or the room's that it stands in."""
-    return path.relative_to(ROOT / "ddpm_jax").parts[0].removesuffix(".py")
+    return place(path).partition("/")[0]
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path, tree=None):
+    """The modules and names that a file imports, inside functions too."""
+    for node in ast.walk(tree or ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "ddpm_jax":
-                yield from (f"ddpm_jax.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name != "__init__.py"], ids=module)
-def test_files_import_only_from_those_above(path):
+def file_of(imported):
+    """The file of the package that `imported` names, or holds the name; None for another package."""
+    parts = imported.split(".")
+    if parts[0] != "ddpm_jax":
+        return None
+    for end in (len(parts), len(parts) - 1):
+        path = ROOT.joinpath(*parts[:end])
+        if path.with_suffix(".py").is_file():
+            return path.with_suffix(".py")
+        if (path / "__init__.py").is_file():
+            return path / "__init__.py"
+    raise AssertionError(f"{imported} is not there")
+
+
+INSIDE = [path for path in FILES if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=place)
+def test_files_import_only_from_rooms_above(path):
     row = {name: number for number, line in enumerate(ORDER) for name in line.split()}
-    name = module(path)
     for imported in imports(path):
-        top, _, rest = imported.partition(".")
-        if top == "ddpm_jax":
-            other = rest.split(".")[0]
-            assert other in {name, "__version__"} or row[other] < row[name], (
-                f"{path} imports {imported}"
-            )
-        elif name in MATHEMATICS:
-            assert top in {
-                "jax",
-                "numpy",
-                "collections",
-                "dataclasses",
-                "inspect",
-                "math",
-                "typing",
-            }, f"{path}: {imported}"
+        file = file_of(imported)
+        if file in (None, PACKAGE / "__init__.py"):  # The version is a name of the package itself.
+            continue
+        own, other = room(path), room(file)
+        assert other == own or row[other] < row[own], f"{path} imports {imported}"
+
+
+def test_no_file_imports_itself_by_a_detour():
+    """Inside a room, and within functions too: a package's __init__ counts where it is named."""
+    graph = {
+        path: {file_of(imported) for imported in imports(path)} - {None, path} for path in INSIDE
+    }
+    list(graphlib.TopologicalSorter(graph).static_order())  # Raises CycleError.
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_every_library_has_its_place(path):
+    for imported in imports(path):
+        top = imported.partition(".")[0]
         if top in PLACES:
-            place = path.relative_to(ROOT / "ddpm_jax").with_suffix("").as_posix()
-            assert {name, place} & PLACES[top], f"{path} imports {imported}"
+            assert {room(path), place(path)} & PLACES[top], f"{path} imports {imported}"
+        if room(path) in MATHEMATICS and top != "ddpm_jax":
+            assert top in {"jax", "numpy", *STANDARD}, f"{path} imports {imported}"
+
+
+def test_the_root_holds_the_paper_and_what_users_call():
+    files = [path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]
+    assert len(files) <= 14, files
+    rooms = {room(path) for path in FILES if path.parent != PACKAGE}
+    assert rooms <= {name for line in ORDER for name in line.split()}
 
 
 def test_grain_and_tfds_are_imported_when_they_are_needed():
     """They take a second each, which a run on an array shall not."""
-    late = {"tfds": "tensorflow_datasets", "stream": "grain"}
+    late = {"data/tfds", "data/stream"}
     for path in FILES:
-        for library in {"tensorflow_datasets", "grain"} & {
-            name.partition(".")[0] for name in imports(path)
-        }:
-            assert module(path) == "data" and late.get(path.stem) == library, (
-                f"{path} imports {library}"
-            )
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom):
-                assert node.module not in {f"ddpm_jax.data.{name}" for name in late}, (
-                    f"{path} imports {node.module}"
-                )
+        tree = ast.parse(path.read_text())
+        at_import = ast.Module([node for node in tree.body if not _is_definition(node)], [])
+        for imported in imports(path, at_import):
+            file = file_of(imported)
+            assert file is None or place(file) not in late, f"{path} imports {imported}"
+
+
+def _is_definition(node):
+    return isinstance(node, ast.FunctionDef | ast.ClassDef)
+
+
+def test_numbers_that_keys_are_folded_with_stand_in_one_file_and_differ():
+    for family, numbers in keys.FAMILIES.items():
+        assert len(set(numbers)) == len(numbers), family
+        assert all(0 <= number < 2**32 for number in numbers), family
+    named = {
+        value for name, value in vars(keys).items() if name.isupper() and isinstance(value, int)
+    }
+    assert named == {number for numbers in keys.FAMILIES.values() for number in numbers}
+    # Counters of steps and images share these keys.
+    assert min(*keys.FAMILIES["run"], *keys.FAMILIES["image"]) > 2**31
+    for path in FILES:
+        if path.name == "keys.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("fold_in"):
+                number = node.args[-1]
+                named_or_counted = any(isinstance(part, ast.Name) for part in ast.walk(number))
+                assert named_or_counted, f"{path}: fold_in(..., {ast.unparse(number)})"
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "scripts"])

@@ -11,8 +11,8 @@ from conftest import refused
 from ddpm_jax import DDPM, UserError, load
 from ddpm_jax.cli import main
 from ddpm_jax.data import split
+from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.evaluation import bound as nll
-from ddpm_jax.evaluation.bound import measure
 from ddpm_jax.evaluation.splits import default_split, read_split
 from ddpm_jax.storage.run import read_config
 from ddpm_jax.weights.load import load_weights
@@ -20,22 +20,28 @@ from ddpm_jax.weights.load import load_weights
 
 def test_the_splits_are_the_runs_own(run, tmp_path, pictures):
     config, model = read_config(run), load_weights(run)
-    source, train = read_split(model, "train")
-    _, held_out = read_split(model, "holdout")
+    _, source, train = read_split(model, "train")
+    held_out = read_split(model, "holdout").indices
     assert sorted([*train, *held_out]) == list(range(48)) and 0 < len(held_out) < len(train)
     np.testing.assert_array_equal(held_out, split(source, 0.2)[1])
     # The same images elsewhere will do, others will not; for the test split any.
     np.savez(tmp_path / "same.npz", images=pictures)
     np.savez(tmp_path / "other.npz", images=pictures[:5])
-    assert len(read_split(model, "train", f"npz:{tmp_path}/same.npz")[1]) == len(train)
-    with pytest.raises(UserError, match="holds other images than"):
+    assert len(read_split(model, "train", f"npz:{tmp_path}/same.npz").indices) == len(train)
+    with pytest.raises(UserError, match="does not hold the images"):
         read_split(model, "train", f"npz:{tmp_path}/other.npz")
     assert default_split(config) == "holdout"
     with_test = dataclasses.replace(config, data=dataclasses.replace(config.data, test="folder:x"))
     without = dataclasses.replace(config, data=dataclasses.replace(config.data, holdout=0.0))
     assert default_split(with_test) == default_split(without) == "test"
-    test, indices = read_split(model, "test", f"npz:{tmp_path}/other.npz")
+    _, test, indices = read_split(model, "test", f"npz:{tmp_path}/other.npz")
     np.testing.assert_array_equal(test.read(indices), pictures[:5])
+
+
+def measure(run, split=None, data=None, **options):
+    """The bound of a run, as the command measures it."""
+    model = load_weights(run, mesh=make_mesh())
+    return nll.measure(model, read_split(model, split, data), **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +60,7 @@ def measured(run, tmp_path_factory):
 def test_every_image_counts_once_a_draw(run, measured, pictures):
     _, result = measured
     ddpm, params = load(run)
-    _, held_out = read_split(load_weights(run), "holdout")
+    held_out = read_split(load_weights(run), "holdout").indices
     assert len(held_out) % 3  # The last batch is not full.
     x_0 = np.float32(pictures[held_out]) / 127.5 - 1
     draws = [

@@ -104,7 +104,7 @@ def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
     rng = jax.random.fold_in(jax.random.key(0), 0)
     params = jax.jit(lambda: init_state(ddpm).params)()
     batches = Batches(from_array(pictures, (8, 8, 1)), np.arange(len(pictures)), 8, 0)
-    x_0 = jnp.asarray(batches.batch_at(0)["image"].astype(np.float32) / 127.5 - 1)
+    x_0 = jnp.asarray(batches.batch_at(0).image.astype(np.float32) / 127.5 - 1)
 
     @jax.jit
     def gradient(rows):

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from ddpm_jax import DDPM, UserError
 from ddpm_jax.cli import main
 from ddpm_jax.config import Model, load_config
+from ddpm_jax.data import Batch
 from ddpm_jax.devices.mesh import fsdp_spec, make_mesh
 from ddpm_jax.training import plan, update
 from ddpm_jax.training.flops import PEAKS, count_flops, model_flops_rate
@@ -337,7 +338,9 @@ def test_memory_is_about_what_the_compiler_takes(config):
     state = jax.eval_shape(functools.partial(update.init_state, ddpm))
     step = jax.jit(update.train_step, static_argnums=0, donate_argnums=1)
     memory = (
-        step.lower(ddpm, state, array(8, 32, 32, 3, dtype=jnp.uint8)).compile().memory_analysis()
+        step.lower(ddpm, state, Batch(array(8, 32, 32, 3, dtype=jnp.uint8)))
+        .compile()
+        .memory_analysis()
     )
     assert memory.alias_size_in_bytes == planned.params + planned.ema_params + planned.opt_state + 4
     ratio = (planned.activations + planned.gradient) / memory.temp_size_in_bytes

@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 from ddpm_jax import DDPM, UserError, to_uint8
-from ddpm_jax.ddpm import Sampler
+from ddpm_jax.sampler import Sampler
 from ddpm_jax.weights.names import flat_params
 from ddpm_jax.weights.stablehlo import sampler_program, write_stablehlo
 
@@ -96,8 +96,8 @@ def test_another_sampler_is_exported_with_its_options(model):
 
 
 def test_what_cannot_be_exported_or_run_gets_one_line(model, exported, tmp_path):
-    with pytest.raises(UserError, match="eta: ancestral has none"):
-        write_stablehlo(tmp_path / "x", *model, {}, Sampler(eta=1.0))
+    with pytest.raises(UserError, match="steps: must be from 1 to 10"):
+        write_stablehlo(tmp_path / "x", *model, {}, Sampler(steps=11))
     assert not (tmp_path / "x").exists()
 
     (tmp_path / "damaged").mkdir()

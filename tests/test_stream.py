@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.config import Data
-from ddpm_jax.data import Batches, from_array, open_batches
+from ddpm_jax.data import Batch, Batches, from_array, open_batches
 from ddpm_jax.errors import DataLost
 
 N, BATCH = 20, 8
@@ -48,26 +48,24 @@ def opened(source, workers=0, rows=None):
 
 
 def assert_same(batch, other):
-    assert batch.keys() == other.keys()
-    for name in batch:
-        np.testing.assert_array_equal(batch[name], other[name])
+    np.testing.assert_array_equal(batch.image, other.image)
+    np.testing.assert_array_equal(batch.label, other.label)
 
 
 def test_hosts_read_slices_of_the_same_batches(logged):
     whole = Batches(logged, np.arange(N), BATCH, 3)
     for step in range(6):  # Epochs meet within batches 2 and 4.
         parts = [opened(logged, rows=rows).batch_at(step) for rows in np.split(np.arange(BATCH), 4)]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        joined = Batch(*map(np.concatenate, zip(*parts, strict=True)))
         assert_same(joined, whole.batch_at(step))
     some = np.array([6, 1])
-    assert_same(
-        opened(logged, rows=some).batch_at(4), {k: v[some] for k, v in whole.batch_at(4).items()}
-    )
+    batch = whole.batch_at(4)
+    assert_same(opened(logged, rows=some).batch_at(4), Batch(batch.image[some], batch.label[some]))
 
 
 def test_what_lies_in_memory_is_not_streamed(logged):
     batches = opened(dataclasses.replace(logged, streamed=False))
-    assert isinstance(batches, Batches) and batches.batch_at(2)["image"].shape == (BATCH, 1, 1, 1)
+    assert isinstance(batches, Batches) and batches.batch_at(2).image.shape == (BATCH, 1, 1, 1)
     batches.close()
 
 

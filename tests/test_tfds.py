@@ -126,8 +126,8 @@ def test_a_large_set_is_the_same_data_and_is_streamed(data):
     np.testing.assert_array_equal(large.read(some), small.read(some))
     batches = open_batches(large, np.arange(40), 8, 0, dataclasses.replace(data, workers=0))
     np.testing.assert_array_equal(
-        batches.batch_at(9)["image"],
-        open_batches(small, np.arange(40), 8, 0, data).batch_at(9)["image"],
+        batches.batch_at(9).image,
+        open_batches(small, np.arange(40), 8, 0, data).batch_at(9).image,
     )
     batches.close()
 

@@ -14,11 +14,10 @@ from conftest import lines, on_one_device, with_
 
 from ddpm_jax import DDPM, UserError, fit, load
 from ddpm_jax.config import Optim
-from ddpm_jax.data import Batches
-from ddpm_jax.ddpm import random_flip
+from ddpm_jax.data import Batch, Batches
 from ddpm_jax.devices.mesh import make_mesh, place, replicated
 from ddpm_jax.errors import DataLost, NonFiniteLoss
-from ddpm_jax.samplers import example_keys
+from ddpm_jax.keys import HOLDOUT, example_keys, random_flip
 from ddpm_jax.storage import checkpoint
 from ddpm_jax.training import train, update
 
@@ -61,7 +60,7 @@ def test_a_step_is_loss_gradient_update_and_average(tiny, pictures):
     assert_equal_trees(state.params, state.ema_params)
     state = state._replace(step=jnp.int32(3))
     images = pictures[:8]
-    after, metrics = jax.jit(update.train_step, static_argnums=0)(ddpm, state, images)
+    after, metrics = jax.jit(update.train_step, static_argnums=0)(ddpm, state, Batch(images))
 
     rng = jax.random.fold_in(jax.random.key(7), 3)
     x_0 = random_flip(example_keys(rng, jnp.arange(8)), jnp.float32(images) / 127.5 - 1)
@@ -86,7 +85,7 @@ def test_the_average_is_kept_in_float32_whatever_is_computed_in(tiny, pictures):
         with_(tiny, model={"dtype": "bfloat16"}, optim={"ema_decay": 0.9999, "warmup_steps": 0})
     )
     state = jax.jit(update.init_state, static_argnums=0)(ddpm)
-    after, _ = jax.jit(update.train_step, static_argnums=0)(ddpm, state, pictures[:8])
+    after, _ = jax.jit(update.train_step, static_argnums=0)(ddpm, state, Batch(pictures[:8]))
     assert {leaf.dtype for leaf in jax.tree.leaves(after.ema_params)} == {jnp.dtype("float32")}
     # A bfloat16 average with decay 0.9999 would not move at all.
     moved = after.ema_params["out_norm"]["scale"] - state.ema_params["out_norm"]["scale"]
@@ -200,7 +199,7 @@ def test_the_holdout_loss_takes_every_image_once(tiny, pictures):
     params = jax.jit(update.init_state, static_argnums=0)(ddpm).params
     source, indices = from_array(pictures, (8, 8, 1)), np.array([1, 5, 9, 13, 17, 21])
     rng = [
-        jax.random.fold_in(jax.random.fold_in(jax.random.key(0), train.HOLDOUT), start)
+        jax.random.fold_in(jax.random.fold_in(jax.random.key(0), HOLDOUT), start)
         for start in (0, 4)
     ]
     first = train._loss(ddpm, params, rng[0], pictures[indices[:4]])

@@ -1,32 +1,20 @@
-"""The command line: parses, calls, prints."""
+"""The command line: parses, calls, prints.
 
-import contextlib
-import dataclasses
-import io
+Each command imports its own part of the package when it runs: `ddpm-jax --help` needs none of it.
+"""
+
 import logging
-import re
 import sys
 import textwrap
-
-import tyro
+from collections.abc import Callable
 
 from ddpm_jax import __version__
-from ddpm_jax.cli.options import (
-    EvaluateOptions,
-    ExportOptions,
-    Launch,
-    LikelihoodOptions,
-    PlanOptions,
-    SampleOptions,
-    SamplerOptions,
-    TrainOptions,
-)
-from ddpm_jax.config import load_config, shipped_configs
+from ddpm_jax.config.shipped import shipped_configs
 from ddpm_jax.errors import UserError
 
 log = logging.getLogger("ddpm_jax")
 
-# What `figure NAME` draws: the class in ddpm_jax.figures, which imports jax.
+# The figures by their names on the command line: the class of each in ddpm_jax.figures.
 FIGURES = {
     "rate-distortion": "RateDistortion",
     "progressive": "Progressive",
@@ -38,22 +26,25 @@ FIGURES = {
 
 USAGE = """usage: ddpm-jax COMMAND ...
 
-  train CONFIG    train a model, or go on with one; CONFIG is a file or one of
-                  {configs}
-  plan CONFIG     what that run takes: memory, FLOPs, traffic, hours; makes nothing
-  sample RUN      draw images from a trained model
-  likelihood RUN  its bound on the bits per dimension of a whole split
-  evaluate RUN    IS, FID, KID, precision and recall of its samples, its likelihood
-  export RUN      write it as .safetensors, for diffusers, or as StableHLO
-  figure NAME RUN draw one of the paper's figures; NAME is one of
-                  {figures}
-                  (schedule needs no RUN)
+  train CONFIG     train a model, or resume a run; CONFIG is a file or one of
+                   {configs}
+  plan CONFIG      memory, FLOPs, traffic and hours of that run; writes nothing
+  sample RUN       draw images from a trained model
+  likelihood RUN   bits per dimension of a whole split
+  evaluate RUN     IS, FID, KID, precision and recall of samples, and likelihood
+  export RUN       write a .safetensors file, a diffusers folder or StableHLO
+  figure NAME RUN  draw one of the paper's figures; NAME is one of
+                   {figures}
+                   (schedule needs no RUN)
 
-ddpm-jax COMMAND --help tells the options, ddpm-jax --version the version."""
+ddpm-jax COMMAND --help shows the options, ddpm-jax --version the version."""
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command `args`, sys.argv's by default; returns the exit code: 0, or 2 for a user's error."""
+    """Runs the command `args`, sys.argv's by default.
+
+    Returns the exit code: 0, 2 for a user's error, 130 for Ctrl-C.
+    """
     args = sys.argv[1:] if args is None else args
     _log_to_stderr()
     try:
@@ -63,8 +54,9 @@ def main(args: list[str] | None = None) -> int:
         print(f"ddpm-jax: {error}{remedy}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on" if args[0] in ("evaluate", "likelihood") else ""
-        print(f"ddpm-jax: interrupted{goes_on}", file=sys.stderr)
+        resumes = args[0] in ("evaluate", "likelihood")
+        advice = "; run the same command to resume" if resumes else ""
+        print(f"ddpm-jax: interrupted{advice}", file=sys.stderr)
         code = 130
     except Exception:
         _leave(1)
@@ -83,32 +75,27 @@ def _leave(code: int) -> None:
 
 
 def _run(args: list[str]) -> int:
-    commands = {
-        **{
-            "train": _train,
-            "plan": _plan,
-            "sample": _sample,
-            "likelihood": _likelihood,
-            "evaluate": _evaluate,
-        },
-        **{"figure": _figure, "export": _export},
-    }
-    command, rest = (args[0], args[1:]) if args else ("--help", [])
+    command, *rest = args or ["--help"]
     if command in ("-h", "--help"):
         print(_usage())
     elif command == "--version":
         print(f"ddpm-jax {__version__}")
-    elif command in commands:
-        commands[command](rest)
+    elif command in COMMANDS:
+        COMMANDS[command](rest)
     else:
-        raise UserError(f"no command {command!r}; there are {', '.join(commands)}")
+        raise UserError(f"no command {command!r}; there are {', '.join(COMMANDS)}")
     return 0
 
 
 def _train(args: list[str]) -> None:
-    name, *args = _config_first("train", args)
-    default = TrainOptions(load_config(name), f"runs/{name.removesuffix('.py').rpartition('/')[2]}")
-    options = _parse(TrainOptions, args, f"ddpm-jax train {name}", default)
+    from ddpm_jax.cli.options import TrainOptions
+    from ddpm_jax.cli.parsing import parse
+    from ddpm_jax.config import load_config
+
+    label, name, args = _config_first("train", args)
+    workdir = f"runs/{name.removesuffix('.py').rpartition('/')[2]}"
+    default = TrainOptions(load_config(name), workdir)
+    options = parse(TrainOptions, args, f"ddpm-jax train {label}", default)
     _start(options.launch)
     from ddpm_jax.training.train import fit
 
@@ -116,67 +103,105 @@ def _train(args: list[str]) -> None:
 
 
 def _plan(args: list[str]) -> None:
-    name, *args = _config_first("plan", args)
-    options = _parse(PlanOptions, args, f"ddpm-jax plan {name}", PlanOptions(load_config(name)))
+    from ddpm_jax.cli.options import PlanOptions
+    from ddpm_jax.cli.parsing import parse
+    from ddpm_jax.config import load_config
+
+    label, name, args = _config_first("plan", args)
+    default = PlanOptions(load_config(name))
+    options = parse(PlanOptions, args, f"ddpm-jax plan {label}", default)
     import jax
 
     # It needs no accelerator, and must not take one's memory from a run.
     jax.config.update("jax_platforms", "cpu")
     from ddpm_jax.training.plan import compile_for, plan, table
 
-    config, machine = options.config, options.machine
+    config = options.config
+    machine = options.machine
     fsdp = machine.fsdp or config.parallel.fsdp
     planned = plan(config, machine.devices, fsdp)
-    compiled = machine.compile and compile_for(config, machine.compile, machine.devices, fsdp)
+    compiled = None
+    if machine.compile:
+        compiled = compile_for(config, machine.compile, machine.devices, fsdp)
     print(table(planned, machine.flops_per_s, machine.utilisation, machine.memory_gib, compiled))
 
 
-def _config_first(command: str, args: list[str]) -> list[str]:
-    """The arguments, of which the first names a config: its fields are the options' defaults."""
+def _config_first(command: str, args: list[str]) -> tuple[str, str, list[str]]:
+    """(the config as help shows it, its name, the other arguments); its fields are defaults."""
     if args in (["-h"], ["--help"]):
-        return ["digits", "--help"]
+        return "CONFIG", "digits", args
     if not args or args[0].startswith("-"):
         raise UserError(f"{command}: name the config first: ddpm-jax {command} CONFIG [--options]")
-    return args
+    return args[0], args[0], args[1:]
 
 
 def _sample(args: list[str]) -> None:
-    options = _parse(SampleOptions, args, "ddpm-jax sample")
-    _start(options.launch)
-    from ddpm_jax.evaluation.sample import sample_to
+    from ddpm_jax.cli.options import SampleOptions
+    from ddpm_jax.cli.parsing import parse
 
-    sample_to(**_arguments(options))
+    options = parse(SampleOptions, args, "ddpm-jax sample")
+    _start(options.launch)
+    from ddpm_jax.evaluation.sample import destination, sample_to
+
+    out = destination(options.out)
+    model = _load(options)
+    sample_to(out, model, options.n, options.seed, options.sampler, options.batch_size)
 
 
 def _export(args: list[str]) -> None:
-    options = _parse(ExportOptions, args, "ddpm-jax export")
-    _start(Launch())
-    from ddpm_jax.weights.export import export
+    from ddpm_jax.cli.options import ExportOptions
+    from ddpm_jax.cli.parsing import parse
 
-    export(**_arguments(options))
+    options = parse(ExportOptions, args, "ddpm-jax export")
+    _start()
+    from ddpm_jax.weights.export import export, new_path
+
+    path = new_path(options.out, options.format)
+    export(path, _load(options, on_mesh=False), options.format, options.sampler)
 
 
 def _likelihood(args: list[str]) -> None:
-    options = _parse(LikelihoodOptions, args, "ddpm-jax likelihood")
-    _start(options.launch)
-    from ddpm_jax.devices.processes import is_first
-    from ddpm_jax.evaluation.bound import measure, table
+    from ddpm_jax.cli.options import LikelihoodOptions
+    from ddpm_jax.cli.parsing import parse
 
-    words = table(measure(**_arguments(options)))
-    if is_first():
-        print(words)
+    options = parse(LikelihoodOptions, args, "ddpm-jax likelihood")
+    _start(options.launch)
+    from ddpm_jax.evaluation.bound import measure, table
+    from ddpm_jax.evaluation.splits import read_split
+
+    model = _load(options)
+    images = read_split(model, options.split, options.data)
+    measured = measure(model, images, options.draws, options.seed, options.batch_size, options.out)
+    _print_once(table(measured))
 
 
 def _evaluate(args: list[str]) -> None:
-    options = _parse(EvaluateOptions, args, "ddpm-jax evaluate")
+    from ddpm_jax.cli.options import EvaluateOptions
+    from ddpm_jax.cli.parsing import parse
+
+    options = parse(EvaluateOptions, args, "ddpm-jax evaluate")
     _start(options.launch)
-    from ddpm_jax.devices.processes import is_first
     from ddpm_jax.evaluation.evaluate import evaluate, table
 
-    arguments = _arguments(options)
-    words = table(evaluate(inception_file=arguments.pop("inception"), **arguments))
-    if is_first():
-        print(words)
+    model = _load(options)
+    if model.kind == "raw" and options.weights != "raw":
+        raise UserError(
+            f"weights: the weights of {options.run} are not averaged; pass --weights raw to "
+            "evaluate them all the same"
+        )
+    result = evaluate(
+        model,
+        data=options.data,
+        n=options.n,
+        seed=options.seed,
+        sampler=options.sampler,
+        batch_size=options.batch_size,
+        inception_file=options.inception,
+        samples=options.samples,
+        likelihood=options.likelihood,
+        out=options.out,
+    )
+    _print_once(table(result))
 
 
 def _figure(args: list[str]) -> None:
@@ -185,14 +210,44 @@ def _figure(args: list[str]) -> None:
         print(_usage())
         return
     if name not in FIGURES:
+        names = ", ".join(FIGURES)
         raise UserError(
-            f"figure: {name!r} is not one of {', '.join(FIGURES)}; ddpm-jax figure NAME RUN [--options]"
+            f"figure: {name!r} is not one of {names}; ddpm-jax figure NAME RUN [--options]"
         )
     from ddpm_jax import figures
+    from ddpm_jax.cli.parsing import parse
 
-    figure = _parse(getattr(figures, FIGURES[name]), args, f"ddpm-jax figure {name}")
-    _start(Launch())
+    figure = parse(getattr(figures, FIGURES[name]), args, f"ddpm-jax figure {name}")
+    _start()
     figure.draw()
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "plan": _plan,
+    "sample": _sample,
+    "likelihood": _likelihood,
+    "evaluate": _evaluate,
+    "figure": _figure,
+    "export": _export,
+}
+
+
+def _load(options, on_mesh: bool = True):
+    """The model that the options name; by default on all devices, which share the work."""
+    from ddpm_jax.devices.mesh import make_mesh
+    from ddpm_jax.weights.load import load_weights
+
+    mesh = make_mesh() if on_mesh else None
+    return load_weights(options.run, weights=options.weights, step=options.step, mesh=mesh)
+
+
+def _print_once(text: str) -> None:
+    """Prints by the first of several processes."""
+    from ddpm_jax.devices.processes import is_first
+
+    if is_first():
+        print(text)
 
 
 def _usage() -> str:
@@ -201,64 +256,22 @@ def _usage() -> str:
 
 def _lines(names) -> str:
     """The names, as many a line as fit under the commands' descriptions."""
-    return textwrap.fill(
-        ", ".join(names), 78, subsequent_indent=" " * 18, initial_indent=" " * 18
-    ).strip()
+    indent = " " * 19
+    text = ", ".join(names)
+    return textwrap.fill(text, 78, subsequent_indent=indent, initial_indent=indent).strip()
 
 
-def _parse(kind, args, prog, default=None):
-    """tyro's parsing, its boxed complaints turned into a UserError of one line."""
-    given = {} if default is None else {"default": default}
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                kind, args=args, prog=prog, config=(tyro.conf.PositionalRequiredArgs,), **given
-            )
-    except SystemExit as exit:
-        if not exit.code:
-            raise
-        words = _one_line(complaint.getvalue()).removesuffix(f"{prog} --help").rstrip()
-        raise UserError(f"{words}; see {prog} --help") from None
+def _start(launch=None) -> None:
+    """Configures jax and joins the other processes, of which only the first logs.
 
-
-def _one_line(box: str) -> str:
-    """The words of tyro's box, whose frame is of lines or, on a plain terminal, of dashes."""
-    rows = [row.strip(" │|") for row in box.splitlines()]
-    rows = [
-        row
-        for row in rows
-        if row.strip("─-╭╮╰╯ ") and not row.startswith(("╭", "For full helptext"))
-    ]
-    words = (
-        " ".join(rows)
-        .replace(" Perhaps you meant:", "; perhaps you meant")
-        .replace(" Argument helptext:", " for")
-    )
-    # "Error parsing config.optim: optim.learning_rate: must be ..." names the option twice.
-    return re.sub(r".*Error parsing \S+: ", "", words).rstrip(".")
-
-
-def _arguments(options) -> dict:
-    """What the command's function takes."""
-    arguments = {
-        name: value for name, value in dataclasses.asdict(options).items() if name != "launch"
-    }
-    if isinstance(options, SamplerOptions):
-        from ddpm_jax.ddpm import Sampler
-
-        arguments["sampler"] = Sampler(
-            *(arguments.pop(name) for name in ("sampler", "steps", "eta", "grid"))
-        )
-    return arguments
-
-
-def _start(launch: Launch) -> None:
-    """Configures jax, joins the other processes, of which only the first talks, and gives advice on the devices."""
+    Logs advice on the devices where there is any.
+    """
+    from ddpm_jax.cli.options import Launch
     from ddpm_jax.devices.mesh import device_advice
     from ddpm_jax.devices.processes import is_first, join
     from ddpm_jax.devices.runtime import configure_jax
 
+    launch = launch or Launch()
     configure_jax(launch.compile_cache)
     join(launch.coordinator, launch.num_processes, launch.process_id)
     if not is_first():

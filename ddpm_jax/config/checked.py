@@ -30,7 +30,8 @@ class Range:
 class Checked:
     """Checks every field's type and range when the dataclass is made; raises UserError naming it.
 
-    A subclass that is not a group of the config sets `GROUP` to what stands before its fields' names.
+    A field's range stands in its annotation: Annotated[int, Range(min=1)]. A subclass that is not
+    a group of the config sets `GROUP` to what stands before its fields' names.
     """
 
     GROUP: ClassVar[str | None] = None
@@ -42,15 +43,24 @@ class Checked:
             _check(group + field.name, getattr(self, field.name), hints[field.name])
 
 
+def marks_of(hint, kind: type) -> list:
+    """The values of type `kind` that the annotation `hint` carries beside the type."""
+    if typing.get_origin(hint) is not Annotated:
+        return []
+    return [mark for mark in hint.__metadata__ if isinstance(mark, kind)]
+
+
 def _check(label: str, value, hint, bounds: Range | None = None) -> None:
+    for mark in marks_of(hint, Range):
+        bounds = mark
     if typing.get_origin(hint) is Annotated:
-        hint, bounds = hint.__origin__, hint.__metadata__[0]
+        hint = hint.__origin__
     options = typing.get_args(hint)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         if value is None and type(None) in options:
             return
-        return _check(label, value, options[0], bounds)
-    if typing.get_origin(hint) is Literal:
+        _check(label, value, options[0], bounds)
+    elif typing.get_origin(hint) is Literal:
         if value not in options:
             raise UserError(f"{label}: must be one of {', '.join(options)}, got {value!r}")
     elif typing.get_origin(hint) is tuple:
@@ -62,9 +72,13 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
         for item in value:
             _check(label, item, options[0], bounds)
     else:
-        # bool is an int to Python, and an int where a float is meant is fine: neither is what users mean.
-        accepted = (int, float) if hint is float else hint
-        if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-            raise UserError(f"{label}: {hint.__name__} expected, got {value!r}")
-        if bounds is not None and (value not in bounds or not math.isfinite(value)):
-            raise UserError(f"{label}: must be {bounds}, got {value}")
+        _check_one(label, value, hint, bounds)
+
+
+def _check_one(label: str, value, kind: type, bounds: Range | None) -> None:
+    # bool is an int to Python, and nobody means one by the other. An int for a float is fine.
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{label}: {kind.__name__} expected, got {value!r}")
+    if bounds is not None and (value not in bounds or not math.isfinite(value)):
+        raise UserError(f"{label}: must be {bounds}, got {value}")

@@ -1,52 +1,65 @@
-"""Configuration: frozen dataclasses that check themselves, strict to and from JSON.
+"""The config's dataclasses.
 
-Each field's range stands beside its type. A shipped or own config file exports one `CONFIG`.
+Beside each field's type stand its range and its meaning: whether it may differ when a run
+resumes, whether it decides the network, whether it changes the images (see meaning.py). The text
+below a field is its help on the command line.
 """
 
 import dataclasses
-import json
-import runpy
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ddpm_jax.config.checked import Checked, Range
+from ddpm_jax.config.choices import Dtype, Mode, ScheduleName, WeightingName
+from ddpm_jax.config.meaning import (
+    BETAS,
+    FREE,
+    IMAGES,
+    LEARNING,
+    NETWORK,
+    NETWORK_AND_IMAGES,
+    PLACE,
+)
+from ddpm_jax.diffusion import LEARNED, Prediction, Variance
 from ddpm_jax.errors import UserError
+from ddpm_jax.losses import LossName
+from ddpm_jax.schedule import schedule_parameters
 
 Positive = Annotated[int, Range(min=1)]
-Timesteps = Annotated[int, Range(min=1, max=1_000_000)]
 Natural = Annotated[int, Range(min=0)]
+Timesteps = Annotated[int, Range(min=1, max=1_000_000)]
+Beta = Annotated[float, Range(above=0, max=1)]
+Seed = Annotated[int, Range(min=0, below=2**32)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Model(Checked):
     """The U-Net."""
 
-    base_channels: Annotated[int, Range(min=4)] = 128
+    base_channels: Annotated[int, Range(min=4), NETWORK] = 128
     """Width of the first level."""
-    channel_multipliers: Annotated[tuple[int, ...], Range(min=1)] = (1, 2, 2, 2)
+    channel_multipliers: Annotated[tuple[int, ...], Range(min=1), NETWORK] = (1, 2, 2, 2)
     """Width of each level, in units of base_channels."""
-    num_res_blocks: Positive = 2
+    num_res_blocks: Annotated[Positive, NETWORK] = 2
     """Residual blocks a level on the way down; one more on the way up."""
-    attention_resolutions: Annotated[tuple[int, ...], Range(min=1)] = (16,)
-    """Pixels of the smaller side of the levels with attention."""
-    dropout: Annotated[float, Range(min=0, below=1)] = 0.1
+    attention_resolutions: Annotated[tuple[int, ...], Range(min=1), NETWORK] = (16,)
+    """Levels with attention, by their smaller side in pixels."""
+    dropout: Annotated[float, Range(min=0, below=1), LEARNING] = 0.1
     """Probability of a zero inside each residual block, in training."""
-    norm_groups: Positive = 32
+    norm_groups: Annotated[Positive, NETWORK_AND_IMAGES] = 32
     """Groups of every group normalisation."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What convolutions and dense layers compute in; all else stays float32."""
-    remat: Annotated[tuple[int, ...], Range(min=0)] = ()
-    """Levels, 0 the finest, whose activations are computed again for the gradient instead of kept."""
+    dtype: Annotated[Dtype, IMAGES] = "float32"
+    """What convolutions and dense layers compute in; parameters and norms stay float32."""
+    remat: Annotated[tuple[int, ...], Range(min=0), FREE] = ()
+    """Levels (0 is the finest) whose activations are recomputed for the gradient to save memory."""
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.channel_multipliers:
+        levels = len(self.channel_multipliers)
+        if not levels:
             raise UserError("model.channel_multipliers: one number a level is needed, got none")
         for level in self.remat:
-            if level >= len(self.channel_multipliers):
-                raise UserError(
-                    f"model.remat: there is no level {level}, the last is {len(self.channel_multipliers) - 1}"
-                )
+            if level >= levels:
+                raise UserError(f"model.remat: no level {level}; the last is {levels - 1}")
         if self.base_channels % 2:
             raise UserError(f"model.base_channels: must be even, got {self.base_channels}")
         for multiplier in self.channel_multipliers:
@@ -61,65 +74,72 @@ class Model(Checked):
 class Diffusion(Checked):
     """The process and what the network predicts."""
 
-    schedule: Literal[
-        "linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50", "raised_cosine"
-    ] = "linear"
+    schedule: Annotated[ScheduleName, BETAS] = "linear"
     """How the betas run from the first step to the last."""
-    num_timesteps: Timesteps = 1000
+    num_timesteps: Annotated[Timesteps, BETAS] = 1000
     """T. The betas of `linear` do not change with it: scale beta_start and beta_end by 1000 / T."""
-    beta_start: Annotated[float, Range(above=0, max=1)] | None = None
+    beta_start: Annotated[Beta | None, BETAS] = None
     """First beta; None for the schedule's own, 1e-4."""
-    beta_end: Annotated[float, Range(above=0, max=1)] | None = None
+    beta_end: Annotated[Beta | None, BETAS] = None
     """Last beta; None for the schedule's own, 0.02."""
-    prediction: Literal["eps", "x_0", "mean", "v"] = "eps"
-    """What the network's output stands for."""
-    variance: Literal["fixed_large", "fixed_small", "learned", "learned_range"] = "fixed_large"
-    """Variance of a reverse step: beta_t, the posterior's, the network's own logarithm, or its mix of the first two."""
-    clip: bool = True
+    prediction: Annotated[Prediction, NETWORK_AND_IMAGES] = "eps"
+    """What the network predicts: the noise, the image, the posterior's mean, or v."""
+    variance: Annotated[Variance, NETWORK_AND_IMAGES] = "fixed_large"
+    """Of a reverse step: beta_t, the posterior's, the network's own, or its mix of those two."""
+    clip: Annotated[bool, IMAGES] = True
     """Clip the predicted x_0 to [-1, 1] in sampling and when the bound is measured."""
-    loss: Literal["simple", "vlb", "hybrid"] = "simple"
-    """Mean squared error, the bound in bits/dim, or the first for the mean and 0.001 of the second for the variance."""
-    min_snr_gamma: Annotated[float, Range(above=0)] | None = None
-    """Weigh the squared error of x_0 by min(SNR, this), for one 5; None for the unweighted error."""
+    loss: Annotated[LossName, LEARNING] = "simple"
+    """Squared error; the bound in bits/dim; or the error plus 0.001 times the bound (hybrid)."""
+    weighting: Annotated[WeightingName | None, LEARNING] = None
+    """Weighting of the squared error by noise level; None for none, or as min_snr_gamma says."""
+    min_snr_gamma: Annotated[float | None, Range(above=0), LEARNING] = None
+    """Min-SNR weighting with this gamma, e.g. 5: the error of x_0 times min(SNR, gamma)."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.loss == "simple" and self.learns_variance:
             raise UserError(
-                f"diffusion.loss: simple teaches the variance {self.variance!r} nothing; "
-                "choose hybrid or vlb, or a fixed variance"
+                "diffusion.loss: the simple loss cannot train a learned variance "
+                f"({self.variance}); choose hybrid or vlb, or a fixed variance"
             )
         if self.loss == "hybrid" and not self.learns_variance:
             raise UserError(
-                f"diffusion.loss: the second part of hybrid is for a learned variance, and {self.variance!r} "
-                "is fixed; choose simple, or diffusion.variance learned_range"
+                f"diffusion.loss: hybrid needs a learned variance, and {self.variance} is fixed; "
+                "choose simple, or diffusion.variance learned_range"
             )
         if self.schedule == "jsd" and self.prediction == "eps" and self.loss != "simple":
             raise UserError(
-                "diffusion.prediction: x_T of jsd holds nothing of the image, and the bound of what eps makes of it "
-                "is infinite; choose x_0, mean or v, or diffusion.loss simple"
+                "diffusion.prediction: jsd leaves nothing of the image in x_T, so the bound with "
+                "eps is infinite; choose x_0, mean or v, or diffusion.loss simple"
             )
-        if self.loss == "vlb" and self.min_snr_gamma is not None:
-            raise UserError(
-                "diffusion.min_snr_gamma: the bound has weights of its own; leave it out or choose simple"
-            )
-        takes = {"cosine": (), "jsd": (), "const": ("beta_end",)}.get(
-            self.schedule, ("beta_start", "beta_end")
-        )
+        self._check_weighting()
         for name in ("beta_start", "beta_end"):
-            if getattr(self, name) is not None and name not in takes:
+            if getattr(self, name) is None or name in schedule_parameters(self.schedule):
+                continue
+            raise UserError(
+                f"diffusion.{name}: schedule {self.schedule!r} does not use it; leave it out"
+            )
+
+    def _check_weighting(self) -> None:
+        for name in ("weighting", "min_snr_gamma"):
+            if self.loss == "vlb" and getattr(self, name) is not None:
                 raise UserError(
-                    f"diffusion.{name}: schedule {self.schedule!r} does not use it; leave it out"
+                    f"diffusion.{name}: the bound has weights of its own; leave it out or choose "
+                    "diffusion.loss simple"
                 )
+        if self.min_snr_gamma is not None and self.weighting not in (None, "min_snr"):
+            raise UserError(
+                f"diffusion.min_snr_gamma: weighting {self.weighting!r} does not use it; leave it out"
+            )
 
     @property
     def learns_variance(self) -> bool:
         """Whether half of the network's output channels are for the variance."""
-        return self.variance in ("learned", "learned_range")
+        return self.variance in LEARNED
 
     @property
     def schedule_parameters(self) -> dict[str, float]:
-        """The parameters that were given, for make_schedule."""
+        """The schedule's parameters that are given, for make_schedule."""
         given = {"beta_start": self.beta_start, "beta_end": self.beta_end}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -128,26 +148,26 @@ class Diffusion(Checked):
 class Data(Checked):
     """Where the images come from."""
 
-    source: str = "digits"
-    """digits, folder:PATH (a folder or a zip), npz:PATH (uint8 `images`), tfds:NAME[/CONFIG], array (from Python)."""
-    test: str | None = None
-    """folder:, npz: or tfds: of the test split, which only `likelihood` and `figure` read; None if there is none."""
-    dir: str | None = None
+    source: Annotated[str, PLACE] = "digits"
+    """digits, folder:PATH (or a zip), npz:PATH, tfds:NAME[/CONFIG], or array (from Python)."""
+    test: Annotated[str | None, PLACE] = None
+    """Test images (folder:, npz: or tfds:) for likelihood, evaluate and figure; None for none."""
+    dir: Annotated[str | None, PLACE] = None
     """Where tfds keeps its data sets; None for TFDS_DATA_DIR or else ~/tensorflow_datasets."""
-    manual_dir: str | None = None
-    """Folder of the original archives to prepare a tfds set from, where tfds shall not or cannot download them."""
-    image_shape: Annotated[tuple[int, int, int], Range(min=1)] = (32, 32, 3)
+    manual_dir: Annotated[str | None, PLACE] = None
+    """Folder with the original archives of a tfds set, to prepare it without a download."""
+    image_shape: Annotated[tuple[int, int, int], Range(min=1), NETWORK_AND_IMAGES] = (32, 32, 3)
     """Height, width, channels. Image files are resized to cover it and cropped in the centre."""
-    flip: bool = True
+    flip: Annotated[bool, LEARNING] = True
     """Mirror half of the training images, chosen at random."""
-    holdout: Annotated[float, Range(min=0, max=0.9)] = 0.1
-    """Part of the images, chosen by a hash of index or name, that is never trained on."""
-    workers: Natural = 4
-    """Processes that read and decode ahead what is too large for cache_mb; 0 for a thread of the program itself."""
-    cache_mb: Natural = 4096
-    """A folder or tfds set is kept decoded in memory up to this many MiB, and read batch by batch above it."""
-    on_device: bool = False
-    """Keep the images, at most cache_mb of them, in each device's memory, where the update picks its batch."""
+    holdout: Annotated[float, Range(min=0, max=0.9), LEARNING] = 0.1
+    """Part of the images that is never trained on, chosen by a hash of index or name."""
+    workers: Annotated[Natural, FREE] = 4
+    """Processes that read ahead where the images do not fit in cache_mb; 0 for a thread."""
+    cache_mb: Annotated[Natural, FREE] = 4096
+    """Decode images into memory up to this many MiB; read larger sets batch by batch."""
+    on_device: Annotated[bool, FREE] = False
+    """Keep all images (at most cache_mb) in each device's memory."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -163,66 +183,67 @@ class Data(Checked):
 class Optim(Checked):
     """Adam(0.9, 0.999, 1e-8) with warm-up, clipping and an average of the weights."""
 
-    learning_rate: Annotated[float, Range(above=0)] = 2e-4
+    learning_rate: Annotated[float, Range(above=0), LEARNING] = 2e-4
     """Learning rate after the warm-up; it does not decay."""
-    warmup_steps: Natural = 5000
+    warmup_steps: Annotated[Natural, LEARNING] = 5000
     """Steps over which the learning rate rises linearly from 0."""
-    clip_norm: Annotated[float, Range(above=0)] = 1.0
-    """Gradients of a larger norm over all parameters are scaled down to it."""
-    clip: Literal["global", "device"] = "global"
-    """Clip the mean gradient, or each device's before the mean, as the paper's code did; the latter with pmap alone."""
-    ema_decay: Annotated[float, Range(min=0, below=1)] = 0.9999
+    clip_norm: Annotated[float, Range(above=0), LEARNING] = 1.0
+    """Gradients with a larger norm over all parameters are scaled down to it."""
+    clip: Annotated[Literal["global", "device"], LEARNING] = "global"
+    """Clip the mean gradient, or each device's before the mean as the paper's code did (pmap)."""
+    ema_decay: Annotated[float, Range(min=0, below=1), LEARNING] = 0.9999
     """Weight of the past in the exponential moving average of the parameters, a step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Train(Checked):
-    """The loop."""
+    """The training loop."""
 
-    steps: Positive = 800_000
+    steps: Annotated[Positive, FREE] = 800_000
     """Updates in all."""
-    batch_size: Positive = 128
+    batch_size: Annotated[Positive, LEARNING] = 128
     """Images an update, over all devices."""
-    accumulate: Positive = 1
-    """Parts that a batch is divided into, one after the other, to save memory."""
-    log_every: Positive = 100
+    accumulate: Annotated[Positive, FREE] = 1
+    """Split each batch into this many parts, computed one after another to save memory."""
+    log_every: Annotated[Positive, FREE] = 100
     """Steps between lines of metrics.jsonl."""
-    eval_every: Natural = 5000
+    eval_every: Annotated[Natural, FREE] = 5000
     """Steps between held-out losses; 0 for never."""
-    eval_images: Positive = 2048
-    """Held-out images that the loss is taken over, at most."""
-    sample_every: Natural = 20_000
+    eval_images: Annotated[Positive, FREE] = 2048
+    """Most held-out images that the loss is taken over."""
+    sample_every: Annotated[Natural, FREE] = 20_000
     """Steps between sample grids; 0 for one at the end alone."""
-    num_samples: Positive = 64
+    num_samples: Annotated[Positive, FREE] = 64
     """Images in a sample grid."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Checked):
-    """What is saved when."""
+    """When checkpoints are saved and how many are kept."""
 
-    every: Positive = 5000
-    """Steps between checkpoints; there is one at the end in any case."""
-    keep: Positive = 3
+    every: Annotated[Positive, FREE] = 5000
+    """Steps between checkpoints; there is always one at the end."""
+    keep: Annotated[Positive, FREE] = 3
     """How many of the newest are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parallel(Checked):
-    """What it runs on."""
+    """The devices that a run uses, and how."""
 
-    devices: Positive | None = None
+    devices: Annotated[Positive | None, FREE] = None
     """How many of this machine's devices to use; None for all."""
-    mode: Literal["jit", "pmap"] = "jit"
-    """One program for all devices (jit with shardings), or one for each with an explicit mean (pmap)."""
-    fsdp: Positive = 1
-    """Devices that share one copy of parameters, average and optimiser state, each keeping a part."""
+    mode: Annotated[Mode, FREE] = "jit"
+    """One program for all devices (jit with shardings), or one for each (pmap)."""
+    fsdp: Annotated[Positive, FREE] = 1
+    """Number of devices that share one copy of parameters, average and optimiser state."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.mode == "pmap" and self.fsdp > 1:
             raise UserError(
-                f"parallel.fsdp: pmap keeps a copy on each device; leave {self.fsdp} out or choose mode jit"
+                "parallel.fsdp: pmap keeps a whole copy on each device; leave out fsdp "
+                f"{self.fsdp} or choose mode jit"
             )
 
 
@@ -239,97 +260,31 @@ class Config(Checked):
     train: Train = Train()
     checkpoint: Checkpoint = Checkpoint()
     parallel: Parallel = Parallel()
-    seed: Annotated[int, Range(min=0, below=2**32)] = 0
+    seed: Annotated[Seed, LEARNING] = 0
     """The key from which all of the run's randomness is derived."""
 
     def __post_init__(self):
         super().__post_init__()
         height, width, _ = self.data.image_shape
-        factor = 2 ** (len(self.model.channel_multipliers) - 1)
+        levels = len(self.model.channel_multipliers)
+        factor = 2 ** (levels - 1)
         if height % factor or width % factor:
             raise UserError(
                 f"data.image_shape: {height}x{width} is not divisible by {factor}, "
-                f"as the {len(self.model.channel_multipliers)} levels of model.channel_multipliers need"
+                f"which the {levels} levels of model.channel_multipliers need"
             )
         if self.optim.clip == "device" and self.parallel.mode != "pmap":
             raise UserError(
-                "optim.clip: device is for parallel.mode pmap, which has a gradient for each device"
+                "optim.clip: device needs a gradient for each device; choose parallel.mode pmap, "
+                "or optim.clip global"
             )
         if self.train.batch_size % self.train.accumulate:
             raise UserError(
-                f"train.accumulate: {self.train.accumulate} does not divide train.batch_size {self.train.batch_size}"
+                f"train.accumulate: {self.train.accumulate} does not divide train.batch_size "
+                f"{self.train.batch_size}"
             )
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The config as nested dicts that JSON can hold."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """The config that `to_dict` gave. Raises UserError naming any unknown field, wrong type or bad value."""
-    return _from_dict(Config, values, "")
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim.learning_rate": ..., ...} of nested dicts."""
-    flat = {}
-    for name, value in values.items():
-        flat.update(
-            flatten(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else {prefix + name: value}
-        )
-    return flat
-
-
-def shipped_configs() -> dict[str, Path]:
-    """The configs that come with the package, by name."""
-    package = Path(__file__).parent.parent
-    # In the wheel they lie inside the package, in a checkout beside it.
-    folder = next(
-        path for path in (package / "configs", package.parent / "configs") if path.is_dir()
-    )
-    return {path.stem: path for path in sorted(folder.glob("*.py"))}
-
-
-def load_config(name: str) -> Config:
-    """The CONFIG of a shipped config's name (`digits`) or of a file (`configs/digits.py`), which is executed.
-
-    Raises UserError if there is no such file or it exports no Config named CONFIG.
-    """
-    shipped = shipped_configs()
-    path = shipped.get(name, Path(name))
-    if not path.is_file():
-        raise UserError(f"config: no file {name!r}, and the shipped ones are {', '.join(shipped)}")
-    try:
-        config = runpy.run_path(str(path)).get("CONFIG")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"config: {path} does not run: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Config):
-        raise UserError(f"config: {path} must define CONFIG = Config(...)")
-    return config
 
 
 def _is_file_source(source: str) -> bool:
     kind, _, path = source.partition(":")
     return kind in ("folder", "npz", "tfds") and bool(path)
-
-
-def _from_dict(cls, values, prefix):
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{prefix.rstrip('.') or 'config'}: a table of fields is needed, got {values!r}"
-        )
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            raise UserError(f"{prefix}{name}: unknown field; known are {', '.join(fields)}")
-    converted = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(fields[name].type):
-            value = _from_dict(fields[name].type, value, f"{prefix}{name}.")
-        converted[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**converted)

@@ -3,17 +3,45 @@
 import dataclasses
 import functools
 import hashlib
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ddpm_jax.config import Data
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
 
 
+class Batch(NamedTuple):
+    """Some images and their labels; a pytree of arrays, NumPy's or jax's."""
+
+    image: Any
+    """uint8 [B,H,W,C], or the places [B] of the images where they are on the device already."""
+    label: Any = None
+    """int32 [B], or None where there are no labels."""
+
+
+class BatchReader(Protocol):
+    """What an update reads its batches from: `Batches` in memory, or a `Stream` that reads ahead."""
+
+    source: Source
+
+    def batch_at(self, step: int) -> Batch:
+        """The rows of batch `step`, with the images themselves."""
+
+    def places_at(self, step: int) -> Batch:
+        """The same with the images' places in the source, int64 [R], in place of the images."""
+
+    def close(self) -> None:
+        """Lets go of what is held."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Batches of some images of a source: every epoch each of them once, in an order of its own."""
+    """Batches of some images of a source: every epoch each of them once, in an order of its own.
+
+    The stream does not stop at the end of an epoch: the batch there holds the last images of one
+    and the first of the next.
+    """
 
     source: Source
     indices: np.ndarray
@@ -21,19 +49,19 @@ class Batches:
     batch_size: int
     seed: int
     rows: np.ndarray | None = None
-    """[R] the rows of each batch to read, None for all: several hosts each read those of their own devices."""
+    """[R] the rows of each batch to read, None for all. Each of several hosts reads those of its
+    own devices."""
 
-    def batch_at(self, step: int) -> dict[str, np.ndarray]:
-        """The rows of batch `step`: {"image": uint8 [R,H,W,C]}, and "label": int32 [R] where there are labels.
+    def batch_at(self, step: int) -> Batch:
+        """The rows of batch `step`: images uint8 [R,H,W,C], labels int32 [R] or None."""
+        chosen, labels = self.places_at(step)
+        return Batch(self.source.read(chosen), labels)
 
-        The stream does not stop at the end of an epoch: the batch there holds the last images of
-        one and the first of the next.
-        """
+    def places_at(self, step: int) -> Batch:
+        """The rows of batch `step`: places in the source int64 [R], labels int32 [R] or None."""
         chosen = self.indices_at(step)
-        batch = {"image": self.source.read(chosen)}
-        if self.source.labels is not None:
-            batch["label"] = self.source.labels[chosen]
-        return batch
+        labels = self.source.labels
+        return Batch(chosen, None if labels is None else labels[chosen])
 
     def indices_at(self, step: int) -> np.ndarray:
         """Which images of the source the rows of batch `step` are: int64 [R]."""
@@ -50,26 +78,6 @@ class Batches:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def open_batches(
-    source: Source,
-    indices: np.ndarray,
-    batch_size: int,
-    seed: int,
-    data: Data,
-    rows: np.ndarray | None = None,
-):
-    """The Batches of a source in memory; of any other a Stream, which `data.workers` processes read ahead.
-
-    Both have `source`, `batch_at(step)` and `close()`.
-    """
-    batches = Batches(source, indices, batch_size, seed, rows)
-    if not source.streamed:
-        return batches
-    from ddpm_jax.data.stream import Stream  # Grain takes a second to import
-
-    return Stream(batches, data.workers)
 
 
 def split(source: Source, holdout: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.config import Data
 from ddpm_jax.errors import UserError
 
 
@@ -30,32 +29,6 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-def load_source(data: Data, test: bool = False) -> Source:
-    """The images that `data.source` names, or with `test` those that `data.test` does.
-
-    Raises UserError if there are none, they cannot be read or are not of `data.image_shape`.
-    """
-    kind, _, path = (data.test if test else data.source).partition(":")
-    if kind == "folder":
-        from ddpm_jax.data.folder import load_folder  # Pillow is needed here alone
-
-        return load_folder(path, data)
-    if kind == "tfds":
-        from ddpm_jax.data.tfds import load_tfds  # as tensorflow_datasets is
-
-        return load_tfds(path, data, test)
-    if kind == "npz":
-        return _load_npz(Path(path).expanduser(), data.image_shape)
-    if kind == "digits":
-        source = _load_npz(Path(__file__).parent / "digits.npz", data.image_shape)
-        return dataclasses.replace(
-            source, beside=None
-        )  # The package's own folder is no place for users' files.
-    raise UserError(
-        "data.source: an array comes from Python alone; call ddpm_jax.fit(config, workdir, images)"
-    )
 
 
 def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=None) -> Source:
@@ -91,7 +64,11 @@ def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=Non
     )
 
 
-def _load_npz(path, image_shape) -> Source:
+def load_npz(path: Path, image_shape: tuple[int, int, int]) -> Source:
+    """The Source of an npz file: `images` as `from_array` takes them, and `labels` if there are any.
+
+    Raises UserError for a file that cannot be read or holds anything but plain arrays.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if "images" not in arrays.files:

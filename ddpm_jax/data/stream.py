@@ -8,10 +8,9 @@ import sys
 import threading
 
 import grain
-import numpy as np
 from absl import flags
 
-from ddpm_jax.data.batches import Batches
+from ddpm_jax.data.batches import Batch, Batches
 from ddpm_jax.errors import DataLost
 
 
@@ -33,7 +32,7 @@ class Stream:
         )
         self._iterator, self._next = None, None
 
-    def batch_at(self, step: int) -> dict[str, np.ndarray]:
+    def batch_at(self, step: int) -> Batch:
         """As Batches.batch_at. Raises DataLost too where a worker process has died."""
         if step != self._next:
             self._start(step)
@@ -51,6 +50,10 @@ class Stream:
             ) from error
         self._next = step + 1
         return batch
+
+    def places_at(self, step: int) -> Batch:
+        """As Batches.places_at: nothing is read for it."""
+        return self._batches.places_at(step)
 
     def close(self) -> None:
         """Ends the worker processes."""

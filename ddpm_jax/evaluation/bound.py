@@ -1,7 +1,9 @@
-"""The likelihood of a run's whole split (Ho et al. 2020, Section 4.3 and Table 1), in files that survive a kill.
+"""The likelihood of a whole split (Ho et al. 2020, Section 4.3 and Table 1), kept in files.
+
+A measurement that was killed resumes with the parts that are there.
 
 RUN/likelihood/SPLIT-STEP-WEIGHTS-seedN/
-  label.json       of what: weights, images, seed, process
+  label.json       what is measured: weights, images, seed, process
   parts/           one file for every few images of each draw
   likelihood.json  the result, and curves.npz its curves over t
 """
@@ -15,23 +17,20 @@ import jax
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import to_dict
+from ddpm_jax.config import Config, names_where, value_of
 from ddpm_jax.data.images import to_float
-from ddpm_jax.ddpm import seed_key
-from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
-from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.splits import Split, default_split, read_split
+from ddpm_jax.evaluation.splits import Images
+from ddpm_jax.keys import seed_key
 from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.storage.files import claim, npz, path_of, read_npz, write_file
-from ddpm_jax.storage.run import Weights
-from ddpm_jax.weights.load import home, load_weights, words_of
+from ddpm_jax.weights.load import Loaded, words_of
 
 log = logging.getLogger(__name__)
 
 PART = 16
-"""Images a file: the same whatever batches they are made in, so that other batches can go on."""
+"""Images a file: always the same, so that batches of another size can resume."""
 
 
 class Likelihood(NamedTuple):
@@ -53,97 +52,101 @@ class Likelihood(NamedTuple):
 
     @property
     def rmse(self) -> np.ndarray:
-        """[T] root mean squared error of what can be shown after 1, ..., T reverse steps, levels of 255 (Table 4)."""
+        """[T] root mean squared error of the image shown after 1, ..., T reverse steps, of 255.
+
+        Table 4's distortion.
+        """
         return 127.5 * np.sqrt(self.mse[::-1])
 
 
 def measure(
-    run: epath.PathLike,
-    split: Split | None = None,
+    model: Loaded,
+    images: Images,
     draws: int = 1,
     seed: int = 0,
-    weights: Weights | None = None,
-    step: int | None = None,
     batch_size: int | None = None,
-    data: str | None = None,
     out: epath.PathLike | None = None,
 ) -> Likelihood:
-    """The bound over every image of `split`, `draws` times or more with other noise; goes on with what is there.
+    """The bound over all of `images`, `draws` times with fresh noise; resumes with what is there.
 
-    `split` None is test where the config has a data.test, else holdout.
-    Draws that were measured before, beyond `draws`, count too. Draw d of image i of the split takes its
-    noise from fold_in(fold_in(key(seed), d), i). `out` is the folder, by default one in the run's likelihood/.
+    Earlier draws beyond `draws` count too. Draw d of image i of the split takes its noise from
+    fold_in(fold_in(key(seed), d), i). `out` is the folder, by default one in the run's likelihood/.
     Raises UserError for what cannot be used, or if the folder holds something else's parts.
     """
-    if draws < 1:
-        raise UserError(f"draws: must be at least 1, got {draws}")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size: must be at least 1, got {batch_size}")
-    rng = seed_key(seed)
-    mesh = make_mesh()
-    model = load_weights(run, weights=weights, step=step, mesh=mesh)
-    split = split or default_split(model.ddpm.config)
-    source, indices = read_split(model, split, data)
-    label = {
-        **{**model.label, "split": split, "seed": seed},
-        **{"data_fingerprint": source.fingerprint, "images": len(indices)},
-        **{name: to_dict(model.ddpm.config)[name] for name in ("model", "diffusion")},
-    }
-    del label["model"]["remat"]  # It changes nothing here.
-    of = f"test-{source.fingerprint[:8]}" if split == "test" else split
-    folder = (
-        path_of(out)
-        if out
-        else home(run) / "likelihood" / f"{of}-{model.step:08d}-{model.kind}-seed{seed}"
-    )
+    label = _label(model, images, seed)
+    folder = path_of(out) if out else _home(model, images, seed)
     claim(folder, "label.json", label)
 
-    size = batch_size or 64 * mesh.size
-    while _have(_files(folder, draws, 0, len(indices))):
-        draws += 1  # What was measured before counts.
-    with progress_bar(total=draws * len(indices), desc="likelihood", unit="image") as progress:
+    count = len(images.indices)
+    while _have(_files(folder, draws, 0, count)):
+        draws += 1  # Measured before.
+    rng = seed_key(seed)
+    with progress_bar(total=draws * count, desc="likelihood", unit="image") as progress:
         for draw in range(draws):
             key = jax.random.fold_in(rng, draw)
-            bits_of = functools.partial(model.ddpm.bits_per_dim, model.params, key, batch_size=size)
-            _make_parts(folder, draw, source, indices, size, bits_of, progress)
+            _make_parts(folder, draw, model, images, key, batch_size, progress)
     wait_for_all("likelihood")
-    parts = [
-        [read_npz(file) for file in _files(folder, draw, 0, len(indices))] for draw in range(draws)
-    ]
+    parts = [[read_npz(file) for file in _files(folder, draw, 0, count)] for draw in range(draws)]
     result = _result(parts, label)
     write_file(folder / "curves.npz", npz(_curves(result)))
-    write_file(
-        folder / "likelihood.json",
-        json.dumps({"run": str(run), **result.summary}, indent=1).encode(),
-    )
+    summary = {"run": str(model.path), **result.summary}
+    write_file(folder / "likelihood.json", json.dumps(summary, indent=1).encode())
     log.info("%s: likelihood.json, curves.npz", folder)
     return result
 
 
 def table(likelihood: Likelihood) -> str:
     """The summary as text, as in the paper: rate + distortion = bound."""
-    summary, error = likelihood.summary, likelihood.summary["standard_error"]
-    lines = [
-        f"{summary['split']}, {summary['images']} images, {words_of(summary['weights'], summary['step'])}, "
-        + draws_of(summary),
-        f"{'':28}bits/dim{'  standard error over draws' if error else ''}",
-    ]
-    for name, words in {
+    summary = likelihood.summary
+    error = summary["standard_error"]
+    weights = words_of(summary["weights"], summary["step"])
+    rows = {
         "total": "negative log-likelihood <=",
         "rate": "  rate, L_1 + ... + L_T",
         "prior": "    of it the prior, L_T",
         "distortion": "  distortion, L_0",
-    }.items():
-        lines.append(
-            f"{words:28}{summary[name]:8.5f}  {f'{error[name]:.5f}' if error else ''}".rstrip()
-        )
+    }
+    lines = [
+        f"{summary['split']}, {summary['images']} images, {weights}, {draws_of(summary)}",
+        f"{'':28}bits/dim{'  standard error over draws' if error else ''}",
+    ]
+    for name, words in rows.items():
+        of_draws = f"{error[name]:.5f}" if error else ""
+        lines.append(f"{words:28}{summary[name]:8.5f}  {of_draws}".rstrip())
     lines.append(f"{'root mean squared error':28}{summary['rmse']:8.5f}  of 255")
-    return "\n".join(lines if error else [*lines, "(a standard error needs --draws 2 or more)"])
+    if not error:
+        lines.append("(a standard error needs --draws 2 or more)")
+    return "\n".join(lines)
 
 
 def draws_of(summary: dict) -> str:
     """For example "1 draw"."""
     return f"{summary['draws']} draw{'s' if summary['draws'] > 1 else ''}"
+
+
+def _label(model: Loaded, images: Images, seed: int) -> dict:
+    """What the parts are of; only parts with the same label are joined."""
+    label = {
+        **model.label,
+        "split": images.split,
+        "seed": seed,
+        "data_fingerprint": images.source.fingerprint,
+        "images": len(images.indices),
+        "model": {},
+        "diffusion": {},
+    }
+    for name in names_where(Config, lambda field: field.network or field.images):
+        group, _, field = name.partition(".")
+        if group in label:
+            label[group][field] = value_of(model.ddpm.config, name)
+    return label
+
+
+def _home(model: Loaded, images: Images, seed: int) -> epath.Path:
+    split = images.split
+    if split == "test":
+        split = f"test-{images.source.fingerprint[:8]}"
+    return model.home / "likelihood" / f"{split}-{model.step:08d}-{model.kind}-seed{seed}"
 
 
 def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:
@@ -156,22 +159,25 @@ def _have(files) -> bool:
     return bool(agreed(all(file.exists() for file in files)))
 
 
-def _make_parts(folder, draw, source, indices, size, bits_of, progress) -> None:
-    """Writes those parts of a draw that are missing, `bits_of` images measured `size` at a time."""
+def _make_parts(folder, draw, model: Loaded, images: Images, key, batch_size, progress) -> None:
+    """Writes those parts of a draw that are missing."""
+    size = batch_size or 64 * model.devices
     # In groups of whole parts at fixed places: after a kill the same batches are made again.
     group = max(size // PART, 1) * PART
-    for start in range(0, len(indices), group):
-        some = indices[start : start + group]
+    bits_of = functools.partial(model.ddpm.bits_per_dim, model.params, key, batch_size=size)
+    for start in range(0, len(images.indices), group):
+        some = images.indices[start : start + group]
         files = _files(folder, draw, start, start + len(some))
         if not _have(files):
-            bits = bits_of(to_float(source.read(some)), start=start)
+            bits = bits_of(to_float(images.source.read(some)), start=start)
             for at, file in zip(range(0, len(some), PART), files, strict=True):
-                write_file(file, npz(_part(BitsPerDim(*(field[at : at + PART] for field in bits)))))
+                part = BitsPerDim(*(field[at : at + PART] for field in bits))
+                write_file(file, npz(_part(part)))
         progress.update(len(some))
 
 
 def _part(bits) -> dict[str, np.ndarray]:
-    """What is kept of some images: each image's bits, and sums over the images of what is wanted over t."""
+    """The numbers kept of some images: each one's bits, and sums over the images of curves over t."""
     return {
         "total": bits.total,
         "prior": bits.prior,
@@ -183,41 +189,39 @@ def _part(bits) -> dict[str, np.ndarray]:
 
 def _result(parts: list[list[dict]], label: dict) -> Likelihood:
     """The means over the images and draws of `parts`, a list for each draw."""
-    draws, images = len(parts), label["images"]
+    draws = len(parts)
+    images = label["images"]
 
     def each_draw(name):
-        return np.array(
-            [
-                sum(part[name].sum(dtype=np.float64) for part in of_draw) / images
-                for of_draw in parts
-            ]
-        )
+        sums = [sum(part[name].sum(dtype=np.float64) for part in draw) for draw in parts]
+        return np.array(sums) / images
 
     def over_t(name):
-        return sum(part[name] for of_draw in parts for part in of_draw) / (draws * images)
+        return sum(part[name] for draw in parts for part in draw) / (draws * images)
 
     each = {name: each_draw(name) for name in ("total", "prior", "distortion")}
     each["rate"] = each["total"] - each["distortion"]
-    error = (
-        {name: float(values.std(ddof=1) / np.sqrt(draws)) for name, values in each.items()}
-        if draws > 1
-        else None
-    )
     means = {name: float(each[name].mean()) for name in ("total", "rate", "prior", "distortion")}
+    error = None
+    if draws > 1:
+        error = {name: float(of.std(ddof=1) / np.sqrt(draws)) for name, of in each.items()}
     mse = over_t("mse")
+    totals = [np.concatenate([part["total"] for part in draw]) for draw in parts]
     summary = {
         **label,
         "draws": draws,
         **means,
         "rmse": float(127.5 * np.sqrt(mse[0])),
         "standard_error": error,
+        "standard_error_over_images": float(np.std(np.mean(totals, axis=0)) / np.sqrt(images)),
     }
-    of_images = np.mean(
-        [np.concatenate([part["total"] for part in of_draw]) for of_draw in parts], axis=0
-    )
-    summary["standard_error_over_images"] = float(np.std(of_images) / np.sqrt(images))
     return Likelihood(summary, over_t("terms"), means["prior"], mse)
 
 
 def _curves(result: Likelihood) -> dict[str, np.ndarray]:
-    return {"terms": result.terms, "mse": result.mse, "rate": result.rate, "rmse": result.rmse}
+    return {
+        "terms": result.terms,
+        "mse": result.mse,
+        "rate": result.rate,
+        "rmse": result.rmse,
+    }

@@ -11,15 +11,14 @@ import functools
 import hashlib
 import json
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import to_dict
-from ddpm_jax.data import Source, load_source
+from ddpm_jax.config import Split, to_dict
+from ddpm_jax.data import load_source
 from ddpm_jax.data.decode import decode
-from ddpm_jax.ddpm import ANCESTRAL, Sampler, seed_key
 from ddpm_jax.devices.mesh import describe_devices, make_mesh
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.errors import UserError
@@ -37,97 +36,82 @@ from ddpm_jax.evaluation.features import (
 )
 from ddpm_jax.evaluation.paper import results_of
 from ddpm_jax.evaluation.sample import fill_folder, image_file
-from ddpm_jax.evaluation.splits import Split, default_split, read_split
+from ddpm_jax.evaluation.splits import Images, read_split
+from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import path_of, read_json, write_file
-from ddpm_jax.storage.run import Weights, versions
-from ddpm_jax.weights.load import Loaded, home, load_weights, words_of
+from ddpm_jax.storage.run import versions
+from ddpm_jax.weights.load import Loaded, words_of
 
 log = logging.getLogger(__name__)
 
 LEAST = 20
-"""Samples, and images trained on, that errors can be told of."""
-
-
-class Images(NamedTuple):
-    """A set of real images."""
-
-    split: Split
-    source: Source
-    indices: np.ndarray
+"""Fewest samples, and images trained on, that errors can be computed from."""
 
 
 def evaluate(
-    run: epath.PathLike,
+    model: Loaded,
     data: str | None = None,
     n: int = 50_000,
     seed: int = 0,
-    weights: Weights | None = None,
-    step: int | None = None,
-    batch_size: int | None = None,
     sampler: Sampler = ANCESTRAL,
+    batch_size: int | None = None,
     inception_file: epath.PathLike | None = None,
     samples: epath.PathLike | None = None,
     likelihood: bool = True,
     out: epath.PathLike | None = None,
 ) -> dict[str, Any]:
-    """Compares images 0, ..., n - 1 of key(seed) with real ones; goes on with what is there. Returns what it writes.
+    """Compares images 0, ..., n - 1 of key(seed) with real ones; resumes with what is there.
 
-    The real images are `data` (folder:PATH, npz:PATH or tfds:NAME, of which the test split counts too), or else those
-    the run was trained on and those it was not. Features are FID's InceptionV3's with the weights of `inception_file`,
-    or else those of a small classifier trained on the images' labels, whose numbers are called proxy. `samples` is a
-    folder that `ddpm-jax sample` filled or that is filled now. `likelihood` measures the bound on the images that
-    were not trained on, as `ddpm-jax likelihood` does. Raises UserError for what cannot be used, and for weights
-    that are known not to be averaged unless `weights` is raw.
+    Returns the result that it writes. The real images are `data` (folder:PATH, npz:PATH or
+    tfds:NAME, whose test split counts too), by default those that the run was trained on and those
+    that it was not. Features are FID's InceptionV3's with the weights of `inception_file`, or else
+    those of a small classifier trained on the images' labels; its numbers are called proxy.
+    `samples` is a folder of `ddpm-jax sample`, filled up if images are missing. `likelihood`
+    measures the bound on the images that were not trained on, as `ddpm-jax likelihood` does.
+    Raises UserError for what cannot be used.
     """
-    if n < LEAST:
-        raise UserError(f"n: must be at least {LEAST}, got {n}")
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size: must be at least 1, got {batch_size}")
-    seed_key(seed)
-    mesh = make_mesh()
-    model = load_weights(run, weights=weights, step=step, mesh=mesh)
-    if model.kind == "raw" and weights != "raw":
-        raise UserError(
-            f"weights: {run} holds weights that are not averaged; say --weights raw to evaluate those"
-        )
     config = model.ddpm.config
-    sampler.check(config)
-    folder = path_of(out) if out else home(run) / "evaluation" / _name(model, sampler, seed)
+    sampler.check(config.diffusion)
+    folder = path_of(out) if out else model.home / "evaluation" / _name(model, sampler, seed)
 
+    mesh = make_mesh()
     sets = _real_images(model, data)
-    root = cache_root(sets[0].source, folder / "real")
-    extractor = (
-        inception(inception_file, mesh) if inception_file else proxy(*sets[0][1:], root, mesh)
-    )
+    train = sets[0]
+    root = cache_root(train.source, folder / "real")
+    if inception_file:
+        extractor = inception(inception_file, mesh)
+    else:
+        extractor = proxy(train.source, train.indices, root, mesh)
     references = {
-        each.split: reference_of(extractor, each.source, each.indices, root) for each in sets
+        images.split: reference_of(extractor, images.source, images.indices, root)
+        for images in sets
     }
     place = path_of(samples) if samples else folder / "samples"
-    fill_folder(place, model, n, seed, sampler, batch_size or 64 * mesh.size)
+    fill_folder(place, model, n, seed, sampler, batch_size or 64 * model.devices)
     drawn = _features_of_samples(extractor, model, place, n, folder)
     result = {
-        **{"run": str(run), **model.label, "seed": seed, **sampler.options, "samples": n},
+        "run": str(model.path),
+        **model.label,
+        "seed": seed,
+        **sampler.options,
+        "samples": n,
         "diffusion": to_dict(config)["diffusion"],
         "features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about},
         "data": data or config.data.source,
-        "references": [
-            {"split": split, "data_fingerprint": source.fingerprint, "images": len(indices)}
-            for split, source, indices in sets
-        ],
+        "references": [_reference(images) for images in sets],
         "rounding": "to the nearest of the 256 levels",
-        **{"versions": versions(), "devices": describe_devices(mesh)},
+        "versions": versions(),
+        "devices": describe_devices(mesh),
         "paper": results_of(config, data or config.data.source),
         "values": _compare(drawn, references, extractor.kind),
     }
     file = folder / f"{extractor.kind}-{n}-{_hash_of(sets)}.json"
     if likelihood:
-        write_file(file, json.dumps(result, indent=1).encode())  # The likelihood may take long.
-        result["values"] |= _likelihood(
-            run, data, sets, folder, out, model, seed, weights, batch_size
-        )
+        _write(file, result)  # The likelihood may take long.
+        result["values"] |= _likelihood(model, sets, seed, batch_size, folder if out else None)
     else:
         result["values"] |= _likelihood_in(file, model)
-    write_file(file, json.dumps(result, indent=1).encode())
+    _write(file, result)
     log.info("%s", file)
     return result
 
@@ -137,26 +121,38 @@ def table(result: dict[str, Any]) -> str:
     features = result["features"]
     is_proxy = features["kind"] == "proxy"
     paper = {} if is_proxy else result["paper"]
+    weights = words_of(result["weights"], result["step"])
     steps = "" if result["steps"] is None else f" of {result['steps']} steps"
-    against = ", ".join(
-        f"{each['images']} images of {each['split']}" for each in result["references"]
-    )
+    sets = [f"{each['images']} images of {each['split']}" for each in result["references"]]
     lines = [
-        f"{result['run']}: {words_of(result['weights'], result['step'])}, {result['sampler']}{steps}",
-        f"{result['samples']} samples of seed {result['seed']} against {against}",
+        f"{result['run']}: {weights}, {result['sampler']}{steps}",
+        f"{result['samples']} samples of seed {result['seed']} against {', '.join(sets)}",
         f"features: {features['kind']}, sha256 {features['sha256'][:16]}",
         f"{'':28}{'here':>10}{'error':>10}{'  the paper' if paper else ''}",
     ]
     for name, value in result["values"].items():
-        lines.append(
-            f"{value['title']:28}{value['value']:10.5f}{value['error']:10.5f}  {paper.get(name, '')}".rstrip()
-        )
+        numbers = f"{value['value']:10.5f}{value['error']:10.5f}"
+        lines.append(f"{value['title']:28}{numbers}  {paper.get(name, '')}".rstrip())
     if is_proxy:
         lines += [
-            f"proxy: by a classifier of these images that names {features['accuracy']:.1%} of held-out ones right. It",
-            "compares models of the same images with each other, and with no published number: --inception PATH does",
+            "proxy: the features are those of a classifier of these images, which names "
+            f"{features['accuracy']:.1%} of held-out ones right.",
+            "Compare proxy numbers between models of the same images only. Published numbers need "
+            "--inception PATH.",
         ]
     return "\n".join(lines)
+
+
+def _write(file: epath.Path, result: dict[str, Any]) -> None:
+    write_file(file, json.dumps(result, indent=1).encode())
+
+
+def _reference(images: Images) -> dict[str, Any]:
+    return {
+        "split": images.split,
+        "data_fingerprint": images.source.fingerprint,
+        "images": len(images.indices),
+    }
 
 
 def _name(model: Loaded, sampler: Sampler, seed: int) -> str:
@@ -176,7 +172,7 @@ def _hash_of(sets: list[Images]) -> str:
 
 
 def _real_images(model: Loaded, data: str | None) -> list[Images]:
-    """The sets to compare with, that of the images trained on first."""
+    """The sets to compare with; that of the images trained on comes first."""
     config = model.ddpm.config
     channels = config.data.image_shape[-1]
     if channels not in (1, 3):
@@ -184,34 +180,35 @@ def _real_images(model: Loaded, data: str | None) -> list[Images]:
             f"data.image_shape: samples of 1 or 3 channels can be evaluated, not of {channels}"
         )
     if data is None:
-        train = Images("train", *read_split(model, "train"))
+        train = read_split(model, "train")
     else:
         source = load_source(dataclasses.replace(config.data, source=data))
         train = Images("train", source, np.arange(len(source)))
     if len(train.indices) < LEAST:
         raise UserError(
-            f"data: at least {LEAST} images are needed to compare with, and there are {len(train.indices)}"
+            f"data: at least {LEAST} images are needed to compare with, and there are "
+            f"{len(train.indices)}; name more with --data"
         )
     try:
         others = _others(model, data)
     except UserError as error:
         log.warning("%s: the samples are compared with the train images alone", error)
         return [train]
-    if others is not None and len(others.indices) < 2:
-        log.warning("one image of %s is too few to compare with, and left out", others.split)
+    if others is None:
         return [train]
-    return [train] if others is None else [train, others]
+    if len(others.indices) < 2:
+        log.warning("%s: one image is too few to compare with, and is left out", others.split)
+        return [train]
+    return [train, others]
 
 
 def _others(model: Loaded, data: str | None) -> Images | None:
     """The images that were not trained on, or None where none are known."""
-    config = model.ddpm.config
-    if data is None and (config.data.test or (model.data_fingerprint and config.data.holdout)):
-        split = default_split(config)
-        return Images(split, *read_split(model, split))
+    config = model.ddpm.config.data
+    if data is None and (config.test or (model.data_fingerprint and config.holdout)):
+        return read_split(model)
     if data is not None and data.startswith("tfds:"):
-        source = load_source(dataclasses.replace(config.data, test=data), test=True)
-        return Images("test", source, np.arange(len(source)))
+        return read_split(model, "test", data)
     return None
 
 
@@ -236,12 +233,39 @@ def _read_samples(place, image_shape, indices) -> np.ndarray:
 
 def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> dict[str, dict]:
     """The values by their names; those of a proxy are called so."""
+    n = len(drawn.features)
+    _warn_of_few(drawn, references)
+    score = metrics.inception_score(drawn.logits)
+    error_is = "standard deviation over 10 parts of the samples"
+    values = {"is": _value("IS", score.mean, score.std, error_is)}
+    own = metrics.statistics(drawn.features)
+    for split, reference in references.items():
+        fid = metrics.frechet_distance(own, reference.statistics)
+        error = metrics.fid_error(drawn.features, reference.statistics)
+        error_is = "jackknife over 10 groups of the samples"
+        values[f"fid_{split}"] = _value(f"FID ({split})", fid, error, error_is)
+    real = references["train"].features
+    kid = metrics.kernel_distance(drawn.features, real)
+    error_is = "standard error over subsets and images"
+    values["kid_train"] = _value("KID (train)", kid.mean, kid.error, error_is)
+    # Both depend on the numbers of images, which are made the same.
+    some = min(n, len(real))
+    places = np.linspace(0, len(real) - 1, some).astype(int)
+    both = metrics.precision_recall(real[places], drawn.features[:some])
+    error_is = f"binomial, {some} of each set"
+    values["precision_train"] = _value(
+        "precision (train)", both.precision, both.precision_error, error_is
+    )
+    values["recall_train"] = _value("recall (train)", both.recall, both.recall_error, error_is)
+    if kind == "proxy":
+        return {f"proxy_{name}": _as_proxy(value) for name, value in values.items()}
+    return values
+
+
+def _warn_of_few(drawn: Features, references: dict[Split, Reference]) -> None:
     n, dim = drawn.features.shape
-    counts = {
-        "samples": n,
-        **{f"images of {split}": each.statistics.count for split, each in references.items()},
-    }
-    for what, count in counts.items():
+    counts = {f"images of {split}": each.statistics.count for split, each in references.items()}
+    for what, count in {"samples": n, **counts}.items():
         if count <= dim:
             log.warning(
                 "%d %s for %d features: their covariance is singular, and FID far too large",
@@ -249,65 +273,28 @@ def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> 
                 what,
                 dim,
             )
-    score = metrics.inception_score(drawn.logits)
-    values = {
-        "is": _value("IS", score.mean, score.std, "standard deviation over 10 parts of the samples")
-    }
-    own = metrics.statistics(drawn.features)
-    for split, reference in references.items():
-        fid = metrics.frechet_distance(own, reference.statistics)
-        error = metrics.fid_error(drawn.features, reference.statistics)
-        values[f"fid_{split}"] = _value(
-            f"FID ({split})", fid, error, "jackknife over 10 groups of the samples"
-        )
-    real = references["train"].features
-    kid = metrics.kernel_distance(drawn.features, real)
-    values["kid_train"] = _value(
-        "KID (train)", kid.mean, kid.error, "standard error over subsets and images"
-    )
-    # Both depend on the numbers of images, which are made the same.
-    some = min(n, len(real))
-    both = metrics.precision_recall(
-        real[np.linspace(0, len(real) - 1, some).astype(int)], drawn.features[:some]
-    )
-    for name in ("precision", "recall"):
-        error = getattr(both, f"{name}_error")
-        values[f"{name}_train"] = _value(
-            f"{name} (train)", getattr(both, name), error, f"binomial, {some} of each set"
-        )
-    if kind == "proxy":
-        return {
-            f"proxy_{name}": value | {"title": f"proxy {value['title']}"}
-            for name, value in values.items()
-        }
-    return values
 
 
-def _likelihood(
-    run, data, sets, folder, out, model: Loaded, seed, weights, batch_size
-) -> dict[str, dict]:
-    """The bound on the images that were not trained on, where there are any."""
+def _as_proxy(value: dict) -> dict:
+    return {**value, "title": f"proxy {value['title']}"}
+
+
+def _likelihood(model: Loaded, sets, seed, batch_size, folder) -> dict[str, dict]:
+    """The bound on the images that were not trained on, where there are any.
+
+    Kept in `folder`, or in the run's likelihood/ if that is None.
+    """
     if len(sets) < 2:
-        log.info("likelihood: left out, for no images are known that were not trained on")
+        log.info("likelihood: left out, since no images are known that were not trained on")
         return {}
-    split, source, indices = sets[1]
-    summary = measure(
-        **{
-            "run": run,
-            "split": split,
-            "seed": seed,
-            "weights": weights,
-            "step": model.step,
-            "batch_size": batch_size,
-        },
-        data=data,
-        out=folder / f"likelihood-{split}-{source.fingerprint[:8]}" if out else None,
-    ).summary
-    error, words = (
-        summary["standard_error_over_images"],
-        f"standard error over the {len(indices)} images",
-    )
-    return {f"nll_{split}": _value(f"NLL ({split}), bits/dim <=", summary["total"], error, words)}
+    images = sets[1]
+    if folder is not None:
+        folder = folder / f"likelihood-{images.split}-{images.source.fingerprint[:8]}"
+    summary = measure(model, images, seed=seed, batch_size=batch_size, out=folder).summary
+    error = summary["standard_error_over_images"]
+    error_is = f"standard error over the {len(images.indices)} images"
+    title = f"NLL ({images.split}), bits/dim <="
+    return {f"nll_{images.split}": _value(title, summary["total"], error, error_is)}
 
 
 def _likelihood_in(file, model: Loaded) -> dict[str, dict]:

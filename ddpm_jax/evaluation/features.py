@@ -14,6 +14,7 @@ from ddpm_jax.data import Source
 from ddpm_jax.devices.mesh import fetch, place, replicate
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.runtime import user_cache
 from ddpm_jax.evaluation.inception_weights import load_inception
 from ddpm_jax.evaluation.metrics import Statistics, statistics
@@ -169,11 +170,10 @@ def all_features(
 
 def extract(extractor: Extractor, images: np.ndarray) -> Features:
     """Of uint8 images [N,H,W,C]: all count, a last batch is filled up with images that do not."""
-    size, parts = BATCH * extractor.mesh.size, []
-    for start in range(0, len(images), size):
-        some = np.minimum(np.arange(start, start + size), len(images) - 1)
-        result = extractor.apply(extractor.params, place(images[some], extractor.mesh))
-        parts.append([array[: len(images) - start] for array in fetch(result)])
+    parts = []
+    for rows, count in full_batches(len(images), BATCH * extractor.mesh.size):
+        result = extractor.apply(extractor.params, place(images[rows], extractor.mesh))
+        parts.append([array[:count] for array in fetch(result)])
     return Features(*map(np.concatenate, zip(*parts, strict=True)))
 
 

@@ -13,7 +13,9 @@ import optax
 
 from ddpm_jax.data import Batches, Source
 from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import UserError
+from ddpm_jax.keys import PROXY_SPLIT
 from ddpm_jax.models import Classifier, classifier_features, init_classifier
 
 BATCH_SIZE = 128
@@ -38,7 +40,7 @@ def train_classifier(
     """
     labels, classes = _labels(source, indices)
     # Beside the orders of the epochs, which Batches draws from [seed, epoch].
-    bits = np.random.Philox(key=[seed, 2**32 - 1]).random_raw(len(indices))
+    bits = np.random.Philox(key=[seed, PROXY_SPLIT]).random_raw(len(indices))
     held_out, train = np.split(
         np.asarray(indices)[np.argsort(bits, kind="stable")], [len(indices) // 10]
     )
@@ -79,12 +81,11 @@ def _labels(source: Source, indices) -> tuple[np.ndarray, int]:
 
 def _accuracy(params, source, indices, labels) -> float:
     right = 0
-    for start in range(0, len(indices), BATCH_SIZE):
-        # The last batch is filled up with images that do not count: one program for all.
-        chosen = np.resize(indices[start : start + BATCH_SIZE], BATCH_SIZE)
+    for rows, count in full_batches(len(indices), BATCH_SIZE):
+        chosen = indices[rows]
         _, logits = classifier_features(params, source.read(chosen))
         named = np.asarray(logits).argmax(axis=1) == labels[chosen]
-        right += named[: len(indices) - start].sum()
+        right += named[:count].sum()
     return float(right / len(indices))
 
 

@@ -1,71 +1,76 @@
-"""Samples of a run into files."""
+"""Samples of a model into files."""
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data.images import grid as picture_of
-from ddpm_jax.data.images import png, to_uint8
-from ddpm_jax.ddpm import ANCESTRAL, Sampler, seed_key
-from ddpm_jax.devices.mesh import make_mesh
+from ddpm_jax.data.images import grid, png, to_uint8
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
+from ddpm_jax.keys import seed_key
+from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import claim, npz, path_of, write_file
-from ddpm_jax.storage.run import Weights
-from ddpm_jax.weights.load import Loaded, load_weights
+from ddpm_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
 
 
-def sample_to(
-    run: epath.PathLike,
-    n: int,
-    seed: int,
-    out: epath.PathLike,
-    weights: Weights | None = None,
-    step: int | None = None,
-    batch_size: int | None = None,
-    sampler: Sampler = ANCESTRAL,
-) -> None:
-    """Draws images 0, ..., n - 1 of key(seed) from the run directory `run` into `out`, as `DDPM.sample` does.
+class Destination(NamedTuple):
+    """Where samples go."""
 
-    `out` ends in .png (a grid), .npz (`images` uint8 [n,H,W,C]) or / (a folder of 000000.png, ..., of
-    which only the missing ones are made). Raises UserError for what cannot be used.
+    path: epath.Path
+    kind: str
+    """folder, .png or .npz."""
+
+
+def destination(out: epath.PathLike) -> Destination:
+    """What `out` means: a .png (a grid), an .npz, or a folder (NAME/, or one that is there).
+
+    Raises UserError for anything else.
     """
-    if not 1 <= n <= 2**32:
-        raise UserError(f"n: must be at least 1, and at most 2**32, got {n}")
-    rng = seed_key(seed)
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size: must be at least 1, got {batch_size}")
     path = path_of(out)
     kind = "folder" if str(out).endswith("/") or path.is_dir() else path.suffix
     if kind not in ("folder", ".png", ".npz"):
         raise UserError(f"out: {out} must end in .png (a grid), .npz, or / (a folder)")
-    mesh = make_mesh()
-    model = load_weights(run, weights=weights, step=step, mesh=mesh)
-    sampler.check(model.ddpm.config)
-    size = batch_size or 64 * mesh.size
-    if kind == "folder":
-        fill_folder(path, model, n, seed, sampler, size)
+    return Destination(path, kind)
+
+
+def sample_to(
+    out: Destination,
+    model: Loaded,
+    n: int,
+    seed: int,
+    sampler: Sampler = ANCESTRAL,
+    batch_size: int | None = None,
+) -> None:
+    """Draws images 0, ..., n - 1 of key(seed) into `out`, as `DDPM.sample` does.
+
+    A folder gets 000000.png, ..., of which only the missing ones are made, an .npz `images` uint8
+    [n,H,W,C]. Raises UserError for a sampler that does not fit, or files that cannot be written.
+    """
+    sampler.check(model.ddpm.config.diffusion)
+    size = batch_size or 64 * model.devices
+    if out.kind == "folder":
+        fill_folder(out.path, model, n, seed, sampler, size)
     else:
-        path.parent.mkdir(
-            parents=True, exist_ok=True
-        )  # What cannot be written is better known before.
-        images = np.concatenate(
-            [images for _, images in _draw(model, range(n), rng, sampler, size)]
-        )
-        write_file(path, png(picture_of(images)) if kind == ".png" else npz({"images": images}))
-    log.info("%d images: %s (%s)", n, path, model.words)
+        # A path that cannot be written is better known before.
+        out.path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = [images for _, images in _draw(model, range(n), seed, sampler, size)]
+        images = np.concatenate(drawn)
+        write_file(out.path, png(grid(images)) if out.kind == ".png" else npz({"images": images}))
+    log.info("%d images: %s (%s)", n, out.path, model.words)
 
 
 def fill_folder(
     folder: epath.Path, model: Loaded, n: int, seed: int, sampler: Sampler, batch_size: int
 ) -> None:
-    """Draws those of images 0, ..., n - 1 of key(seed) that are missing in `folder`, as 000000.png, 000001.png, ...
+    """Draws the missing ones of images 0, ..., n - 1 of key(seed) into `folder`: 000000.png, ...
 
-    Beside them samples.json says what they are of. Raises UserError if the folder holds something else.
+    Beside them samples.json records how they were drawn. Raises UserError if the folder holds
+    something else.
     """
     channels = model.ddpm.image_shape[-1]
     if channels not in (1, 3):
@@ -74,18 +79,19 @@ def fill_folder(
     is_missing = agreed(np.array([not image_file(folder, i).exists() for i in range(n)]))
     missing = np.flatnonzero(is_missing).tolist()
     log.info("%s: drawing the %d of %d images that are missing", folder, len(missing), n)
-    for indices, images in _draw(model, missing, seed_key(seed), sampler, batch_size):
+    for indices, images in _draw(model, missing, seed, sampler, batch_size):
         for i, image in zip(indices, images, strict=True):
             write_file(image_file(folder, i), png(image))
 
 
 def image_file(folder: epath.Path, i: int) -> epath.Path:
-    """Where image i lies in a folder of samples."""
+    """The file of image i in a folder of samples."""
     return folder / f"{i:06d}.png"
 
 
-def _draw(model, indices, rng, sampler, batch_size):
+def _draw(model, indices, seed, sampler, batch_size):
     """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
+    rng = seed_key(seed)
     with progress_bar(total=len(indices), desc="sampling", unit="image") as progress:
         for some in _runs_of(indices, batch_size):
             x = model.ddpm.sample(
@@ -94,7 +100,7 @@ def _draw(model, indices, rng, sampler, batch_size):
                 len(some),
                 start=some[0],
                 batch_size=batch_size,
-                **sampler.options,
+                sampler=sampler,
             )
             yield some, to_uint8(x)
             progress.update(len(some))

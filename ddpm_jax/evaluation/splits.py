@@ -1,17 +1,25 @@
 """The images that a model was trained on, those that it was not, and those of a test set."""
 
 import dataclasses
-from typing import Literal
+import typing
+from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, Split
 from ddpm_jax.data import Source, load_source
-from ddpm_jax.data import split as divide
+from ddpm_jax.data import batches as data_batches
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights.load import Loaded
 
-Split = Literal["train", "holdout", "test"]
+
+class Images(NamedTuple):
+    """A set of real images."""
+
+    split: Split
+    source: Source
+    indices: np.ndarray
+    """[N] its images of the source."""
 
 
 def default_split(config: Config) -> Split:
@@ -19,43 +27,53 @@ def default_split(config: Config) -> Split:
     return "test" if config.data.test or not config.data.holdout else "holdout"
 
 
-def read_split(model: Loaded, split: Split, data: str | None = None) -> tuple[Source, np.ndarray]:
-    """(source, indices) of the images of `split`: train and holdout as they were in training, or data.test.
+def read_split(model: Loaded, split: Split | None = None, data: str | None = None) -> Images:
+    """The images of `split`: train and holdout as they were in training, or data.test.
 
-    `data` (folder:PATH, npz:PATH or tfds:NAME) is where to read them instead of where the config says. Where it is not
-    known what the model was trained on, train is all of `data`. Raises UserError if the split is empty or
-    unknown, or images of train and holdout are not those of the training.
+    `split` None is `default_split`. `data` (folder:PATH, npz:PATH or tfds:NAME) is read in place
+    of the config's own. If the training data are not known, train is all of `data`. Raises
+    UserError if the split is empty or unknown, or images of train and holdout are not those of
+    the training.
     """
-    config = model.ddpm.config.data
+    split = split or default_split(model.ddpm.config)
+    if split not in typing.get_args(Split):
+        raise UserError(f"split: {split!r} is not one of {', '.join(typing.get_args(Split))}")
     if split == "test":
-        if (data or config.test) is None:
-            own = "holdout" if config.holdout else "train"
-            raise UserError(
-                "split: this run has no test images; name some with --split test --data folder:PATH, "
-                f"or choose --split {own}"
-            )
-        source = load_source(dataclasses.replace(config, test=data or config.test), test=True)
-        return source, np.arange(len(source))
-    if split not in ("train", "holdout"):
-        raise UserError(f"split: {split!r} is not one of train, holdout, test")
+        return _read_test(model, data)
+    config = model.ddpm.config.data
     if split == "holdout" and model.data_fingerprint is None:
         raise UserError(
-            "split: what this model held out is not known; choose --split train or test"
+            "split: it is not known which images this model held out; choose --split train or test"
         )
     if config.source == "array" and data is None:
         raise UserError(
-            "data: this model had its images from elsewhere; pass --data npz:PATH (folder:PATH, tfds:NAME)"
+            "data: this model was trained on an array; name its images with --data npz:PATH "
+            "(or folder:PATH, tfds:NAME)"
         )
     source = load_source(dataclasses.replace(config, source=data or config.source))
     if model.data_fingerprint is None:
-        return source, np.arange(len(source))
+        return Images(split, source, np.arange(len(source)))
     if source.fingerprint != model.data_fingerprint:
         raise UserError(
-            f"data: {data or config.source} holds other images than this model was trained on"
+            f"data: {data or config.source} does not hold the images that this model was trained "
+            "on; name those with --data"
         )
-    indices = divide(source, config.holdout)[split == "holdout"]
+    trained_on, held_out = data_batches.split(source, config.holdout)
+    indices = trained_on if split == "train" else held_out
     if not len(indices):
         raise UserError(
             "split: this run held nothing out (data.holdout 0); choose --split train or test"
         )
-    return source, indices
+    return Images(split, source, indices)
+
+
+def _read_test(model: Loaded, data: str | None) -> Images:
+    config = model.ddpm.config.data
+    if (data or config.test) is None:
+        own = "holdout" if config.holdout else "train"
+        raise UserError(
+            "split: this run has no test images; name some with --split test --data folder:PATH, "
+            f"or choose --split {own}"
+        )
+    source = load_source(dataclasses.replace(config, test=data or config.test), test=True)
+    return Images("test", source, np.arange(len(source)))

@@ -13,13 +13,12 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config.checked import Checked
-from ddpm_jax.ddpm import seed_key
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
-from ddpm_jax.samplers import example_keys
+from ddpm_jax.keys import example_keys, seed_key
 from ddpm_jax.storage.files import npz, path_of, write_file
-from ddpm_jax.weights.load import Loaded, home, load_weights
+from ddpm_jax.weights.load import Loaded, home_of, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,9 @@ class RunFigure(Figure):
     def path(self) -> epath.Path:
         """The picture's path, in the run's figures/ by default. Raises UserError if there is no run, too."""
         if self.out is None:
-            return dataclasses.replace(self, out=f"{home(self.run)}/figures/{self.name}.png").path()
+            return dataclasses.replace(
+                self, out=f"{home_of(self.run)}/figures/{self.name}.png"
+            ).path()
         return super().path()
 
     def load(self) -> Loaded:

@@ -11,12 +11,11 @@ import numpy as np
 from ddpm_jax.config.checked import Range
 from ddpm_jax.data.folder import decode
 from ddpm_jax.data.images import to_float, to_uint8
-from ddpm_jax.ddpm import seed_key
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import RunFigure, diffused, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
-from ddpm_jax.samplers import START, gaussian_noise
+from ddpm_jax.keys import START, WAY_BACK, gaussian_noise, seed_key
 from ddpm_jax.weights.load import Loaded
 
 
@@ -96,7 +95,7 @@ def mix_latents(ddpm, params, rng, x_0, weights, k: int):
     mixed = _mix(x_k[:1], x_k[1:], weights)
     if k == 0:
         return mixed
-    same_noise = jnp.repeat(keys_of(jax.random.fold_in(rng, 2), 1), len(weights))
+    same_noise = jnp.repeat(keys_of(jax.random.fold_in(rng, WAY_BACK), 1), len(weights))
     return ddpm.reverse(params, same_noise, mixed, k)[0]
 
 
@@ -123,7 +122,7 @@ def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
     """Image `name` uint8 [H,W,C]: a file, or a number in the run's data set. Raises UserError if it is neither."""
     file, image_shape = Path(name).expanduser(), model.ddpm.image_shape
     if name.isascii() and name.isdigit() and not file.is_file():
-        source, _ = read_split(model, "train", data)
+        source = read_split(model, "train", data).source
         if int(name) >= len(source):
             raise UserError(
                 f"between: there are {len(source)} images, number {name} is not one of them"

@@ -11,14 +11,15 @@ import numpy as np
 
 from ddpm_jax.config.checked import Range
 from ddpm_jax.data.images import to_uint8
-from ddpm_jax.ddpm import seed_key
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.features import all_features, cache_root, extract, inception, proxy
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import image_table
+from ddpm_jax.keys import seed_key
 
 BLOCK = 1024
 
@@ -69,7 +70,7 @@ class Neighbours(RunFigure):
             )
         model = self.load()
         flip = model.ddpm.config.data.flip
-        source, indices = read_split(model, "train", self.data)
+        _, source, indices = read_split(model, "train", self.data)
         space = self._space(source, indices)
         samples = to_uint8(model.ddpm.sample(model.params, seed_key(self.seed), self.n))
         queries, count = samples, min(self.neighbours, len(indices))
@@ -133,10 +134,11 @@ def nearest(
     flat = _flatten(queries)
     exclude = np.full(len(queries), -1) if own is None else own
     best = (jnp.full((len(queries), count), jnp.inf), jnp.zeros((len(queries), count), jnp.int32))
-    for start in progress_bar(range(0, len(indices), BLOCK), desc="searching", unit="block"):
-        # The last block is filled up with images that do not count: one program for all.
-        some = np.resize(indices[start : start + BLOCK], BLOCK)
-        best = _search(best, flat, _flatten(source.read(some)), exclude, start, len(indices))
+    blocks = full_batches(len(indices), BLOCK)
+    total = -(-len(indices) // BLOCK)
+    for rows, _ in progress_bar(blocks, total=total, desc="searching", unit="block"):
+        images = _flatten(source.read(indices[rows]))
+        best = _search(best, flat, images, exclude, rows[0], len(indices))
     place = np.asarray(best[1])
     # Once more without the rounding of float32, which a sum of large squares has.
     rmse = [

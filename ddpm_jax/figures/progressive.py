@@ -9,10 +9,9 @@ from PIL import Image
 
 from ddpm_jax.config.checked import Range
 from ddpm_jax.data.images import grid, to_uint8
-from ddpm_jax.ddpm import seed_key
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
-from ddpm_jax.samplers import START, gaussian_noise
+from ddpm_jax.keys import START, gaussian_noise, seed_key
 from ddpm_jax.storage.files import write_file
 
 

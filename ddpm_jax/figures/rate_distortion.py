@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.config.checked import Range
 from ddpm_jax.evaluation.bound import draws_of, measure
+from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import curves
 from ddpm_jax.storage.files import write_file
@@ -32,10 +33,10 @@ class RateDistortion(RunFigure):
 
     def draw(self):
         """Writes rate-distortion.png, .npz (rate, rmse [T] after 1, ..., T steps) and .json (Table 4); prints that."""
-        self.path()
-        shared = ("run", "split", "draws", "seed", "weights", "step", "batch_size", "data")
+        model = self.load()
+        images = read_split(model, self.split, self.data)
         parts = None if is_run(self.run) else self.path().with_suffix("")
-        result = measure(**{name: getattr(self, name) for name in shared}, out=parts)
+        result = measure(model, images, self.draws, self.seed, self.batch_size, out=parts)
         T, summary = len(result.terms), result.summary
         table = table_4(result)
         k = np.arange(1, T + 1)

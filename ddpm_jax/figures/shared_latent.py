@@ -9,10 +9,10 @@ import numpy as np
 
 from ddpm_jax.config.checked import Range
 from ddpm_jax.data.images import to_uint8
-from ddpm_jax.ddpm import seed_key
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.figures.progressive import chain
+from ddpm_jax.keys import SHARED, seed_key
 
 SHARES = 3
 
@@ -65,7 +65,7 @@ def share(ddpm, params, rng, x_k, k: int):
     x = jnp.repeat(x_k, SHARES, axis=0)
     if k:
         # Keys of their own: far above the chains' indices, and another for every k.
-        keys = keys_of(jax.random.fold_in(jax.random.fold_in(rng, 2**31), k), len(x))
+        keys = keys_of(jax.random.fold_in(jax.random.fold_in(rng, SHARED), k), len(x))
         x = ddpm.reverse(params, keys, x, k)[0]
     return jnp.clip(x.reshape(len(x_k), SHARES, *x.shape[1:]), -1, 1)
 

@@ -18,50 +18,23 @@ import json
 import logging
 import os
 import platform
-from typing import Literal
 
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from ddpm_jax.config import Config, flatten, from_dict, to_dict
+from ddpm_jax.config import Config, Weights, flatten, from_dict, names_where, to_dict
 from ddpm_jax.data import Source
-from ddpm_jax.ddpm import DDPM, seed_key
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import replicated
 from ddpm_jax.devices.processes import wait_for_all
 from ddpm_jax.errors import UserError
+from ddpm_jax.keys import seed_key
 from ddpm_jax.storage import checkpoint
 from ddpm_jax.storage.files import locked, path_of, read_json, write_file
 
 log = logging.getLogger(__name__)
-
-Weights = Literal["ema", "raw"]
-
-# What may differ when a run goes on: it changes nothing of what is learned. The data may have
-# moved, since their fingerprint is compared.
-FREE = {
-    "train.steps",
-    "train.log_every",
-    "train.eval_every",
-    "train.eval_images",
-    "train.sample_every",
-    "train.num_samples",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "parallel.devices",
-    "parallel.mode",
-    "parallel.fsdp",
-    "train.accumulate",
-    "model.remat",
-    "data.on_device",
-    "data.source",
-    "data.test",
-    "data.dir",
-    "data.manual_dir",
-    "data.workers",
-    "data.cache_mb",
-}
 
 PACKAGES = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
@@ -172,11 +145,12 @@ def _is_foreign(folder: epath.Path) -> bool:
 
 
 def _check_same(workdir, saved: Config, config: Config, run, source: Source, init_from) -> None:
-    before, now = flatten(to_dict(saved)), flatten(to_dict(config))
+    before = flatten(to_dict(saved))
+    now = flatten(to_dict(config))
     differences = [
         f"{name} was {before[name]!r} and is {now[name]!r}"
-        for name in now
-        if name not in FREE and before[name] != now[name]
+        for name in names_where(Config, lambda field: not field.resume)
+        if before[name] != now[name]
     ]
     if run["data_fingerprint"] != source.fingerprint:
         differences.append(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
 
+from ddpm_jax.data import Batch
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.training.update import train_step
 
@@ -51,7 +52,9 @@ def model_flops_rate(ddpm: DDPM, state, mesh: Mesh) -> float | None:
 def step_flops(ddpm: DDPM, state) -> int:
     """Of one update of `state`, arrays or their shapes, on all devices together: see `count_flops`."""
     images = jax.ShapeDtypeStruct((ddpm.config.train.batch_size, *ddpm.image_shape), jnp.uint8)
-    return count_flops(jax.make_jaxpr(functools.partial(train_step, ddpm))(state, images).jaxpr)
+    return count_flops(
+        jax.make_jaxpr(functools.partial(train_step, ddpm))(state, Batch(images)).jaxpr
+    )
 
 
 def count_flops(jaxpr: Jaxpr) -> int:

@@ -13,9 +13,11 @@ from jax.extend.core import Literal
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ddpm_jax.config import Config
-from ddpm_jax.ddpm import DDPM, seed_key
+from ddpm_jax.data import Batch
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import batch_sharding, state_shardings
 from ddpm_jax.errors import UserError
+from ddpm_jax.keys import seed_key
 from ddpm_jax.training.flops import peak_of, step_flops
 from ddpm_jax.training.update import check_batch, init_state, train_step
 
@@ -186,7 +188,7 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
     try:
-        memory = step.lower(ddpm, state, images, mesh=mesh).compile().memory_analysis()
+        memory = step.lower(ddpm, state, Batch(images), mesh=mesh).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         return Compiled(topology, tpus[0].device_kind, failure=_first_line(error))
     return Compiled(

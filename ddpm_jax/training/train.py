@@ -26,7 +26,9 @@ from ddpm_jax.devices.mesh import (
     state_shardings,
 )
 from ddpm_jax.devices.processes import agreed
+from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
+from ddpm_jax.keys import HOLDOUT, SAMPLES
 from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like
 from ddpm_jax.storage.run import start_run, starts_from
 from ddpm_jax.training.flops import model_flops_rate
@@ -37,20 +39,19 @@ from ddpm_jax.weights.load import weights_for
 
 log = logging.getLogger(__name__)
 
-# What key(seed) is folded with, beside update.INIT and the numbers of the updates, which are far below.
-SAMPLES, HOLDOUT = 2**32 - 2, 2**32 - 3
-
 
 def holdout_loss(ddpm: DDPM, params, source: Source, indices: np.ndarray) -> float:
-    """The mean loss over the held-out images `indices` of `source`, each with the same t and noise at every call."""
-    config, total = ddpm.config, 0.0
-    size = config.train.batch_size
-    for start in range(0, len(indices), size):
-        # The last batch is filled up with images that do not count: one program for all.
-        chosen = np.resize(indices[start : start + size], size)
-        rng = jax.random.fold_in(run_key(config, HOLDOUT), start)
-        losses = _loss(ddpm, params, rng, place(source.read(chosen), mesh_of(params)))
-        total += float(np.sum(fetch(losses)[: len(indices) - start], dtype=np.float64))
+    """The mean loss over the held-out images `indices` of `source`.
+
+    Each image has the same t and noise at every call.
+    """
+    config = ddpm.config
+    mesh = mesh_of(params)
+    total = 0.0
+    for rows, count in full_batches(len(indices), config.train.batch_size):
+        rng = jax.random.fold_in(run_key(config, HOLDOUT), rows[0])
+        losses = _loss(ddpm, params, rng, place(source.read(indices[rows]), mesh))
+        total += float(np.sum(fetch(losses)[:count], dtype=np.float64))
     return total / len(indices)
 
 

@@ -11,15 +11,12 @@ import optax
 from jax.sharding import Mesh
 
 from ddpm_jax.config import Config, Optim, Train
-from ddpm_jax.data import Source
+from ddpm_jax.data import Batch, BatchReader, Source
 from ddpm_jax.data.images import to_float
-from ddpm_jax.ddpm import DDPM, random_flip, seed_key
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import on_mesh, place_rows, replicate, replicated, state_shardings
 from ddpm_jax.errors import UserError
-from ddpm_jax.samplers import example_keys
-
-# What key(seed) is folded with for fresh parameters: the updates are far below.
-INIT = 2**32 - 1
+from ddpm_jax.keys import INIT, example_keys, random_flip, seed_key
 
 
 class TrainState(NamedTuple):
@@ -32,20 +29,23 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(optim: Optim) -> optax.GradientTransformation:
-    """Clipping to a global norm, then Adam(0.9, 0.999, 1e-8) with linear warm-up from 0, no decay."""
+    """Clipping to a global norm, then Adam(0.9, 0.999, 1e-8); linear warm-up from 0, no decay."""
     learning_rate = optax.linear_schedule(0.0, optim.learning_rate, optim.warmup_steps)
     if not optim.warmup_steps:
         learning_rate = optim.learning_rate
-    # Each device has clipped its own gradient before the mean.
-    clip = (
-        optax.identity() if optim.clip == "device" else optax.clip_by_global_norm(optim.clip_norm)
-    )
+    clip = optax.clip_by_global_norm(optim.clip_norm)
+    if optim.clip == "device":  # Each device has clipped its own gradient before the mean.
+        clip = optax.identity()
     return optax.chain(clip, optax.adam(learning_rate))
 
 
 def init_state(ddpm: DDPM, params=None) -> TrainState:
-    """The state before the first update, from `params` or fresh ones; the average starts as a copy of them."""
-    params = ddpm.init(run_key(ddpm.config, INIT)) if params is None else params
+    """The state before the first update, from `params` or fresh ones.
+
+    The average starts as a copy of the parameters.
+    """
+    if params is None:
+        params = ddpm.init(run_key(ddpm.config, INIT))
     opt_state = make_optimizer(ddpm.config.optim).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), opt_state)
 
@@ -53,30 +53,31 @@ def init_state(ddpm: DDPM, params=None) -> TrainState:
 def train_step(
     ddpm: DDPM,
     state: TrainState,
-    images,
+    batch: Batch,
     pixels=None,
     *,
     mesh: Mesh | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Algorithm 1, one update on uint8 `images` [B,H,W,C]; returns the new state and scalar metrics.
+    """Algorithm 1: one update on a batch of uint8 images [B,H,W,C].
 
-    Row i of the batch draws its flip, t, noise and dropout from fold_in(fold_in(key(seed), step), i).
-    With `pixels` [N,H,W,C], `images` [B] are places in them. With `mesh`, the new state lies on it as
-    `state_shardings` say. Within jax.pmap over `axis_name`, `images` are the rows of one device, and the
-    update is made from the mean over all.
+    Returns the new state and scalar metrics. Row i of the batch draws its flip, t, noise and
+    dropout from fold_in(fold_in(key(seed), step), i). With `pixels` [N,H,W,C], the batch holds
+    places [B] in them. With `mesh`, the new state lies on it as `state_shardings` say. Within
+    jax.pmap over `axis_name`, the batch is the rows of one device, and the update is made from the
+    mean over all devices. The batch's labels are not used yet.
     """
-    config, optim = ddpm.config, ddpm.config.optim
-    images = images if pixels is None else pixels[images]
+    config = ddpm.config
+    optim = config.optim
+    images = batch.image if pixels is None else pixels[batch.image]
     first_row = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(images)
     params = state.params
     if mesh is not None:  # Whole for the network; only what is kept is divided.
         params = jax.lax.with_sharding_constraint(params, replicated(mesh))
     loss, gradient = _mean_gradient(ddpm, params, run_key(config, state.step), images, first_row)
     if optim.clip == "device":
-        gradient, _ = optax.clip_by_global_norm(optim.clip_norm).update(
-            gradient, optax.EmptyState()
-        )
+        clip = optax.clip_by_global_norm(optim.clip_norm)
+        gradient, _ = clip.update(gradient, optax.EmptyState())
     if axis_name is not None:
         loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
     updates, opt_state = make_optimizer(optim).update(gradient, state.opt_state, state.params)
@@ -84,19 +85,24 @@ def train_step(
     ema_params = optax.incremental_update(params, state.ema_params, 1 - optim.ema_decay)
     new_state = TrainState(state.step + 1, params, ema_params, opt_state)
     if mesh is not None:
-        new_state = jax.lax.with_sharding_constraint(new_state, state_shardings(new_state, mesh))
+        shardings = state_shardings(new_state, mesh)
+        new_state = jax.lax.with_sharding_constraint(new_state, shardings)
     return new_state, {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
 
 
 def _mean_gradient(ddpm: DDPM, params, rng, images, first_row):
-    """(mean loss, its gradient) over uint8 `images` [B,H,W,C], in train.accumulate parts one after the other."""
+    """(mean loss, its gradient) over uint8 `images` [B,H,W,C].
+
+    Computed in train.accumulate parts one after the other.
+    """
     parts = ddpm.config.train.accumulate
 
     def mean_loss(params, rows, images):
+        keys = example_keys(rng, rows)
         x_0 = to_float(images)
         if ddpm.config.data.flip:
-            x_0 = random_flip(example_keys(rng, rows), x_0)
-        return ddpm.loss(params, rng, x_0, rows=rows, train=True).mean()
+            x_0 = random_flip(keys, x_0)
+        return ddpm.loss_of_examples(params, keys, x_0, train=True).mean()
 
     value_and_grad = jax.value_and_grad(mean_loss)
     rows = first_row + jnp.arange(len(images), dtype=jnp.uint32)
@@ -106,50 +112,54 @@ def _mean_gradient(ddpm: DDPM, params, rng, images, first_row):
     def add_part(total, part):
         return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
 
-    # Every parts-th row, so that each part lies on all devices.
-    divided = jax.tree.map(
-        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (rows, images)
-    )
+    def divide(x):
+        # Every parts-th row, so that each part lies on all devices.
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
     zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-    total, _ = jax.lax.scan(add_part, zero, divided)
+    total, _ = jax.lax.scan(add_part, zero, (divide(rows), divide(images)))
     return jax.tree.map(lambda x: x / parts, total)
 
 
 def check_batch(train: Train, devices: int) -> None:
-    """Raises UserError if the batch cannot be divided over so many devices, in train.accumulate parts."""
-    if train.batch_size % (devices * train.accumulate):
-        parts = f"{train.accumulate} parts (train.accumulate) on " if train.accumulate > 1 else ""
-        raise UserError(
-            f"train.batch_size: {train.batch_size} is not divisible by the {parts}{devices} devices"
-        )
+    """Raises UserError if the batch does not divide over the devices and train.accumulate parts."""
+    if train.batch_size % (devices * train.accumulate) == 0:
+        return
+    parts = f"{train.accumulate} parts (train.accumulate) on " if train.accumulate > 1 else ""
+    raise UserError(
+        f"train.batch_size: {train.batch_size} is not divisible by the {parts}{devices} devices"
+    )
 
 
 class Update:
-    """One update after another on `mesh`, in the mode of config.parallel, on the batches of their steps.
+    """One update after another on `mesh`, in the mode of config.parallel.
 
-    `batches` (see `open_batches`) gives this process's rows.
+    Update number `step` takes batch `step` of `batches`, which reads this process's rows.
     """
 
-    def __init__(self, ddpm: DDPM, mesh: Mesh, batches):
-        self.ddpm, self.mesh, self.batches = ddpm, mesh, batches
-        self.pixels = (
-            _on_device(ddpm.config, batches.source, mesh) if ddpm.config.data.on_device else None
-        )
+    def __init__(self, ddpm: DDPM, mesh: Mesh, batches: BatchReader):
+        self.ddpm = ddpm
+        self.mesh = mesh
+        self.batches = batches
+        self.pixels = None
+        if ddpm.config.data.on_device:
+            self.pixels = _on_device(ddpm.config, batches.source, mesh)
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
-        """`train_step` number `step`, from which `state` comes; takes the memory of the old state."""
-        images = self._read(step)
-        if self.ddpm.config.parallel.mode == "jit":
-            images = place_rows(images, self.mesh, self.ddpm.config.train.batch_size)
-            return _step(self.ddpm, state, images, self.pixels, mesh=self.mesh)
-        images = images.reshape(len(self.mesh.local_devices), -1, *images.shape[1:])
-        result = _pmap_step(tuple(self.mesh.devices.flat))(self.ddpm, state, images, self.pixels)
+        """`train_step` number `step`, from which `state` comes; takes the old state's memory."""
+        batch = self._read(step)
+        config = self.ddpm.config
+        if config.parallel.mode == "jit":
+            size = config.train.batch_size
+            batch = jax.tree.map(lambda rows: place_rows(rows, self.mesh, size), batch)
+            return _step(self.ddpm, state, batch, self.pixels, mesh=self.mesh)
+        devices = len(self.mesh.local_devices)
+        batch = jax.tree.map(lambda rows: rows.reshape(devices, -1, *rows.shape[1:]), batch)
+        result = _pmap_step(tuple(self.mesh.devices.flat))(self.ddpm, state, batch, self.pixels)
         return on_mesh(result, self.mesh)
 
-    def _read(self, step: int) -> np.ndarray:
-        if self.pixels is not None:
-            return self.batches.indices_at(step)
-        return self.batches.batch_at(step)["image"]
+    def _read(self, step: int) -> Batch:
+        return self.batches.batch_at(step) if self.pixels is None else self.batches.places_at(step)
 
 
 def _on_device(config: Config, source: Source, mesh: Mesh):
@@ -157,14 +167,14 @@ def _on_device(config: Config, source: Source, mesh: Mesh):
     size = len(source) * math.prod(config.data.image_shape) / 2**20
     if size > config.data.cache_mb:
         raise UserError(
-            f"data.on_device: {len(source)} images take {size:.0f} MiB, above data.cache_mb {config.data.cache_mb}; "
-            "leave it out, or raise data.cache_mb if the devices have room"
+            f"data.on_device: {len(source)} images take {size:.0f} MiB, more than data.cache_mb "
+            f"{config.data.cache_mb}; leave it out, or raise data.cache_mb if the devices have room"
         )
     return replicate(source.read(np.arange(len(source))), mesh)
 
 
 def run_key(config: Config, number):
-    """The key of update `number` of a run, or of one of those that `INIT` and train.py name."""
+    """The key of update `number` of a run, or of one of the run's numbers in keys.py."""
     return jax.random.fold_in(seed_key(config.seed), number)
 
 
@@ -173,7 +183,10 @@ _step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_arg
 
 @functools.cache
 def _pmap_step(devices: tuple):
-    """train_step, a program for each device; the state goes in and comes out as one array that all have."""
+    """train_step, a program for each device.
+
+    The state goes in and comes out as one array that all have.
+    """
     return jax.pmap(
         functools.partial(train_step, axis_name="data"),
         axis_name="data",

@@ -2,60 +2,61 @@
 
 import dataclasses
 import logging
-from typing import Literal
 
 from etils import epath
 
-from ddpm_jax.config import Config
-from ddpm_jax.ddpm import ANCESTRAL, DDPM, Sampler
+from ddpm_jax.config import Config, Format, names_where, value_of
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import fetch
 from ddpm_jax.errors import UserError
+from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import path_of
-from ddpm_jax.storage.run import Weights, versions
+from ddpm_jax.storage.run import versions
 from ddpm_jax.weights.diffusers import write_diffusers
-from ddpm_jax.weights.load import load_weights
+from ddpm_jax.weights.load import Loaded
 from ddpm_jax.weights.single_file import write_single_file
 from ddpm_jax.weights.stablehlo import write_stablehlo
 
 log = logging.getLogger(__name__)
 
-Format = Literal["safetensors", "diffusers", "stablehlo"]
 
+def new_path(out: epath.PathLike, format: Format) -> epath.Path:
+    """Where `format` is written: a new .safetensors file, or for the other formats a new folder.
 
-def export(
-    run: epath.PathLike,
-    format: Format,
-    out: epath.PathLike,
-    weights: Weights | None = None,
-    step: int | None = None,
-    sampler: Sampler = ANCESTRAL,
-) -> None:
-    """Writes the model `run` to `out`, where nothing is yet: a .safetensors file, for the other formats a folder.
-
-    safetensors is what `load` takes back, diffusers what that library's DDPMPipeline loads, stablehlo the sampler
-    (drawing with `sampler`, which is of no use to the others) and the denoiser as programs that need jax
-    alone. Raises UserError if `out` is there or has another kind of name, or the format cannot hold the model.
+    Raises UserError if `out` exists already or has another kind of name.
     """
     path = path_of(out)
-    if (format == "safetensors") != (path.suffix == ".safetensors"):
-        kind = (
-            "a file, --out NAME.safetensors" if format == "safetensors" else "a folder, --out NAME"
-        )
-        raise UserError(f"out: {format} is written to {kind}; {out} is none")
-    if path.exists() and not (
-        path.is_dir() and not any(path.iterdir()) and format != "safetensors"
-    ):
-        raise UserError(f"out: {out} is there already; choose another --out or move it away")
+    single_file = format == "safetensors"
+    if single_file != (path.suffix == ".safetensors"):
+        kind = "a file, --out NAME.safetensors" if single_file else "a folder, --out NAME"
+        raise UserError(f"out: {format} is written to {kind}, not to {out}")
+    is_empty_folder = path.is_dir() and not any(path.iterdir())
+    if path.exists() and (single_file or not is_empty_folder):
+        raise UserError(f"out: {out} exists already; choose another --out or move it away")
+    return path
+
+
+def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = ANCESTRAL) -> None:
+    """Writes `model` to `path`, a `new_path`.
+
+    safetensors is the file that `load` reads, diffusers the folder that the library's
+    DDPMPipeline loads, stablehlo the sampler and the denoiser as programs that need jax alone.
+    Only stablehlo draws, by `sampler`. Raises UserError if the format cannot hold the model.
+    """
     if format != "stablehlo" and sampler != ANCESTRAL:
         raise UserError(
-            f"sampler: {format} holds weights alone; leave it, steps, eta and grid out or choose stablehlo"
+            f"sampler: {format} holds weights alone; leave out --sampler, --steps, --eta and "
+            "--grid, or choose --format stablehlo"
         )
-    model = load_weights(run, weights=weights, step=step)
-    sampler.check(model.ddpm.config)
-    ddpm, params = DDPM(_without_paths(model.ddpm.config)), fetch(model.params)
+    sampler.check(model.ddpm.config.diffusion)
+    ddpm = DDPM(_without_places(model.ddpm.config))
+    params = fetch(model.params)
     about = {
-        **{"weights": model.kind, "step": model.step, "parameters": model.label["parameters"]},
-        **{"data_fingerprint": model.data_fingerprint, "versions": versions()},
+        "weights": model.kind,
+        "step": model.step,
+        "parameters": model.label["parameters"],
+        "data_fingerprint": model.data_fingerprint,
+        "versions": versions(),
     }
     if format == "safetensors":
         write_single_file(path, ddpm.config, params, about)
@@ -66,16 +67,14 @@ def export(
     log.info("%s: %s (%s)", path, format, model.words)
 
 
-def _without_paths(config: Config) -> Config:
-    """Where the images lie on this machine is nobody else's business; their fingerprint goes along."""
-
-    def name_of(source):
-        return source if source in (None, "digits") or source.startswith("tfds:") else "array"
-
-    test = config.data.test and name_of(config.data.test)
-    data = dataclasses.replace(
-        config.data,
-        **{"source": name_of(config.data.source), "test": None if test == "array" else test},
-        **{"dir": None, "manual_dir": None},
-    )
-    return dataclasses.replace(config, data=data)
+def _without_places(config: Config) -> Config:
+    """Paths of this machine are nobody else's business; the images' fingerprint goes along."""
+    for name in names_where(Config, lambda field: field.place):
+        value = value_of(config, name)
+        if value in (None, "digits") or value.startswith("tfds:"):
+            continue
+        group, _, field = name.partition(".")
+        hidden = "array" if name == "data.source" else None
+        changed = dataclasses.replace(getattr(config, group), **{field: hidden})
+        config = dataclasses.replace(config, **{group: changed})
+    return config

@@ -23,7 +23,8 @@ from etils import epath
 from jax import export
 
 from ddpm_jax.config import to_dict
-from ddpm_jax.ddpm import ANCESTRAL, DDPM, Sampler, sample_batch
+from ddpm_jax.ddpm import DDPM, sample_batch
+from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import npz, path_of, write_file
 from ddpm_jax.weights.names import flat_params, nested_params
 
@@ -42,7 +43,7 @@ def write_stablehlo(
     `about` tells where the weights come from, as JSON. Raises UserError for a sampler that cannot be.
     """
     folder = path_of(folder)
-    sampler.check(ddpm.config)
+    sampler.check(ddpm.config.diffusion)
     weights = {name: np.asarray(leaf) for name, leaf in flat_params(params).items()}
     files = {
         "sampler.stablehlo": bytes(sampler_program(ddpm, params, sampler).serialize()),

@@ -1,0 +1,35 @@
+"""The choices that users have, each list of names once.
+
+Names that stand for mathematics are derived from it: a new schedule or weighting appears here by
+itself. A type checker, which runs nothing, sees plain strings for those.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from ddpm_jax.losses import WEIGHTINGS
+from ddpm_jax.samplers import SAMPLERS
+from ddpm_jax.schedule import SCHEDULES
+
+if TYPE_CHECKING:
+    ScheduleName = str
+    WeightingName = str
+    SamplerName = str
+else:
+    ScheduleName = Literal[*SCHEDULES]
+    WeightingName = Literal[*WEIGHTINGS]
+    SamplerName = Literal[*SAMPLERS]
+
+Dtype = Literal["float32", "bfloat16"]
+"""What convolutions and dense layers compute in."""
+
+Mode = Literal["jit", "pmap"]
+"""One program for all devices, or one for each."""
+
+Weights = Literal["ema", "raw"]
+"""The averaged weights of a run, or those of its last update."""
+
+Split = Literal["train", "holdout", "test"]
+"""The images that a model was trained on, those it was not, and those of a test set."""
+
+Format = Literal["safetensors", "diffusers", "stablehlo"]
+"""What a model is exported as."""

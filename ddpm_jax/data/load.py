@@ -1,0 +1,53 @@
+"""Which source a config names, and how its batches are read."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax.config import Data
+from ddpm_jax.data.batches import Batches, BatchReader
+from ddpm_jax.data.sources import Source, load_npz
+from ddpm_jax.errors import UserError
+
+
+def load_source(data: Data, test: bool = False) -> Source:
+    """The images that `data.source` names, or with `test` those of `data.test`.
+
+    Raises UserError if there are none, they cannot be read or are not of `data.image_shape`.
+    """
+    kind, _, path = ((data.test if test else data.source) or "").partition(":")
+    if kind == "folder":
+        from ddpm_jax.data.folder import load_folder  # Pillow is needed here alone.
+
+        return load_folder(path, data)
+    if kind == "tfds":
+        from ddpm_jax.data.tfds import load_tfds  # tensorflow_datasets takes a second to import.
+
+        return load_tfds(path, data, test)
+    if kind == "npz":
+        return load_npz(Path(path).expanduser(), data.image_shape)
+    if kind == "digits":
+        source = load_npz(Path(__file__).parent / "digits.npz", data.image_shape)
+        # The package's own folder is no place for users' files.
+        return dataclasses.replace(source, beside=None)
+    raise UserError(
+        "data.source: arrays come from Python only; call ddpm_jax.fit(config, workdir, images)"
+    )
+
+
+def open_batches(
+    source: Source,
+    indices: np.ndarray,
+    batch_size: int,
+    seed: int,
+    data: Data,
+    rows: np.ndarray | None = None,
+) -> BatchReader:
+    """The Batches of a source in memory, or of any other a Stream that `data.workers` fill."""
+    batches = Batches(source, indices, batch_size, seed, rows)
+    if not source.streamed:
+        return batches
+    from ddpm_jax.data.stream import Stream  # Grain takes a second to import.
+
+    return Stream(batches, data.workers)

@@ -1,0 +1,92 @@
+"""Randomness: every number that a key is folded with, and the draws of one example.
+
+Keys are threefry keys and come from `fold_in` alone, never from a split that is carried along.
+Numbers of one family are folded into the same key, so they must differ; counters that share the
+key are named beside them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.errors import UserError
+
+# Folded into the key of a run's seed, beside the numbers of its updates 0, 1, ...
+INIT = 2**32 - 1
+"""Fresh parameters."""
+SAMPLES = 2**32 - 2
+"""The sample grids of training."""
+HOLDOUT = 2**32 - 3
+"""The noise of the held-out loss."""
+
+# Folded into the key of one example of an update.
+TIME = 0
+NOISE = 1
+DROPOUT = 2
+FLIP = 3
+
+# Folded into the key of one image, beside the original steps t = 0, 1, ...
+START = 2**32 - 1
+"""x_T."""
+
+# Folded into the key of a figure's seed, beside its images 0, 1, ...
+WAY_BACK = 2
+"""Interpolation, which has two images: the noise of the way back."""
+SHARED = 2**31
+"""Samples that share a latent."""
+
+# Beside the epochs 0, 1, ... in a Philox generator of a seed: orders of images are drawn by NumPy.
+PROXY_SPLIT = 2**32 - 1
+"""The images that the proxy holds out."""
+
+FAMILIES = {
+    "run": (INIT, SAMPLES, HOLDOUT),
+    "example": (TIME, NOISE, DROPOUT, FLIP),
+    "image": (START,),
+    "figure": (WAY_BACK, SHARED),
+    "order": (PROXY_SPLIT,),
+}
+"""The numbers by the key that they are folded into."""
+
+
+def seed_key(seed: int):
+    """The key of `seed`, threefry2x32 whatever jax's default implementation is.
+
+    Raises UserError unless 0 <= seed < 2**32.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed: must be at least 0 and below 2**32, got {seed}")
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def example_keys(rng, indices):
+    """fold_in(rng, i) for each of `indices` [B]: keys [B].
+
+    Raises ValueError if `rng` is not a threefry key: draws of the others depend on the batch.
+    """
+    implementation = jax.random.key_impl(rng)
+    if "threefry" not in str(implementation):
+        raise ValueError(
+            f"rng: a threefry key is needed, got {implementation}; use jax.random.key(seed)"
+        )
+    return jax.vmap(lambda i: jax.random.fold_in(rng, i))(indices)
+
+
+def fold(keys, number: int):
+    """fold_in(key, number) for each of `keys` [B]: keys [B]."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def gaussian_noise(keys, number, shape: tuple[int, ...]):
+    """N(0, I) [B, *shape] for `keys` [B]: each example's from its own fold_in(key, number)."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), shape))(keys)
+
+
+def random_times(keys, num_timesteps: int):
+    """t [B], uniform in 0, ..., T - 1, from `keys` [B] of examples."""
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps))(fold(keys, TIME))
+
+
+def random_flip(keys, images):
+    """Images [B,H,W,C], each mirrored left to right with probability 1/2 by its key of `keys` [B]."""
+    flip = jax.vmap(jax.random.bernoulli)(fold(keys, FLIP))
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

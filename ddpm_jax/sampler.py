@@ -1,0 +1,121 @@
+"""The choice of a sampler: one value from the command line to the chain."""
+
+import dataclasses
+import functools
+import logging
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from ddpm_jax.config import Checked, Diffusion, Positive, Range, SamplerName
+from ddpm_jax.diffusion import Variance
+from ddpm_jax.errors import UserError
+from ddpm_jax.samplers import SAMPLERS, Grid, Method, time_grid
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler(Checked):
+    """How images are drawn; None stands for the sampler's own default."""
+
+    GROUP: ClassVar[str] = ""
+
+    sampler: SamplerName = "ancestral"
+    """The paper's Algorithm 2 (ancestral), or one that needs few steps."""
+    steps: Positive | None = None
+    """Steps taken of the T; None for all."""
+    eta: Annotated[float | None, Range(min=0, max=1)] = None
+    """Noise of a ddim step, from 0 to 1; None for 0."""
+    grid: Grid | None = None
+    """How the steps lie among the T; None for the sampler's own grid."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.steps is None and self.grid is not None:
+            raise UserError(f"grid: {self.grid} requires --steps; add it, or leave --grid out")
+        for name in self.step_options:
+            if name not in self.method.options:
+                others = [each for each, method in SAMPLERS.items() if name in method.options]
+                raise UserError(
+                    f"{name}: {self.sampler} does not take it; leave it out or choose "
+                    f"{' or '.join(others)}"
+                )
+
+    @property
+    def method(self) -> Method:
+        """The mathematics."""
+        return SAMPLERS[self.sampler]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All fields, as they are recorded in files."""
+        return dataclasses.asdict(self)
+
+    @property
+    def step_options(self) -> dict[str, Any]:
+        """The options of the method's step that are given."""
+        common = ("sampler", "steps", "grid")
+        return {
+            name: value
+            for name, value in self.options.items()
+            if name not in common and value is not None
+        }
+
+    def check(self, diffusion: Diffusion) -> None:
+        """Raises UserError if a model of this process cannot be sampled so.
+
+        Logs which variance a shortened chain takes, once.
+        """
+        T = diffusion.num_timesteps
+        if self.steps is not None and self.steps > T:
+            raise UserError(f"steps: must be from 1 to {T}, got {self.steps}")
+        _log_variance(self, diffusion)
+
+    def timesteps(self, diffusion: Diffusion) -> np.ndarray:
+        """The steps it takes, ascending [S]."""
+        T = diffusion.num_timesteps
+        return time_grid(T, self.steps or T, self.grid or self.method.grid)
+
+    def strides(self, diffusion: Diffusion) -> bool:
+        """Whether it leaves steps out."""
+        return self.steps not in (None, diffusion.num_timesteps)
+
+    def variance(self, diffusion: Diffusion) -> Variance:
+        """What a reverse step's variance is taken from.
+
+        The beta of a longer stride is far above what the reverse step needs, and a learned
+        log-variance belongs to steps of length one: a shortened chain takes the posterior's instead.
+        """
+        of_one_step = diffusion.variance in ("fixed_large", "learned")
+        if of_one_step and self.strides(diffusion):
+            return "fixed_small"
+        return diffusion.variance
+
+
+ANCESTRAL = Sampler()
+"""Algorithm 2 with all T steps."""
+
+
+def as_sampler(sampler: Sampler | SamplerName, **options) -> Sampler:
+    """The Sampler that a name and its options stand for; a Sampler stays as it is.
+
+    Raises UserError for what does not fit together, TypeError for unknown options.
+    """
+    if not isinstance(sampler, Sampler):
+        return Sampler(sampler, **options)
+    if options:
+        raise TypeError(f"{', '.join(options)}: the Sampler that was passed already says this")
+    return sampler
+
+
+@functools.cache
+def _log_variance(sampler: Sampler, diffusion: Diffusion) -> None:
+    if sampler.sampler == "ancestral" and sampler.variance(diffusion) != diffusion.variance:
+        log.warning(
+            "%d of %d steps: sampling with the posterior's variance (fixed_small), since %s is "
+            "for single steps",
+            sampler.steps,
+            diffusion.num_timesteps,
+            diffusion.variance,
+        )

@@ -1,0 +1,33 @@
+"""Samplers: reverse chains by their names, a file a method (Ho et al. 2020, Algorithm 2)."""
+
+from ddpm_jax.keys import START, example_keys, gaussian_noise
+from ddpm_jax.samplers.ancestral import ancestral, ancestral_step
+from ddpm_jax.samplers.chain import Chain, Method
+from ddpm_jax.samplers.ddim import ddim, ddim_encode, ddim_step
+from ddpm_jax.samplers.dpm_solver import dpm_solver, dpm_solver_step
+from ddpm_jax.samplers.grids import Grid, time_grid
+
+SAMPLERS = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm-solver++": dpm_solver,
+}
+"""Every sampler by the name that users choose it by: a new one is a file and a line here."""
+
+__all__ = [
+    "SAMPLERS",
+    "START",
+    "Chain",
+    "Grid",
+    "Method",
+    "ancestral",
+    "ancestral_step",
+    "ddim",
+    "ddim_encode",
+    "ddim_step",
+    "dpm_solver",
+    "dpm_solver_step",
+    "example_keys",
+    "gaussian_noise",
+    "time_grid",
+]

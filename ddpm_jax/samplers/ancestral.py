@@ -1,0 +1,23 @@
+"""Ancestral sampling (Ho et al. 2020, Algorithm 2)."""
+
+import jax.numpy as jnp
+
+from ddpm_jax.diffusion import MeanVariance
+from ddpm_jax.samplers.chain import Chain, Method
+
+
+def ancestral_step(p: MeanVariance, t, noise):
+    """Algorithm 2, line 4: a draw of p(x_{t-1} | x_t) [B,H,W,C] made from `noise` [B,H,W,C].
+
+    `t` is one index for the whole batch. At t = 0 the mean is returned: no noise.
+    """
+    return p.mean + jnp.where(t > 0, 1.0, 0.0) * jnp.exp(0.5 * p.log_variance) * noise
+
+
+def _step(chain: Chain, x_t, t, x_0_before):
+    p = chain.p(x_t, t)
+    return ancestral_step(p, t, chain.noise(t)), p.x_0
+
+
+ancestral = Method(_step)
+"""Algorithm 2."""

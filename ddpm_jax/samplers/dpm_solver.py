@@ -1,0 +1,38 @@
+"""DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): deterministic given x_T, of second order."""
+
+import jax.numpy as jnp
+
+from ddpm_jax.samplers.chain import Chain, Method, previous
+from ddpm_jax.schedule import Schedule
+
+
+def dpm_solver_step(schedule: Schedule, x_0, x_0_before, x_t, t):
+    """One step: x_{t-1} [B,H,W,C] from x_t and the x_0 predicted now and one step earlier.
+
+    In lambda = log(alpha / sigma) the data prediction is extrapolated linearly to the middle of
+    the step. The first step has no earlier prediction, and the last ends where lambda is infinite:
+    both are of first order. `t` is one index of `schedule` for the whole batch.
+    """
+    last = schedule.num_timesteps - 1
+    log_snr = _half_log_snr(schedule, t)
+    alpha, sigma = previous(schedule, t)
+    h = jnp.log(alpha) - jnp.log(sigma) - log_snr
+    h_before = log_snr - _half_log_snr(schedule, jnp.minimum(t + 1, last))
+    # jsd starts at lambda = -inf; the step after it takes x_0 alone, as its weight h / inf says.
+    weight = jnp.where((t == 0) | (t == last), 0.0, h / (2 * h_before))
+    target = x_0 + weight * (x_0 - x_0_before)
+    return sigma / schedule.sqrt_one_minus_alphas_bar[t] * x_t - alpha * jnp.expm1(-h) * target
+
+
+def _step(chain: Chain, x_t, t, x_0_before):
+    x_0 = chain.p(x_t, t).x_0
+    return dpm_solver_step(chain.schedule, x_0, x_0_before, x_t, t), x_0
+
+
+def _half_log_snr(schedule, t):
+    return jnp.log(schedule.sqrt_alphas_bar[t]) - jnp.log(schedule.sqrt_one_minus_alphas_bar[t])
+
+
+# linspace would have it extrapolate over its widest step, the one down to t = 0.
+dpm_solver = Method(_step, grid="trailing")
+"""DPM-Solver++(2M). `variance` says how the network was trained, and is not sampled from."""
