@@ -227,7 +227,8 @@ def preprocess(images):
     x = images.astype(jnp.float32)
     top, bottom, down = _resize_places(x.shape[1])
     left, right, along = _resize_places(x.shape[2])
-    down, along = down[None, :, None, None], along[None, None, :, None]
+    down = down[None, :, None, None]
+    along = along[None, None, :, None]
     x = x[:, :, left] + (x[:, :, right] - x[:, :, left]) * along
     x = x[:, top] + (x[:, bottom] - x[:, top]) * down
     return (x.repeat(3 // x.shape[-1], axis=-1) - 128) / 128
