@@ -56,7 +56,7 @@ def check_channels(image_shape: tuple[int, int, int]) -> None:
 
 
 def image_files(names) -> list[str]:
-    """The names, sorted, among `names` (paths with /) of image files that are not hidden."""
+    """Those of `names` (paths with /) with an image file's ending, sorted; hidden ones left out."""
     endings = _endings()
     parts_of = {name: name.split("/") for name in names}
     return sorted(

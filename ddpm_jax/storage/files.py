@@ -111,7 +111,7 @@ def append_line(path: epath.PathLike, line: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(folder: epath.PathLike):
-    """Makes `folder` and holds its `.lock`. Raises UserError naming the process that holds it.
+    """Makes `folder` and holds its `.lock`. Raises UserError if another process does, naming it.
 
     The system releases the lock however the process ends, kill -9 included; the file stays. Paths
     with :// are not locked. Only the first of a program's processes holds the lock.
@@ -182,4 +182,4 @@ def read_json(file: epath.Path):
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); restore it from a copy") from error
+        raise UserError(f"{file}: cannot be read ({error}); fix or restore it") from error
