@@ -1,7 +1,7 @@
 """The forward process, its posterior and the learned reverse step (Ho et al. 2020, Eq. 2-13).
 
-Pure functions of arrays. Everywhere `t` [B] int32 indexes `schedule`, and x_0, x_t, noise are
-[B, H, W, C] float32 with images in [-1, 1].
+Pure functions of arrays. In all of them `t` [B] int32 indexes `schedule`, and x_0, x_t and noise
+are [B,H,W,C] float32, with images in [-1, 1].
 """
 
 from collections.abc import Callable
@@ -13,20 +13,27 @@ import jax.numpy as jnp
 from ddpm_jax.schedule import Schedule
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
-"""denoise_fn(x_t [B,H,W,C], timesteps [B] int32) -> output [B,H,W,C], or [B,H,W,2C] for a learned variance."""
+"""denoise_fn(x_t [B,H,W,C], timesteps [B] int32) -> output [B,H,W,C].
+
+For a learned variance the output is [B,H,W,2C].
+"""
 
 Prediction = Literal["eps", "x_0", "mean", "v"]
-"""What the network's output stands for: the noise, the image, the posterior's mean, or v."""
+"""The quantity the network predicts: the noise, the image, the posterior mean, or v."""
 
 Variance = Literal["fixed_large", "fixed_small", "learned", "learned_range"]
-"""The reverse step's variance: beta_t, the posterior's, the network's log, or its mix of the first two."""
+"""The variance of the reverse step.
+
+fixed_large is beta_t, and fixed_small the posterior variance. With learned the network outputs the
+logarithm; with learned_range it interpolates between the logarithms of the two fixed variances.
+"""
 
 LEARNED: tuple[Variance, ...] = ("learned", "learned_range")
-"""The variances that the second half of the network's output channels stands for."""
+"""The variances that use the second half of the network's output channels."""
 
 
 class MeanVariance(NamedTuple):
-    """p(x_{t-1} | x_t) and the image it aims at; every field [B,H,W,C]."""
+    """p(x_{t-1} | x_t) and the predicted x_0; every field is [B,H,W,C]."""
 
     mean: jax.Array
     variance: jax.Array
@@ -35,7 +42,7 @@ class MeanVariance(NamedTuple):
 
 
 def q_sample(schedule: Schedule, x_0, t, noise):
-    """Eq. 4: a draw of q(x_t | x_0) [B,H,W,C], made from `noise` ~ N(0, I) [B,H,W,C]."""
+    """Eq. 4: a sample of q(x_t | x_0) [B,H,W,C], made with `noise` ~ N(0, I) [B,H,W,C]."""
     return (
         _at(schedule.sqrt_alphas_bar, t, x_0) * x_0
         + _at(schedule.sqrt_one_minus_alphas_bar, t, x_0) * noise
@@ -45,7 +52,7 @@ def q_sample(schedule: Schedule, x_0, t, noise):
 def q_posterior(schedule: Schedule, x_0, x_t, t):
     """Eq. 6-7: (mean, variance, log_variance) of q(x_{t-1} | x_t, x_0), each [B,H,W,C].
 
-    At t = 0 the variance is 0; its logarithm there is the one of t = 1.
+    At t = 0 the variance is 0, and log_variance has its value at t = 1.
     """
     mean = (
         _at(schedule.posterior_mean_coef_x_0, t, x_t) * x_0
@@ -68,12 +75,12 @@ def p_mean_variance(
 ) -> MeanVariance:
     """Eq. 1 and 11: mean, variance, log_variance and x_0 of p(x_{t-1} | x_t), each [B,H,W,C].
 
-    `output` is what the network gave for (x_t, schedule.timesteps[t]): [B,H,W,C], and twice the
-    channels where the variance is learned. With `clip` the predicted x_0 is clipped to [-1, 1]
-    before the mean is formed from it; where the mean itself is predicted, only the reported x_0 is.
-    The variance is exp(log_variance), also at t = 0, where the two tables of the released code differ.
+    `output` is the network's output for (x_t, schedule.timesteps[t]): [B,H,W,C], or [B,H,W,2C] for
+    a learned variance. With `clip` the predicted x_0 is clipped to [-1, 1] and the mean computed
+    from the clipped x_0. If the network predicts the mean, `clip` changes only the returned x_0.
+    The variance is always exp(log_variance); the released code's tables differ from that at t = 0.
 
-    Raises ValueError for an unknown `prediction` or `variance` or an output of another shape.
+    Raises ValueError for an unknown `prediction` or `variance`, or an output of another shape.
     """
     output, log_variance = _split_variance(schedule, output, x_t, t, variance)
     x_0 = predict_x_0(schedule, output, x_t, t, prediction=prediction)
@@ -84,7 +91,7 @@ def p_mean_variance(
 
 
 def predict_x_0(schedule: Schedule, output, x_t, t, *, prediction: Prediction):
-    """The image [B,H,W,C] that `output` [B,H,W,C] implies, unclipped (for eps: Eq. 4 solved for x_0)."""
+    """The unclipped x_0 [B,H,W,C] that `output` [B,H,W,C] implies (for eps: from Eq. 4)."""
     if prediction == "eps":
         return (
             _at(schedule.sqrt_recip_alphas_bar, t, x_t) * x_t
@@ -104,10 +111,11 @@ def predict_x_0(schedule: Schedule, output, x_t, t, *, prediction: Prediction):
 
 
 def x_0_denoiser(schedule: Schedule, denoise_fn: DenoiseFn, *, prediction: Prediction) -> DenoiseFn:
-    """`denoise_fn` as one with prediction "x_0"; what it says of the variance stays.
+    """Converts `denoise_fn` to prediction "x_0"; channels for the variance stay as they are.
 
-    A predicted mean is that of its own chain's step: to run it on a `strided` one, convert it
-    with the whole `schedule` first. The other predictions mean the same on both.
+    A predicted mean depends on the chain. To sample on a `strided` chain with a network that
+    predicts the mean, convert it first with the original `schedule`. The other predictions mean the
+    same on both chains.
     """
 
     def predict(x_t, t):
@@ -121,7 +129,7 @@ def x_0_denoiser(schedule: Schedule, denoise_fn: DenoiseFn, *, prediction: Predi
 
 
 def target(schedule: Schedule, x_0, x_t, t, noise, *, prediction: Prediction):
-    """What a perfect network outputs [B,H,W,C] for x_t = q_sample(schedule, x_0, t, noise).
+    """The training target [B,H,W,C] of the network at x_t = q_sample(schedule, x_0, t, noise).
 
     v is sqrt(alphas_bar) noise - sqrt(1 - alphas_bar) x_0 (Salimans & Ho 2022, Section 4).
     """
@@ -142,22 +150,22 @@ def target(schedule: Schedule, x_0, x_t, t, noise, *, prediction: Prediction):
 def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
     """KL(N(mean_1, e^log_variance_1) || N(mean_2, e^log_variance_2)) in nats, elementwise."""
     log_ratio = log_variance_1 - log_variance_2
-    # expm1(x) - x >= 0 keeps the difference of nearly equal variances from cancelling below 0.
+    # expm1(x) - x >= 0, so that rounding cannot make the KL of nearly equal variances negative.
     return 0.5 * (
         jnp.expm1(log_ratio) - log_ratio + (mean_1 - mean_2) ** 2 * jnp.exp(-log_variance_2)
     )
 
 
 def decoder_log_likelihood(x_0, mean, log_variance):
-    """Eq. 13: log p(x_0 | x_1) in nats, elementwise, of a Gaussian summed over x_0's bin.
+    """Eq. 13: log p(x_0 | x_1) in nats, elementwise: a Gaussian integrated over the bin of x_0.
 
-    The 256 levels are k / 127.5 - 1, the bins x_0 +- 1/255; the first and the last reach to infinity.
-    Uses the exact normal CDF in logarithms, so that it stays finite far into the tails.
+    The 256 levels are k / 127.5 - 1 and the bins x_0 +- 1/255; the first and last bins extend to
+    infinity. Uses the logarithm of the exact normal CDF, which stays finite far into the tails.
     """
     inv_std = jnp.exp(-0.5 * log_variance)
     lower = (x_0 - 1 / 255 - mean) * inv_std
     upper = (x_0 + 1 / 255 - mean) * inv_std
-    # cdf(b) - cdf(a) = cdf(-a) - cdf(-b); in the left tail the logarithms of both are exact.
+    # Since cdf(b) - cdf(a) = cdf(-a) - cdf(-b), use the left tail, where log_ndtr is exact.
     flip = lower + upper > 0
     a, b = jnp.where(flip, -upper, lower), jnp.where(flip, -lower, upper)
     log_cdf_a, log_cdf_b = jax.scipy.special.log_ndtr(a), jax.scipy.special.log_ndtr(b)
@@ -173,17 +181,18 @@ def unknown(field: str, value, choices) -> ValueError:
 
 
 def example_mean(x):
-    """The mean [B] of each example of x [B, ...]."""
+    """The mean [B] over all axes of x [B, ...] but the first."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
 def _split_variance(schedule, output, x_t, t, variance):
-    """(the part of `output` that predicts, the log-variance), each [B,H,W,C]."""
+    """Splits `output` into (the prediction, the log-variance), each [B,H,W,C]."""
     learned = variance in LEARNED
     expected = x_t.shape[:-1] + ((2 if learned else 1) * x_t.shape[-1],)
     if output.shape != expected:
         raise ValueError(
-            f"output: {output.shape}, but variance {variance!r} of {x_t.shape} needs {expected}"
+            f"output: must be {expected} for x_t {x_t.shape} and variance {variance!r}, "
+            f"got {output.shape}"
         )
     if variance == "fixed_large":
         return output, jnp.broadcast_to(_at(schedule.fixed_large_log_variance, t, x_t), x_t.shape)
@@ -203,5 +212,5 @@ def _split_variance(schedule, output, x_t, t, variance):
 
 
 def _at(table, t, x):
-    """table[t] as [B, 1, ..., 1], to multiply x [B, ...]."""
+    """table[t] as [B, 1, ..., 1], which multiplies x [B, ...]."""
     return table[t].reshape(t.shape + (1,) * (x.ndim - 1))

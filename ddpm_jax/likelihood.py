@@ -1,4 +1,4 @@
-"""The bound on the negative log-likelihood, in bits per dimension (Ho et al. 2020, Section 3.3 and 4.3)."""
+"""The bound on the negative log-likelihood in bits/dim (Ho et al. 2020, Sections 3.3 and 4.3)."""
 
 import math
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class BitsPerDim(NamedTuple):
     prior: jax.Array
     """[B] bits/dim: L_T."""
     terms: jax.Array
-    """[B,T] bits/dim: at t = 0 the decoder's L_0 (the distortion), at t > 0 the KL divergence L_t (the rate)."""
+    """[B,T] bits/dim: at t = 0 the decoder's L_0 (distortion); at t > 0 the KL term L_t (rate)."""
     mse: jax.Array
     """[B,T]: mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
 
@@ -45,10 +45,11 @@ def bits_per_dim(
     variance: Variance,
     clip: bool = True,
 ) -> BitsPerDim:
-    """Eq. 5 for images x_0 [B,H,W,C] of 256 levels in [-1, 1], one draw of x_t for each of the T steps.
+    """Eq. 5 for images x_0 [B,H,W,C] with 256 levels in [-1, 1], with one sample of x_t per step t.
 
-    Image i is diffused to step t with noise from fold_in(fold_in(rng, start + i), t), whatever the
-    batch. `clip` as in `p_mean_variance`. Raises ValueError if `rng` is not a threefry key.
+    The noise of image i at step t comes from fold_in(fold_in(rng, start + i), t), so it does not
+    depend on the batch. `clip` is as in `p_mean_variance`. Raises ValueError if `rng` is not a
+    threefry key.
     """
     keys = example_keys(rng, start + jnp.arange(len(x_0), dtype=jnp.uint32))
 
@@ -68,10 +69,10 @@ def bits_per_dim(
 
 
 def rate(prior, terms):
-    """Bits/dim sent after 1, ..., T reverse steps [..., T]: L_T and the terms of t > T - k at entry k - 1.
+    """Bits/dim sent after 1, ..., T reverse steps [..., T] (the paper's Table 4 and Figure 5).
 
-    The paper's Table 4 and Figure 5. prior [...] and terms [..., T] as in `BitsPerDim`. What is then
-    missing of the bound is the distortion, terms[..., 0].
+    Entry k - 1 is L_T plus the terms of t > T - k. `prior` [...] and `terms` [..., T] are as in
+    `BitsPerDim`. The last entry and the distortion terms[..., 0] add up to the whole bound.
     """
     terms = np.asarray(terms)
     sent = np.flip(terms[..., 1:], axis=-1).cumsum(axis=-1)

@@ -1,6 +1,6 @@
-"""Training objectives, one number per example; the caller takes the mean (Ho et al. 2020, Section 3.4).
+"""Training objectives (Ho et al. 2020, Section 3.4): one loss per example; the caller averages.
 
-Everywhere x_0, x_t and noise are [B,H,W,C], t [B] is an index of `schedule`, and `denoise_fn` is
+In all of them x_0, x_t and noise are [B,H,W,C], `t` [B] indexes `schedule`, and `denoise_fn` is
 called once, with (x_t, schedule.timesteps[t]).
 """
 
@@ -17,10 +17,10 @@ from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance
 from ddpm_jax.schedule import Schedule
 
 LossName = Literal["simple", "vlb", "hybrid"]
-"""The training objectives: the functions below of these names."""
+"""The training objectives: each is the function of that name below."""
 
 Weight = Callable[..., jax.Array]
-"""weight(schedule, t [B], *, prediction) -> [B]: what multiplies each example's squared error."""
+"""weight(schedule, t [B], *, prediction) -> [B]: factors for each example's squared error."""
 
 
 def training_loss(
@@ -35,7 +35,7 @@ def training_loss(
     variance: Variance,
     weight: Weight | None = None,
 ):
-    """The objective `name` [B]. `weight` is of no use to the bound, which has weights of its own."""
+    """The objective `name` [B]. `weight` is ignored for "vlb", which has its own weights."""
     common = (schedule, denoise_fn, x_0, t, noise)
     if name == "simple":
         return simple(*common, prediction=prediction, weight=weight)
@@ -59,33 +59,36 @@ def simple(
 ):
     """Eq. 14, L_simple [B]: the mean squared error of the network's output over H, W and C.
 
-    For a prediction other than eps the target is that quantity instead of the noise. With `weight`
-    each example's error is multiplied by it; `min_snr_gamma` stands for `min_snr_weight` with this
-    gamma.
+    The target is the quantity that `prediction` names (for eps, the noise). Each example's error is
+    multiplied by its `weight`, if given. With `min_snr_gamma` the weight is `min_snr_weight` with
+    that gamma.
 
-    Raises ValueError for an output of another shape: a learned variance gets no gradient from Eq. 14.
+    Raises ValueError if the output's shape is not that of x_0. A learned variance needs another
+    loss, since Eq. 14 gives it no gradient.
     """
     x_t = diffusion.q_sample(schedule, x_0, t, noise)
     output = denoise_fn(x_t, schedule.timesteps[t])
     if output.shape != x_0.shape:
         raise ValueError(
-            f"output: {output.shape}, but the simple loss of {x_0.shape} needs the same shape"
+            f"output: must have the shape of x_0, {x_0.shape}, for the simple loss, "
+            f"got {output.shape}"
         )
     weight = weight or weight_of(None, min_snr_gamma)
     return _weighted_error(schedule, output, x_0, x_t, t, noise, prediction, weight)
 
 
 def min_snr_weight(schedule: Schedule, t, gamma: float = 5.0, *, prediction: Prediction):
-    """The weight [B] that makes L_simple the error of x_0 times min(SNR, gamma) (Hang et al. 2023, Section 3.4).
+    """Min-SNR weights [B] for L_simple (Hang et al. 2023, Section 3.4).
 
-    SNR is alphas_bar / (1 - alphas_bar). Raises ValueError for an unknown `prediction`.
+    They turn L_simple into the error of x_0 times min(SNR, gamma), where SNR is
+    alphas_bar / (1 - alphas_bar). Raises ValueError for an unknown `prediction`.
     """
     snr = jnp.square(schedule.sqrt_alphas_bar[t] / schedule.sqrt_one_minus_alphas_bar[t])
     clipped = jnp.minimum(snr, gamma)
     if prediction == "x_0":
         return clipped
     if prediction == "eps":
-        return gamma / jnp.maximum(snr, gamma)  # clipped / SNR, also where SNR is 0.
+        return gamma / jnp.maximum(snr, gamma)  # Equal to clipped / snr, and finite at snr = 0.
     if prediction == "v":
         return clipped / (snr + 1)
     if prediction == "mean":
@@ -115,9 +118,11 @@ def vlb_terms(
     variance: Variance,
     clip: bool,
 ):
-    """Eq. 5 and 13: L_{t-1} of each example's step t [B], in bits/dim; at t = 0 the decoder's L_0.
+    """Eq. 5 and 13: the bound's term of each example's step t [B], in bits/dim.
 
-    `clip` is whether the predicted x_0 is clipped to [-1, 1]: yes to evaluate, no to train.
+    At t = 0 it is the decoder's L_0, at t > 0 the KL divergence (L_{t-1} in the paper, which counts
+    t from 1). With `clip` the predicted x_0 is clipped to [-1, 1]: set it for evaluation, but not
+    for training.
     """
     output = denoise_fn(x_t, schedule.timesteps[t])
     p = diffusion.p_mean_variance(
@@ -144,9 +149,10 @@ def vlb(
     prediction: Prediction,
     variance: Variance,
 ):
-    """Eq. 5, L [B] in bits/dim without L_T, which nothing is learned from: T times the term of step t, unclipped.
+    """Eq. 5: an estimate of L [B] in bits/dim, from one step t: T times its term, unclipped.
 
-    Its mean over t uniform in 0, ..., T-1 is the whole sum.
+    Its mean over t uniform in 0, ..., T-1 is the sum of all terms but L_T, which has no learned
+    parameters.
     """
     x_t = diffusion.q_sample(schedule, x_0, t, noise)
     terms = vlb_terms(
@@ -170,7 +176,7 @@ def hybrid(
 ):
     """L_simple + vlb_weight L_vlb [B] (Nichol & Dhariwal 2021, Eq. 16), for a learned variance.
 
-    The bound's gradient reaches only the variance's half of the output's channels.
+    L_vlb sends gradients only to the half of the output's channels that sets the variance.
     """
     x_t = diffusion.q_sample(schedule, x_0, t, noise)
     of_mean, of_variance = jnp.split(denoise_fn(x_t, schedule.timesteps[t]), 2, axis=-1)

@@ -17,8 +17,8 @@ import numpy as np
 class Schedule:
     """The tables of one diffusion process, each [T] float32 and computed in float64.
 
-    A strided chain is a Schedule too: fewer betas, and `timesteps` naming the steps of the
-    original chain that the network was trained on.
+    A strided chain is a Schedule too: it has fewer betas, and its `timesteps` are the steps of the
+    original chain, which the network was trained on.
     """
 
     betas: jax.Array
@@ -28,21 +28,21 @@ class Schedule:
     sqrt_alphas_bar: jax.Array
     sqrt_one_minus_alphas_bar: jax.Array
     sqrt_recip_alphas_bar: jax.Array
-    """sqrt(1 / alphas_bar), finite also where alphas_bar is 0."""
+    """sqrt(1 / alphas_bar), finite even where alphas_bar is 0."""
     sqrt_recipm1_alphas_bar: jax.Array
-    """sqrt(1 / alphas_bar - 1), finite likewise."""
+    """sqrt(1 / alphas_bar - 1), finite even where alphas_bar is 0."""
     posterior_mean_coef_x_0: jax.Array
     """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0) (Eq. 7)."""
     posterior_mean_coef_x_t: jax.Array
-    """Weight of x_t in the same mean (Eq. 7)."""
+    """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0) (Eq. 7)."""
     posterior_variance: jax.Array
     """Variance of q(x_{t-1} | x_t, x_0) (Eq. 7); 0 at t = 0."""
     posterior_log_variance: jax.Array
-    """Its logarithm, with entry 0 replaced by entry 1: log 0 would make the bound's L_0 infinite."""
+    """log posterior_variance, but entry 0 is a copy of entry 1: log 0 would make L_0 infinite."""
     fixed_large_log_variance: jax.Array
-    """log beta_t, with the same entry 0: what `variance="fixed_large"` uses."""
+    """log beta_t, but with entry 0 of posterior_log_variance: for `variance="fixed_large"`."""
     timesteps: jax.Array
-    """[T] int32: the original 0-based step that `denoise_fn` is called with."""
+    """[T] int32: the 0-based steps of the original chain that `denoise_fn` is called with."""
 
     @property
     def num_timesteps(self) -> int:
@@ -53,16 +53,18 @@ class Schedule:
     def from_betas(cls, betas, timesteps=None) -> "Schedule":
         """The tables for `betas` [T], each in (0, 1]; `timesteps` [T] defaults to 0, 1, ..., T-1.
 
-        Raises ValueError if a beta lies outside (0, 1] or the shapes disagree.
+        Raises ValueError if a beta is outside (0, 1] or the shapes differ.
         """
         betas = np.asarray(betas, np.float64)
         if betas.ndim != 1 or not betas.size or not ((betas > 0) & (betas <= 1)).all():
-            raise ValueError("betas: one or more numbers in (0, 1] in one dimension are needed")
+            raise ValueError("betas: must be one-dimensional, not empty, and all in (0, 1]")
         timesteps = np.arange(betas.size) if timesteps is None else np.asarray(timesteps)
         if timesteps.shape != betas.shape:
-            raise ValueError(f"timesteps: {timesteps.shape} does not match betas {betas.shape}")
+            raise ValueError(
+                f"timesteps: must have the shape of betas, {betas.shape}, got {timesteps.shape}"
+            )
         tables = {name: np.float32(table) for name, table in _tables(betas).items()}
-        # A schedule may be made while a function is traced; its tables must not become tracers.
+        # Even if a schedule is made while a function is traced, its tables must not be tracers.
         with jax.ensure_compile_time_eval():
             arrays = {name: jnp.asarray(table) for name, table in tables.items()}
             return cls(**arrays, timesteps=jnp.asarray(timesteps, jnp.int32))
@@ -71,7 +73,8 @@ class Schedule:
 def _tables(betas: np.ndarray) -> dict[str, np.ndarray]:
     alphas_bar = np.cumprod(1 - betas)
     alphas_bar_prev = np.append(1.0, alphas_bar[:-1])
-    # `jsd` ends at alphas_bar = 0: a huge finite reciprocal leaves a number to clip, infinity a NaN.
+    # `jsd` ends at alphas_bar = 0. A huge but finite reciprocal gives an x_0 that can be clipped;
+    # an infinite one would give NaN.
     recip = 1 / np.maximum(alphas_bar, np.finfo(np.float32).tiny)
     posterior_variance = betas * (1 - alphas_bar_prev) / (1 - alphas_bar)
     entry_0 = posterior_variance[1:2] if betas.size > 1 else betas
@@ -91,27 +94,28 @@ def _tables(betas: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def strided(schedule: Schedule, timesteps) -> Schedule:
-    """The chain that visits only `timesteps` of `schedule`, ascending indices [S] of it, with betas of its own.
+    """The chain that visits only the steps `timesteps` [S] of `schedule`, with new betas.
 
-    beta_i = 1 - alphas_bar[timesteps[i]] / alphas_bar[timesteps[i - 1]], so that alphas_bar is the
-    original's where it is visited (Nichol & Dhariwal 2021, Eq. 19). All of 0, ..., T-1 give `schedule`
-    back. Not to be traced: the tables are made anew in float64.
+    `timesteps` are ascending indices of `schedule`. The new betas are
+    beta_i = 1 - alphas_bar[timesteps[i]] / alphas_bar[timesteps[i - 1]], so that alphas_bar at the
+    visited steps stays the same (Nichol & Dhariwal 2021, Eq. 19). If every step is visited,
+    `schedule` itself is returned. Cannot be traced: the tables are computed again in float64.
 
-    Raises ValueError if `timesteps` do not ascend within 0, ..., T-1.
+    Raises ValueError if `timesteps` are not ascending within 0, ..., T-1.
     """
     timesteps = np.asarray(timesteps)
     T = schedule.num_timesteps
     if timesteps.ndim != 1 or not timesteps.size or timesteps[0] < 0 or timesteps[-1] >= T:
         raise ValueError(
-            f"timesteps: one or more numbers from 0 to {T - 1} are needed, got {timesteps}"
+            f"timesteps: must be one or more numbers from 0 to {T - 1}, got {timesteps}"
         )
     if (np.diff(timesteps) <= 0).any():
-        raise ValueError(f"timesteps: must ascend, got {timesteps}")
+        raise ValueError(f"timesteps: must be in ascending order, got {timesteps}")
     if timesteps.size == T:
         return schedule
-    with np.errstate(divide="ignore"):  # A beta of 1 leaves nothing of the image.
+    with np.errstate(divide="ignore"):  # log(0), from a beta of 1, is meant to be -inf.
         log_alphas = np.log1p(-np.asarray(schedule.betas, np.float64))[: timesteps[-1] + 1]
-    # Sums of logarithms: the small beta of a short stride would drown in 1 - a / b.
+    # From sums of logarithms: 1 - a / b would round away the small beta of a short stride.
     betas = -np.expm1(np.add.reduceat(log_alphas, np.append(0, timesteps[:-1] + 1)))
     return Schedule.from_betas(betas, np.asarray(schedule.timesteps)[timesteps])
 
@@ -120,21 +124,21 @@ Betas = Callable[..., np.ndarray]
 """betas(T, **parameters) -> float64 [T], each in (0, 1]."""
 
 SCHEDULES: dict[str, Betas] = {}
-"""Every noise schedule by its name: the functions below that are marked `@named`."""
+"""All noise schedules by name: the functions below that are marked `@named`."""
 
 
 def named(betas: Betas) -> Betas:
-    """Enters a function into `SCHEDULES` under its own name: all that a new schedule needs."""
+    """Adds a function to `SCHEDULES` under its own name. A new schedule needs nothing else."""
     SCHEDULES[betas.__name__] = betas
     return betas
 
 
 def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters) -> Schedule:
-    """The Schedule called `name`, one of `SCHEDULES`, with T = `num_timesteps` steps.
+    """The Schedule named `name`, one of `SCHEDULES`, with T = `num_timesteps` steps.
 
-    `parameters` are those of the function of that name below, beta_start and beta_end for example.
-    `linear` keeps both at any T, so a chain of another length destroys more or less of the image.
-    To keep the end of the chain as noisy as the paper's, scale both by 1000 / T:
+    `parameters` go to the function of that name below, for example beta_start and beta_end.
+    `linear` keeps both at any T, so a longer chain destroys more of the image and a shorter one
+    less. For a chain that ends as noisy as the paper's, scale both by 1000 / T:
     make_schedule("linear", T, beta_start=0.1 / T, beta_end=20 / T).
 
     Raises ValueError for an unknown name or parameter, T < 1, or a beta outside (0, 1].
@@ -147,7 +151,8 @@ def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters)
     for parameter in parameters:
         if parameter not in accepted:
             raise ValueError(
-                f"schedule {name!r} has no {parameter!r}; it takes {accepted or 'nothing'}"
+                f"schedule {name!r} has no parameter {parameter!r}; "
+                f"it takes {', '.join(accepted) or 'none'}"
             )
     return Schedule.from_betas(SCHEDULES[name](num_timesteps, **parameters))
 
@@ -165,14 +170,14 @@ def linear(T, beta_start=1e-4, beta_end=0.02):
 
 @named
 def cosine(T, s=0.008, max_beta=0.999):
-    """Betas [T] whose alphas_bar follow cos^2 (Nichol & Dhariwal 2021, Eq. 17), at most max_beta."""
+    """Betas [T] of at most max_beta; alphas_bar follows cos^2 (Nichol & Dhariwal 2021, Eq. 17)."""
     f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(1 - f[1:] / f[:-1], max_beta)
 
 
 @named
 def quad(T, beta_start=1e-4, beta_end=0.02):
-    """Betas [T] whose square roots rise in equal steps."""
+    """Betas [T] whose square roots increase in equal steps."""
     return np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
 
 
@@ -184,7 +189,7 @@ def const(T, beta_end=0.02):
 
 @named
 def jsd(T):
-    """Betas [T] 1/T, 1/(T-1), ..., 1: nothing of the image is left at the end."""
+    """Betas [T] 1/T, 1/(T-1), ..., 1: at the end, nothing is left of the image."""
     return 1 / np.arange(T, 0, -1)
 
 
@@ -204,7 +209,7 @@ def warmup50(T, beta_start=1e-4, beta_end=0.02):
 def raised_cosine(T, beta_start=1e-4, beta_end=0.02):
     """Betas [T] beta_start + (beta_end - beta_start) sin^2(u), u from 0 to pi/2.
 
-    Often called "cosine" too, and not the same thing as `cosine`.
+    Often called "cosine" too, but different from `cosine`.
     """
     return beta_start + (beta_end - beta_start) * np.sin(np.linspace(0, np.pi / 2, T)) ** 2
 

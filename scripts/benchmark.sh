@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Compares this project with diffusers on PyTorch on a CPU, side by side: benchmarks/compare.py, to which arguments go, then
-# benchmarks/startup.py. Installs the peers into .venv-benchmark; takes an hour; results go to runs/benchmark.
+# Compares this project with diffusers on PyTorch on a CPU: runs benchmarks/compare.py, which gets
+# the arguments, then benchmarks/startup.py. Installs diffusers and PyTorch into .venv-benchmark.
+# Takes an hour and writes results to runs/benchmark.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

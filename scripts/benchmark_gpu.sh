@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything that is measured on a machine with an NVIDIA GPU, in one call of under ten minutes, the tables last and in
-# the folder $1 (runs/benchmark-gpu). RUN=python3 takes a Python that has all that is needed; else .venv-benchmark is made.
-# NETWORK, DTYPE and BATCHES are "cifar10", "bfloat16" and "128 256 512", unless it is to be tried elsewhere.
+# Runs all benchmarks for an NVIDIA GPU in under ten minutes. Prints the tables at the end and
+# writes them to the folder $1 (default: runs/benchmark-gpu). Set RUN=python3 to use a Python that
+# has all dependencies; otherwise .venv-benchmark is made. To try the script elsewhere, change
+# NETWORK, DTYPE and BATCHES (defaults: "cifar10", "bfloat16", "128 256 512").
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -14,14 +15,17 @@ network=${NETWORK:-cifar10} dtype=${DTYPE:-bfloat16}
 read -ra batches <<<"${BATCHES:-128 256 512}"
 mkdir -p "$out"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-# jax and PyTorch share the memory, most of which jax would take at its start.
+# jax and PyTorch share the GPU's memory; by default jax would take most of it at its start.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false XLA_PYTHON_CLIENT_MEM_FRACTION=0.55
 
-# A process each: what one took is free for the next, and one that fails leaves the others.
+# Each benchmark is a process of its own, which frees its memory for the next. If one fails, the
+# others still run.
 failed=0
-"$RUN" benchmarks/roofline.py "$network" "${batches[@]}" --dtype "$dtype" >"$out/roofline.md" || failed=1
-"$RUN" benchmarks/hotspots.py "$network" training "${batches[0]}" --dtype "$dtype" >"$out/hotspots.md" || failed=1
-"$RUN" benchmarks/compare.py --networks "$network" --dtypes "$dtype" --variants channels_last compile \
-  --seconds $((400 - SECONDS)) --out "$out" || failed=1
+"$RUN" benchmarks/roofline.py "$network" "${batches[@]}" --dtype "$dtype" \
+  >"$out/roofline.md" || failed=1
+"$RUN" benchmarks/hotspots.py "$network" training "${batches[0]}" --dtype "$dtype" \
+  >"$out/hotspots.md" || failed=1
+"$RUN" benchmarks/compare.py --networks "$network" --dtypes "$dtype" \
+  --variants channels_last compile --seconds $((400 - SECONDS)) --out "$out" || failed=1
 cat "$out/roofline.md" "$out/hotspots.md" "$out/benchmark.md"
 exit $failed

@@ -1,7 +1,8 @@
-"""Makes the file that `ddpm-jax evaluate --inception` takes from a PyTorch file of FID's InceptionV3. Needs torch.
+"""Converts a PyTorch file of FID's InceptionV3 for `ddpm-jax evaluate --inception`. Needs torch.
 
-IN is pytorch-fid's pt_inception-2015-12-05-6726825d.pth, torch-fidelity's weights-inception-2015-12-05-6726825d.pth,
-or another state dict with their names; nothing in it is executed. Prints the new file's sha256.
+IN is pytorch-fid's pt_inception-2015-12-05-6726825d.pth, torch-fidelity's
+weights-inception-2015-12-05-6726825d.pth, or another state dict with the same names. No code in it
+is run. Prints the sha256 of the new file.
 """
 
 import argparse
@@ -18,37 +19,40 @@ from ddpm_jax.storage.files import write_file
 
 
 def read_state_dict(path: Path):
-    """The tensors of a state dict by name, as NumPy arrays. Raises UserError for anything else."""
+    """The tensors of a state dict as NumPy arrays, by name. Raises UserError for anything else."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+        raise UserError(f"{path}: no such file; check the path")
     try:
         import torch
     except ImportError:
         raise UserError(
-            "torch is not installed; pip install torch, here or on another machine"
+            "torch is not installed; pip install torch, or convert the file on another machine"
         ) from None
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             scripted = any(name.endswith("constants.pkl") for name in archive.namelist())
         if scripted:
             raise UserError(
-                f"{path}: is a TorchScript program (StyleGAN's file is one), whose tensors have other names; "
-                "take pytorch-fid's pt_inception-2015-12-05-6726825d.pth, which holds the same network"
+                f"{path}: is a TorchScript program (like StyleGAN's file) with other tensor names; "
+                "use pytorch-fid's pt_inception-2015-12-05-6726825d.pth, which is the same network"
             )
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); fix that or use another file"
+        ) from error
+    except Exception as error:  # torch raises many kinds for files that are not plain weights.
         words = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{path}: torch cannot read it as weights alone ({words}); take a state dict"
+            f"{path}: torch cannot read it as plain weights ({words}); use a state dict"
         ) from error
     if not isinstance(tensors, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in tensors.values()
     ):
         raise UserError(
-            f"{path}: holds no state dict, a dict of tensors by name; take one saved as such"
+            f"{path}: not a state dict, a dict of tensors by name; "
+            "save the network with torch.save(network.state_dict(), PATH)"
         )
     return {
         name: tensor.detach().float().contiguous().numpy()
@@ -58,9 +62,9 @@ def read_state_dict(path: Path):
 
 
 def main(source: Path, target: Path) -> None:
-    """Converts, checks every tensor's name and shape, writes."""
+    """Reads the file `source`, checks the name and shape of every tensor, and writes `target`."""
     if target.suffix != ".safetensors":
-        raise UserError(f"{target}: what is written is safetensors; name it OUT.safetensors")
+        raise UserError(f"{target}: the output is a safetensors file; name it OUT.safetensors")
     tensors = read_state_dict(source)
     from_state_dict(tensors, str(source))
     content = safetensors.numpy.save({name: tensors[name] for name in sorted(tensors)})

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a bare clone to digits that a network drew: trains for some minutes, writes runs/digits/samples.png.
-# Arguments go to `ddpm-jax train digits`.
+# From a bare clone to generated digits: trains for a few minutes and writes
+# runs/digits/samples.png. Arguments go to `ddpm-jax train digits`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

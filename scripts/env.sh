@@ -1,16 +1,17 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: goes to the repository's root, makes .venv if it is missing, installs
-# this package into it. EXTRAS adds extras (EXTRAS=cuda12), PYTHON names the interpreter.
+# Sourced by the other scripts. Changes to the repository's root, creates .venv if it is missing and
+# installs this package into it. EXTRAS adds extras (EXTRAS=cuda12), PYTHON names the interpreter.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-install_package() { # install_package EXTRA [VENV]: the package with EXTRA and $EXTRAS, unless that was done before
+# install_package EXTRA [VENV]: installs the package with EXTRA and $EXTRAS, unless already done.
+install_package() {
   local extras python stamp venv=${2:-.venv}
   extras=$(echo "$1,${EXTRAS:-}" | sed 's/^,*//; s/,*$//')
   stamp=$venv/installed-${extras:-base}
   if [ ! -x "$venv/bin/python" ]; then
     python=${PYTHON:-python3}
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-      echo "Python 3.11 or newer is needed; name one: PYTHON=python3.12 $0" >&2
+      echo "$python is not Python 3.11 or newer; choose one that is: PYTHON=python3.12 $0" >&2
       exit 2
     fi
     "$python" -m venv "$venv"

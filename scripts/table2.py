@@ -1,4 +1,4 @@
-"""The six variants of Table 2 (Ho et al. 2020) on the digits: trains each, measures it, prints them; see table2.sh."""
+"""Trains and measures the six variants of Table 2 (Ho et al. 2020) on the digits; see table2.sh."""
 
 import argparse
 import dataclasses
@@ -19,22 +19,25 @@ ROWS = {
     "eps   L         fixed": ("cifar10_eps_vlb_fixed", "IS 7.67, FID 13.51, NLL 3.70"),
     "eps   L_simple  fixed": ("cifar10", "IS 9.46, FID 3.17, NLL 3.75"),
 }
-NOTE = """Bits/dim of the held-out digits, an upper bound. The digits have 17 grey levels of the 256 that the
-bound counts with: only the order of the variants means anything, and after so few steps not much of that."""
+NOTE = """Bits/dim of the held-out digits, an upper bound. The digits have only 17 of the 256 grey
+levels that the bound assumes, so only the order of the variants means anything, and after so few
+steps not much."""
 
 
 def config_of(name: str, steps: int):
-    """The digits' config with the process, loss and clipping of CIFAR10's config `name`."""
-    digits, row = load_config("digits"), load_config(name)
+    """The config of the digits, with process, loss and gradient clipping of the CIFAR10 `name`."""
+    digits = load_config("digits")
+    row = load_config(name)
     optim = dataclasses.replace(digits.optim, clip_norm=row.optim.clip_norm)
     train = dataclasses.replace(digits.train, steps=steps, num_samples=16)
     return dataclasses.replace(digits, diffusion=row.diffusion, optim=optim, train=train)
 
 
 def main(steps: int) -> None:
-    """Trains, measures and prints them all."""
+    """Trains, measures and prints all variants."""
     lines = [
-        f"predicts, trained on, variance {'total':>8} {'rate':>8} {'distortion':>11}  the paper on CIFAR10"
+        f"predicts, trained on, variance {'total':>8} {'rate':>8} {'distortion':>11}"
+        "  the paper on CIFAR10"
     ]
     for row, (name, paper) in ROWS.items():
         workdir = f"runs/table2/{steps}/{name}"
@@ -52,5 +55,5 @@ def main(steps: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2500, help="updates a variant")
+    parser.add_argument("--steps", type=int, default=2500, help="training steps per variant")
     main(**vars(parser.parse_args()))

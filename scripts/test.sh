@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests, but for those that take minutes or need torch. Arguments go to pytest.
+# Runs all tests except those that take minutes or need torch. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

@@ -56,9 +56,9 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         ),
         (
             ["train", "small32"],
-            "there is no data/images; name a folder or a zip: --data.source folder:PATH",
+            "data/images does not exist; name a folder or a zip with --data.source folder:PATH",
         ),
-        (["train", "digits", "--data.source", "folder:/nowhere"], "there is no /nowhere"),
+        (["train", "digits", "--data.source", "folder:/nowhere"], "/nowhere does not exist"),
         (["train", "digits", "--workdir", "/dev/null/x"], "/dev/null/x"),
         (["sample"], "run"),
         (["sample", "/nowhere"], "/nowhere: there is none; name a run directory"),

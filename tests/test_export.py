@@ -101,11 +101,11 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
     (tmp_path / "short.safetensors").write_bytes(content[:-10])
     (tmp_path / "text.safetensors").write_bytes(b"hello")
     for name, says in {
-        "missing": "tensor stem.bias is not there, and by the config in it float32 of shape (4,)",
-        "more": "tensor more is float64 of shape (2,), and by the config in it not there",
+        "missing": "stem.bias is absent, but by the file's config it must be float32 of shape (4,)",
+        "more": "more is float64 of shape (2,), but by the file's config it must be absent",
         "dtype": "tensor stem.bias is float64 of shape (4,)",
-        "bare": "does not say what model it is of",
-        "half": "does not say what model it is of",
+        "bare": "does not describe its model",
+        "half": "does not describe its model",
         "short": "cannot be read as safetensors",
         "text": "cannot be read as safetensors",
     }.items():

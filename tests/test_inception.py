@@ -271,10 +271,10 @@ def test_the_converter_refuses_in_one_line(state, tmp_path):
     for name, words in {
         "script.pt": "TorchScript",
         "part.pth": "is missing",
-        "list.pth": "no state dict",
-        "module.pkl": "cannot read it as weights alone",
-        "noise.pth": "cannot read it as weights alone",
-        "absent.pth": "there is no such file",
+        "list.pth": "not a state dict",
+        "module.pkl": "cannot read it as plain weights",
+        "noise.pth": "cannot read it as plain weights",
+        "absent.pth": "no such file",
     }.items():
         line = refusal(tmp_path / name, tmp_path / "out.safetensors")
         assert "\n" not in line and re.search(words, line), (name, line)

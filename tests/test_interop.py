@@ -181,7 +181,7 @@ def test_a_pipeline_and_its_lone_unet_are_read(tmp_path, tensors, params, caplog
     assert_same(found, params)
     with caplog.at_level(logging.WARNING):
         assert read_diffusers(tmp_path / "unet")[0] == CONFIG
-    assert "no scheduler beside this U-Net; the paper's is taken" in caplog.records[0].getMessage()
+    assert "this U-Net has no scheduler; using the paper's" in caplog.records[0].getMessage()
     (tmp_path / "scheduler/scheduler_config.json").unlink()
     assert "scheduler_config.json: is missing" in refusal(read_diffusers, tmp_path)
 
@@ -215,7 +215,7 @@ def test_half_precision_becomes_float32(tmp_path, tensors, params, dtype):
 
 def test_other_numbers_are_refused(tmp_path, tensors):
     folder = write(tmp_path, weights=save(tensors | {"conv_in.bias": np.zeros(4, np.float64)}))
-    assert "conv_in.bias is F64, and must be one of F32, F16, BF16" in refusal(
+    assert "conv_in.bias is F64; it must be one of F32, F16, BF16" in refusal(
         read_diffusers, folder
     )
 
@@ -242,7 +242,7 @@ def test_shards_are_joined(tmp_path, tensors, params):
         read_diffusers, folder
     )
     index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
-    assert "'../elsewhere.safetensors' is not a safetensors file beside it" in refusal(
+    assert "'../elsewhere.safetensors' is not a safetensors file in the same folder" in refusal(
         read_diffusers, folder
     )
     index.write_text(json.dumps({"weights": {}}))
@@ -259,16 +259,17 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tensors):
         (folder / WEIGHTS).write_bytes(save(changed))
         return refusal(read_diffusers, folder).removeprefix(f"{folder}: ")
 
-    assert says(**{"conv_in.bias": None}) == "conv_in.bias is missing"
+    again = "; download the whole folder again"
+    assert says(**{"conv_in.bias": None}) == f"conv_in.bias is missing{again}"
     assert (
         says(**{"conv_in.bias": None, "conv_out.bias": None})
-        == "conv_in.bias, conv_out.bias are missing"
+        == f"conv_in.bias, conv_out.bias are missing{again}"
     )
-    assert says(**dict.fromkeys(list(tensors)[:9])).endswith(" and 6 more are missing")
+    assert says(**dict.fromkeys(list(tensors)[:9])).endswith(f" and 6 more are missing{again}")
     left_over = "class_embedding.weight"
     assert (
         says(**{left_over: np.ones(1, np.float32)})
-        == f"{left_over} is not of the network its JSON describes"
+        == f"{left_over} is not in the network that its JSON describes{again}"
     )
     for name, shape in {
         "conv_in.weight": [4, 3, 1, 1],
@@ -276,7 +277,8 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tensors):
         "mid_block.attentions.0.to_q.weight": [8],
         "time_embedding.linear_1.weight": [4, 16],
     }.items():
-        expected = f"{name} has the shape {shape}, and by its JSON {list(tensors[name].shape)}"
+        must_be = f"by its JSON it must be {list(tensors[name].shape)}"
+        expected = f"{name} has shape {shape}, but {must_be}{again}"
         assert says(**{name: np.ones(shape, np.float32)}) == expected
 
 
@@ -284,7 +286,7 @@ def test_a_pickle_alone_is_not_read(tmp_path):
     folder = write(tmp_path)
     (folder / WEIGHTS).unlink()
     assert refusal(read_diffusers, folder).endswith(
-        f"{WEIGHTS}: is missing; fetch the whole folder"
+        f"{WEIGHTS}: is missing; download the whole folder"
     )
     (folder / "diffusion_pytorch_model.bin").write_bytes(b"\x80")
     assert f"use_safetensors=False).save_pretrained('{folder}')" in refusal(read_diffusers, folder)
@@ -309,21 +311,21 @@ ABSENT = object()
         ({"norm_eps": 1e-5}, "norm_eps is 1e-05; it must be 1e-06"),
         (
             {"norm_eps": ABSENT},
-            "norm_eps is 1e-05 (it is absent, and that the library's default); it must be 1e-06",
+            "norm_eps is 1e-05 (absent; this is diffusers' default); it must be 1e-06",
         ),
         (
             {"freq_shift": ABSENT},
-            "freq_shift is 0 (it is absent, and that the library's default); it must be 1",
+            "freq_shift is 0 (absent; this is diffusers' default); it must be 1",
         ),
         ({"flip_sin_to_cos": True}, "flip_sin_to_cos is true; it must be false"),
         ({"downsample_padding": 1}, "downsample_padding is 1; it must be 0"),
         (
             {"attention_head_dim": 4},
-            "attention_head_dim is 4; it must be null: one head, as wide as its level",
+            "attention_head_dim is 4; it must be null, for a single head as wide as its level",
         ),
         (
             {"attention_head_dim": ABSENT, "block_out_channels": [8, 16]},
-            "attention_head_dim is 8 (it is absent",
+            "attention_head_dim is 8 (absent",
         ),
         ({"attention_head_dim": [8]}, "attention_head_dim is [8]; it must be null"),
         (
@@ -353,7 +355,7 @@ ABSENT = object()
         ({"upsample_type": "resnet"}, 'upsample_type is "resnet"; it must be "conv"'),
         (
             {"attn_norm_num_groups": 4},
-            "attn_norm_num_groups is 4; it must be null, or what norm_num_groups is",
+            "attn_norm_num_groups is 4; it must be null or the same as norm_num_groups",
         ),
         (
             {"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]},
@@ -378,9 +380,9 @@ ABSENT = object()
         ),
         (
             {"sample_size": None},
-            "sample_size is null; it must be the images' side, or their height and width",
+            "sample_size is null; it must be the image size, or a list of height and width",
         ),
-        ({"sample_size": ABSENT}, "sample_size is null (it is absent"),
+        ({"sample_size": ABSENT}, "sample_size is null (absent"),
         ({"sample_size": 7}, "data.image_shape: 7x7 is not divisible by 2"),
         ({"norm_num_groups": 3}, "model.norm_groups: 3 does not divide a level's width, 4"),
         (
@@ -389,10 +391,10 @@ ABSENT = object()
         ),
         ({"layers_per_block": 0}, "layers_per_block is 0; it must be a whole number of at least 1"),
         ({"dropout": 1}, "model.dropout: must be at least 0 and below 1, got 1"),
-        ({"out_channels": 6}, "out_channels is 6; it must be 3: in_channels"),
+        ({"out_channels": 6}, "out_channels is 6; it must be 3, like in_channels"),
         (
             {"only_cross_attention": False},
-            "only_cross_attention is false, and nothing is known of such a field",
+            "unknown field only_cross_attention, which is false",
         ),
     ],
 )
@@ -437,10 +439,10 @@ def test_an_unknown_field_that_is_null_is_nothing(tmp_path, tensors):
             {"prediction_type": "flow"},
             'prediction_type is "flow"; it must be one of epsilon, sample, v_prediction',
         ),
-        ({"variance_type": "learned"}, "the library takes the output for the variance there"),
+        ({"variance_type": "learned"}, "diffusers takes the output as the variance there"),
         (
             {"variance_type": "fixed_large_log"},
-            "the library takes the root of log beta there, which is no number",
+            "diffusers takes the square root of log beta there, which is NaN",
         ),
         (
             {"variance_type": "small"},
@@ -458,7 +460,7 @@ def test_an_unknown_field_that_is_null_is_nothing(tmp_path, tensors):
         ({"beta_start": 0}, "diffusion.beta_start: must be at most 1 and above 0"),
         (
             {"final_sigmas_type": "zero"},
-            'final_sigmas_type is "zero", and nothing is known of such a field',
+            'unknown field final_sigmas_type, which is "zero"',
         ),
         (
             {"_class_name": "DDIMScheduler", "variance_type": ABSENT, "set_alpha_to_one": False},
@@ -504,20 +506,21 @@ def test_what_the_schedulers_fields_stand_for(change, expected):
 def test_folders_that_are_not_whole_are_named(tmp_path):
     assert (
         refusal(read_diffusers, tmp_path / "x")
-        == f"{tmp_path}/x/config.json: is missing; fetch the whole folder"
+        == f"{tmp_path}/x/config.json: is missing; download the whole folder"
     )
     folder = write(
         tmp_path, index={"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
     )
     assert refusal(read_diffusers, folder).startswith(
-        f"{folder}/model_index.json: its vqvae has no place here"
+        f"{folder}/model_index.json: vqvae is not supported"
     )
     (folder / "model_index.json").write_text("[]")
     assert (
-        refusal(read_diffusers, folder) == f"{folder}/model_index.json: a table of fields is needed"
+        refusal(read_diffusers, folder)
+        == f"{folder}/model_index.json: must be a JSON object; download it again"
     )
     (folder / "model_index.json").write_text("{")
-    assert "model_index.json: cannot be read: " in refusal(read_diffusers, folder)
+    assert "model_index.json: cannot be read (" in refusal(read_diffusers, folder)
 
 
 PROCESSES = {
@@ -590,7 +593,7 @@ def test_bfloat16_models_are_written_as_float32(tmp_path, params):
         (
             "model",
             {"channel_multipliers": (2, 2)},
-            "model.channel_multipliers: the first is 2, and diffusers has only",
+            "model.channel_multipliers: the first is 2, but must be 1 for diffusers",
         ),
     ],
 )
@@ -631,7 +634,7 @@ def test_a_name_on_the_hub_is_downloaded_without_pickles(tmp_path, monkeypatch, 
     assert config == CONFIG
     assert_same(found, params)
     said = refusal(download, "google/nothing")
-    assert said.endswith("huggingface.co did not give it: 404 Client Error. Repository Not Found")
+    assert "huggingface.co (404 Client Error. Repository Not Found); check the name" in said
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert refusal(download, "google/ddpm-cifar10-32").endswith("pip install 'ddpm-jax[hub]'")
 

@@ -183,7 +183,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path,
         (["--seed", "-1"], "seed: must be at least 0"),
         (
             ["--out", out, "--seed", "1", "--batch-size", "3"],
-            "holds what was made with seed 0, not 1; choose another folder or move it away",
+            "holds results made with seed 0, not 1; choose another folder or move this one away",
         ),
         (["--out", tmp_path / "mine"], "is not empty and not from this command"),
         (["--step", "7"], "no checkpoint of step 7"),

@@ -163,7 +163,7 @@ def test_cifar10_as_its_config_names_it_is_prepared_from_its_archive(tmp_path):
         np.testing.assert_array_equal(there[1], expected[1])
     assert [path.name for path in (tmp_path / "good/downloads").iterdir()] == ["cifar10_3.0.2"]
     refusal = python(program("bad", "0" * 64, "train")).partition("REFUSED ")[2].strip()
-    assert refusal.startswith("data: tfds:cifar10 cannot be prepared: ") and "\n" not in refusal
+    assert refusal.startswith("data: tfds:cifar10 cannot be prepared (") and "\n" not in refusal
     assert not (tmp_path / "bad/cifar10/3.0.2").exists()
 
 
@@ -183,7 +183,7 @@ def test_celeba_hq_as_its_config_names_it_is_prepared_from_its_archive(tmp_path,
         .strip()
     )
     assert (
-        "--data.manual-dir names a folder with its original files" in refusal
+        "set --data.manual-dir to a folder with its original files" in refusal
         and "\n" not in refusal
     )
 

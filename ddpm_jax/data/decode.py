@@ -1,4 +1,4 @@
-"""Image files to pixels: decoded, turned, put over white, resized, cropped."""
+"""Turns image files into pixels: decodes, rotates, fills transparency, resizes and crops them."""
 
 import functools
 import io
@@ -14,10 +14,15 @@ MODES = {1: "L", 3: "RGB"}
 def decode(
     file: bytes, image_shape: tuple[int, int, int], name: str, ending: str | None = None
 ) -> np.ndarray:
-    """The image uint8 [H,W,C]: turned as its EXIF says, over white where transparent, resized to
-    cover `image_shape`, and cropped in the centre. `ending` (".png") tells the likely format, by default that
-    of `name`. Raises UserError if it is smaller than that or too large to be safe; whatever Pillow raises if
-    it does not decode."""
+    """The image in `file` as uint8 [H,W,C].
+
+    It is rotated as its EXIF data say, put on white where transparent, resized to cover
+    `image_shape`, and cropped in the centre. `ending` (".png") gives the likely format; the default
+    is the ending of `name`.
+
+    Raises UserError if the image is smaller than `image_shape` or too large to decode safely, and
+    Pillow's own errors if it cannot be decoded.
+    """
     height, width, channels = image_shape
     try:
         image = Image.open(io.BytesIO(file), formats=_formats(ending or name))
@@ -28,28 +33,30 @@ def decode(
     with image:
         if image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise UserError(
-                f"data: {name} claims {image.width}x{image.height} pixels, too many to be safe; remove it"
+                f"data: {name} has {image.width}x{image.height} pixels, "
+                "too many to decode safely; remove it"
             )
         image = _to_8_bit(ImageOps.exif_transpose(image), MODES[channels])
     if image.width < width or image.height < height:
         raise UserError(
-            f"data: {name} is {image.width}x{image.height} pixels, data.image_shape {width}x{height}; "
-            "remove it or lower data.image_shape"
+            f"data: {name} is {image.width}x{image.height} pixels, smaller than data.image_shape "
+            f"{width}x{height}; remove it or lower data.image_shape"
         )
     image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     return np.asarray(image, np.uint8).reshape(image_shape)
 
 
 def check_channels(image_shape: tuple[int, int, int]) -> None:
-    """Raises UserError for a number of channels that image files are not decoded to."""
+    """Raises UserError if image files cannot be decoded to this number of channels."""
     if image_shape[2] not in MODES:
         raise UserError(
-            f"data.image_shape: an image file gives 1 (grey) or 3 (RGB) channels, not {image_shape[2]}"
+            "data.image_shape: for image files the channels must be 1 (greyscale) or 3 (RGB), "
+            f"got {image_shape[2]}"
         )
 
 
 def image_files(names) -> list[str]:
-    """Those of `names` (paths with /) that are image files by their ending and are not hidden, sorted."""
+    """Those of `names` (paths with /) with an image file's ending, sorted; hidden ones left out."""
     endings = _endings()
     parts_of = {name: name.split("/") for name in names}
     return sorted(
@@ -62,7 +69,7 @@ def image_files(names) -> list[str]:
 
 def _to_8_bit(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16-bit greys at 255 instead of scaling them.
+        # Pillow's own conversion would clip 16-bit greyscale at 255 instead of scaling it.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no fixed range")
@@ -74,7 +81,10 @@ def _to_8_bit(image: Image.Image, mode: str) -> Image.Image:
 
 @functools.cache
 def _endings() -> dict[str, str]:
-    """{".png": "PNG", ...}: what can be opened. Pillow hands PostScript to an interpreter: left out."""
+    """{".png": "PNG", ...}: the formats that are opened.
+
+    EPS is left out, because Pillow runs an interpreter on PostScript.
+    """
     formats = Image.registered_extensions()
     return {
         ending: name for ending, name in formats.items() if name in Image.OPEN and name != "EPS"
@@ -87,5 +97,8 @@ def _formats_after(first: str | None) -> tuple[str, ...]:
 
 
 def _formats(name: str) -> tuple[str, ...]:
-    """All formats, the one of the name's ending first: trying them takes longer than decoding a small image."""
+    """All formats, with that of the name's ending first.
+
+    Trying all of them can take longer than decoding a small image.
+    """
     return _formats_after(_endings().get("." + name.rpartition(".")[2].lower()))

@@ -1,4 +1,4 @@
-"""A folder or a zip of images: found, checked, fingerprinted, decoded."""
+"""Finds, checks, fingerprints and decodes the images of a folder or a zip."""
 
 import functools
 import hashlib
@@ -23,22 +23,25 @@ log = logging.getLogger(__name__)
 
 
 def load_folder(path: str, data: Data) -> Source:
-    """The images below `path`, a folder or a .zip; the folder that an image lies in is its label.
+    """The images below `path`, a folder or a .zip. An image's label is the folder it is in.
 
-    Every file with the ending of one of Pillow's formats is decoded once. One that does not decode
-    is logged and left out. Raises UserError if none is left, one is smaller than
-    `data.image_shape` or too large to be safe, or that has neither 1 nor 3 channels.
+    Every file with the ending of one of Pillow's formats is decoded once. Files that cannot be
+    decoded are logged and skipped.
+
+    Raises UserError if there are no images, an image is smaller than `data.image_shape` or too
+    large to decode safely, or `data.image_shape` has neither 1 nor 3 channels.
     """
     check_channels(data.image_shape)
     names, read_bytes = _open(path)
     if not names:
-        raise UserError(f"data: there is no image file in {path}")
+        raise UserError(f"data: no images found in {path}; name a folder or a zip with image files")
     cached = len(names) * math.prod(data.image_shape) <= data.cache_mb * 2**20
     pixels = np.empty((len(names) if cached else 0, *data.image_shape), np.uint8)
     decode_at = functools.partial(_decode_at, read_bytes, data.image_shape)
-    digests, bad = {}, []
+    digests = {}
+    bad = []
     with warnings.catch_warnings():
-        # Above MAX_IMAGE_PIXELS Pillow warns and decodes; here that is an error of its own.
+        # Pillow only warns about images above MAX_IMAGE_PIXELS; `decode` refuses them.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for name, (image, digest) in _try_all(decode_at, names):
             if image is None:
@@ -48,9 +51,12 @@ def load_folder(path: str, data: Data) -> Source:
                 pixels[len(digests)] = image
             digests[name] = digest
     if bad:
-        log.warning("data: left out %d files that do not decode: %s", len(bad), _some(bad))
+        log.warning("data: skipped %d files that cannot be decoded: %s", len(bad), _some(bad))
     if not digests:
-        raise UserError(f"data: none of the {len(names)} image files in {path} decodes")
+        raise UserError(
+            f"data: none of the {len(names)} image files in {path} can be decoded; "
+            "replace them or name another folder or zip"
+        )
     usable = list(digests)
     read = functools.partial(_read, decode_at, usable, list(digests.values()))
     if cached:
@@ -66,25 +72,31 @@ def load_folder(path: str, data: Data) -> Source:
 
 
 def _open(path: str):
-    """(names of the image files below `path`, sorted; a function from a name to its bytes, which can be pickled)."""
+    """(sorted names of the image files below `path`, function from a name to the file's bytes).
+
+    The function can be pickled.
+    """
     root = Path(path).expanduser()
     try:
         if root.is_dir():
             return image_files(_walk(root)), functools.partial(_read_file, root)
         if not root.exists():
             raise UserError(
-                f"data: there is no {root}; name a folder or a zip: --data.source folder:PATH (not train: --data)"
+                f"data: {root} does not exist; name a folder or a zip with --data.source "
+                "folder:PATH (--data in all commands but train)"
             )
         archive = _Zip(root)
         return image_files(archive.file.namelist()), archive
     except zipfile.BadZipFile as error:
-        raise UserError(f"data: {root} is neither a folder nor a zip") from error
+        raise UserError(f"data: {root} is neither a folder nor a zip; name one") from error
     except OSError as error:
-        raise UserError(f"data: cannot read {root}: {error.strerror or error}") from error
+        raise UserError(
+            f"data: cannot read {root} ({error.strerror or error}); fix that or name another folder"
+        ) from error
 
 
 def _walk(root: Path):
-    """Names of all files below `root`, through links to folders too, each folder once."""
+    """Names of all files below `root`. Follows links to folders, but lists each folder once."""
 
     def stop(error):
         raise error
@@ -104,20 +116,19 @@ def _read_file(root: Path, name: str) -> bytes:
 
 
 class _Zip:
-    """Maps the name of a zip's member to its bytes. In another process it is opened anew."""
+    """Maps the name of a zip's member to its bytes. Each process opens the zip for itself."""
 
     def __init__(self, path: Path):
-        self.path, self.file = path, zipfile.ZipFile(path.open("rb"))
+        self.path = path
+        self.file = zipfile.ZipFile(path.open("rb"))
 
     def __reduce__(self):
         return _Zip, (self.path,)
 
     def __call__(self, name: str) -> bytes:
-        # No image that is safe to decode takes more than 8 bytes a pixel; a zip bomb does.
+        # An image that is safe to decode has at most 8 bytes per pixel; a zip bomb has more.
         if self.file.getinfo(name).file_size > 8 * Image.MAX_IMAGE_PIXELS:
-            raise UserError(
-                f"data: {name} unpacks to more bytes than are safe to decode; remove it"
-            )
+            raise UserError(f"data: {name} is too large to unpack and decode safely; remove it")
         return self.file.read(name)
 
 
@@ -127,12 +138,15 @@ def _decode_at(read_bytes, image_shape, name):
 
 
 def _try_all(decode_at, names):
-    """Yields (name, (image, digest of the file)) in order; (name, (None, why not)) for what does not decode."""
+    """Yields (name, (image, digest of the file)) in order.
+
+    If a file cannot be decoded, it yields (name, (None, reason)).
+    """
 
     def try_some(some):
         return [_try_decode(decode_at, name) for name in some]
 
-    # In groups: for small images handing over each one would cost more than decoding it.
+    # In groups, since passing small images to the threads one by one costs more than decoding them.
     groups = [names[i : i + 64] for i in range(0, len(names), 64)]
     progress = tqdm(
         total=len(names), desc="reading images", unit="", disable=None, delay=2, leave=False
@@ -148,7 +162,7 @@ def _try_decode(decode_at, name):
         return decode_at(name)
     except UserError:
         raise
-    except Exception as error:  # Pillow raises errors of many kinds.
+    except Exception as error:  # Pillow raises many kinds of errors, without a common base class.
         return None, type(error).__name__
 
 
@@ -157,19 +171,17 @@ def _read(decode_at, names, digests, indices):
         name = names[index]
         try:
             image, digest = decode_at(name)
-        except Exception as error:
-            raise _lost(name, f"cannot be read now: {error}") from error
+        except Exception as error:  # From the disk, the zip, or Pillow, which raises many kinds.
+            raise _lost(name, f"can no longer be read ({error})") from error
         if digest != digests[index]:
-            raise _lost(name, "has changed since")
+            raise _lost(name, "has changed since the start")
         return image
 
     return np.stack([read_one(index) for index in indices])
 
 
 def _lost(name: str, why: str) -> DataLost:
-    return DataLost(
-        f"data: {name} was there at the start and {why}; put it back and run the same command again"
-    )
+    return DataLost(f"data: {name} {why}; restore it and run the same command again")
 
 
 def _labels(names: list[str]) -> np.ndarray | None:

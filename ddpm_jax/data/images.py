@@ -1,4 +1,4 @@
-"""Pixels: between bytes and [-1, 1], and as pictures."""
+"""Converts pixels between bytes and [-1, 1], and makes pictures of them."""
 
 import io
 import math
@@ -10,10 +10,10 @@ from PIL import Image
 
 
 def to_uint8(x):
-    """Images in [-1, 1] as uint8 levels, rounded to the nearest; what lies outside is clipped.
+    """Images [..., H, W, C] in [-1, 1] as uint8, rounded to the nearest level and clipped.
 
-    [..., H, W, C] of any shape; NumPy in gives NumPy out. The published figures of the paper were
-    measured on unrounded floats, other people's on truncated ones.
+    Returns NumPy for NumPy, else a jax array. The paper's published figures were measured on
+    unrounded floats, and those of others on truncated values.
     """
     xp = jnp if isinstance(x, jax.Array) else np
     return xp.clip(xp.rint((x + 1) * 127.5), 0, 255).astype(xp.uint8)
@@ -25,10 +25,11 @@ def to_float(images):
 
 
 def grid(images: np.ndarray, columns: int | None = None, size: int = 48) -> np.ndarray:
-    """uint8 images [N,H,W,C] in rows of `columns`, by default near a square, as one image [H',W',1 or 3].
+    """One image [H',W',1 or 3] of the uint8 images [N,H,W,C], in rows of `columns`.
 
-    Small images are enlarged by a whole factor to `size` pixels or more. Where C is neither 1 nor 3,
-    the channels of an image stand side by side in grey.
+    The default makes the grid nearly square. Small images are enlarged by a whole factor to at
+    least `size` pixels. If C is neither 1 nor 3, the channels of an image are shown side by side in
+    grey.
     """
     if images.shape[-1] not in (1, 3):
         images = np.concatenate([images[..., c : c + 1] for c in range(images.shape[-1])], axis=2)

@@ -1,4 +1,4 @@
-"""Data sets of tensorflow_datasets (tfds): prepared once with TensorFlow, read without it."""
+"""Data sets of tensorflow_datasets (tfds): prepared once with TensorFlow, then read without it."""
 
 import contextlib
 import dataclasses
@@ -24,13 +24,17 @@ log = logging.getLogger(__name__)
 
 
 def load_tfds(name: str, data: Data, test: bool = False) -> Source:
-    """The split `train` of the set `name`, NAME[/CONFIG]; with `test` its `test`, or else `validation`.
+    """The split `train` of the data set `name`, NAME[/CONFIG], or its test split if `test`.
 
-    What is not prepared in data.dir is prepared first, which takes TensorFlow. A set of at most
-    data.cache_mb is decoded once, kept beside the prepared files, and has labels where they are one
-    integer each; a larger one is decoded as it is read and has none. The fingerprint covers the set's
-    name, config and version, the split, its size, `data.image_shape`, and the pixels of 64 images with
-    their labels. Raises UserError for a set that is unknown, cannot be prepared or has no images.
+    The test split is `test`, or `validation` if there is no `test`. A data set that is not yet in
+    data.dir is prepared first, which needs TensorFlow. One of at most data.cache_mb is decoded once
+    and its pixels saved beside the prepared files; it has labels if each is a single integer. A
+    larger one is decoded as it is read and has no labels.
+
+    The fingerprint covers the name, config and version of the data set, the split, its size,
+    `data.image_shape`, and the pixels and labels of 64 images.
+
+    Raises UserError for a data set that is unknown, cannot be prepared or has no images.
     """
     check_channels(data.image_shape)
     builder = _builder(name, data)
@@ -54,41 +58,44 @@ def _builder(name: str, data: Data):
         return tfds.builder(name, data_dir=data.dir and os.path.expanduser(data.dir))
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        raise UserError(f"data: tfds has no set {name!r}{_near(name, known)}") from None
-    except (
-        Exception
-    ) as error:  # An unknown config is a ValueError, an unknown version an AssertionError.
+        raise UserError(f"data: tfds has no data set {name!r}; {_near(name, known)}") from None
+    # ValueError for an unknown config, AssertionError for a version; a data set's own code may
+    # raise anything.
+    except Exception as error:
         set_name, _, config = name.partition("/")
         known = tfds.builder_cls(set_name.partition(":")[0]).builder_configs
         if config and config.partition(":")[0] not in known:
             raise UserError(
-                f"data: tfds:{set_name} has no config {config!r}{_near(config, known)}"
+                f"data: tfds:{set_name} has no config {config!r}; {_near(config, known)}"
             ) from error
-        raise UserError(f"data: tfds:{name} cannot be used: {_one_line(error)}") from error
+        raise UserError(
+            f"data: tfds:{name} cannot be used ({_one_line(error)}); check its name and version"
+        ) from error
 
 
 def _near(word: str, known) -> str:
-    near = difflib.get_close_matches(word, known, n=5)
-    return (
-        f"; near it are {', '.join(near)}"
-        if near
-        else f"; there are {', '.join(sorted(known)[:40])}"
-    )
+    similar = difflib.get_close_matches(word, known, n=5)
+    if similar:
+        return f"did you mean {', '.join(similar)}?"
+    return f"choose one of {', '.join(sorted(known)[:40])}"
 
 
 def _prepare(builder, name: str, data: Data) -> None:
-    """Downloads (or takes from data.manual_dir) and writes array_record files, which are read at random."""
+    """Writes array_record files, which can be read in any order.
+
+    The original files are downloaded or taken from data.manual_dir.
+    """
     try:
         import tensorflow
     except ImportError as error:
         raise UserError(
-            f"data: tfds:{name} is not prepared in {builder.data_path}; to do that, once, "
-            "pip install 'ddpm-jax[tfds-prepare]', which is TensorFlow"
+            f"data: tfds:{name} is not prepared in {builder.data_path}; "
+            "install TensorFlow to prepare it: pip install 'ddpm-jax[tfds-prepare]'"
         ) from error
-    # The CPU is enough here, and TensorFlow would take all of a GPU's memory from JAX.
+    # TensorFlow would take all of the GPU's memory from JAX, and a CPU is enough here.
     tensorflow.config.set_visible_devices([], "GPU")
-    log.info("data: preparing tfds:%s in %s, once", name, builder.data_path)
-    # A folder for each set: two that share one get each other's files.
+    log.info("data: preparing tfds:%s in %s; later runs reuse it", name, builder.data_path)
+    # Each data set has a folder of its own, since those that share one get each other's files.
     full_name = builder.info.full_name
     downloads = (
         builder.data_path.parents[full_name.count("/")] / "downloads" / full_name.replace("/", "_")
@@ -101,45 +108,48 @@ def _prepare(builder, name: str, data: Data) -> None:
                 download_config=tfds.download.DownloadConfig(manual_dir=manual),
                 file_format="array_record",
             )
-    except Exception as error:  # Of the set's own code.
+    except Exception as error:  # The data set's own code may raise anything.
         by_hand = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
-        files = f", which you download: {by_hand:.120}" if by_hand else ""
-        remedy = (
-            f"; --data.manual-dir names a folder with its original files{files}"
-            if by_hand or not manual
-            else ""
-        )
+        remedy = "check the files in --data.manual-dir"
+        if by_hand or not manual:
+            remedy = "set --data.manual-dir to a folder with its original files"
+        if by_hand:
+            remedy += f", which you download yourself: {by_hand:.120}"
         raise UserError(
-            f"data: tfds:{name} cannot be prepared: {_one_line(error)}{remedy}"
+            f"data: tfds:{name} cannot be prepared ({_one_line(error)}); {remedy}"
         ) from error
 
 
 def _split(builder, name: str, test: bool) -> str:
-    wanted, there = ("test", "validation") if test else ("train",), builder.info.splits
+    wanted = ("test", "validation") if test else ("train",)
+    there = builder.info.splits
     for split in wanted:
         if split in there and there[split].num_examples:
             return split
     raise UserError(
-        f"data: tfds:{name} has no split {' or '.join(wanted)}, only {', '.join(there) or 'none'}"
+        f"data: tfds:{name} has no images in split {' or '.join(wanted)} "
+        f"(its splits: {', '.join(there) or 'none'}); choose another data set"
     )
 
 
 def _has_labels(builder, name: str) -> bool:
-    """Whether every image has a label that is one integer. Raises UserError if there are no images."""
+    """Whether each image has a single integer as label. Raises UserError if there are no images."""
     features = builder.info.features
     features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = features.get("image"), features.get("label")
-    # Images of other types are stored as files of something else than grey values or colours.
+    image = features.get("image")
+    label = features.get("label")
+    # Images of other types (float, for example) are not stored as grey values or colours.
     if not isinstance(image, tfds.features.Image) or image.np_dtype not in (np.uint8, np.uint16):
         raise UserError(
-            f"data: tfds:{name} has no feature `image` of bytes, only {', '.join(features)}"
+            f"data: tfds:{name} has no feature `image` with 8- or 16-bit pixels "
+            f"(its features: {', '.join(features)}); choose another data set"
         )
     return label is not None and label.shape == () and np.issubdtype(label.np_dtype, np.integer)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads images of a prepared split, from any process that it is sent to."""
+    """Reads images of a prepared split. It can be sent to other processes."""
 
     title: str
     folder: str
@@ -157,31 +167,31 @@ class _Reader:
             images = np.stack([self._decode(*each) for each in zip(records, indices, strict=True)])
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # From the disk, tfds or Pillow, without a common base class.
             raise DataLost(
-                f"data: {self.title} in {self.folder} cannot be read now: {_one_line(error)}; "
-                "put it back, or delete that folder to prepare it again, and run the same command again"
+                f"data: {self.title} in {self.folder} can no longer be read ({_one_line(error)}); "
+                "restore it, or delete that folder to prepare it again, then run the same command"
             ) from error
-        return images, np.array(
-            [record["label"] for record in records], np.int32
-        ) if self.labelled else None
+        if not self.labelled:
+            return images, None
+        return images, np.array([record["label"] for record in records], np.int32)
 
     def _decode(self, record, index):
         file = record["image"]
-        ending = ".png" if file.startswith(b"\x89PNG") else ".jpg"  # What tfds writes.
+        ending = ".png" if file.startswith(b"\x89PNG") else ".jpg"  # tfds writes one of the two.
         return decode(file, self.image_shape, f"image {index} of {self.title}", ending)
 
 
 @functools.cache
 def _open(folder: str, split: str):
-    """The records of a prepared split, a sequence of dicts, the images in them still encoded."""
+    """The records of a prepared split: a sequence of dicts, with images still encoded."""
     builder = tfds.builder_from_directory(folder)
     try:
         return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise UserError(
-            f"data: {folder} was prepared as {builder.info.file_format.value}, which TensorFlow alone reads; "
-            "name another folder with --data.dir, where it is prepared as array_record"
+            f"data: {folder} was prepared as {builder.info.file_format.value}, which only "
+            "TensorFlow can read; set --data.dir to another folder to prepare it as array_record"
         ) from error
 
 
@@ -196,9 +206,9 @@ def _fingerprint(builder, split: str, count: int, read: _Reader) -> str:
 
 
 def _decoded(folder: epath.Path, read: _Reader, count: int, fingerprint: str):
-    """(images, labels or None) of the whole split: from the file that an earlier start left, or decoded and left there.
+    """(images, labels or None) of the whole split, decoded once and then kept in a file.
 
-    A file that is damaged is made anew, and one that cannot be written is done without.
+    A damaged file is written again. If it cannot be written, the images are decoded on every start.
     """
     file = folder / f"ddpm_jax-{read.split}-{'x'.join(map(str, read.image_shape))}.npz"
     kept = _load(file, fingerprint)
@@ -222,7 +232,7 @@ def _decoded(folder: epath.Path, read: _Reader, count: int, fingerprint: str):
         _save(file, arrays)
     except OSError as error:
         log.info(
-            "data: %s is decoded at every start: it cannot be kept in %s (%s)",
+            "data: %s will be decoded again on the next start: %s cannot be written (%s)",
             read.title,
             file,
             error,
@@ -231,7 +241,7 @@ def _decoded(folder: epath.Path, read: _Reader, count: int, fingerprint: str):
 
 
 def _save(file: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-    # Not files.write_file: that would hold all of it a second time.
+    # Not with files.write_file, which would need a second copy in memory.
     temporary = file.parent / f".{file.name}.{os.getpid()}"
     try:
         with temporary.open("wb") as opened:
@@ -248,8 +258,8 @@ def _load(file: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             if str(arrays["fingerprint"]) == fingerprint:
                 return {name: arrays[name] for name in arrays.files}
-    except Exception as error:
-        log.warning("data: %s is damaged and made anew (%s)", file, _one_line(error))
+    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
+        log.warning("data: %s is damaged and will be written again (%s)", file, _one_line(error))
     return None
 
 

@@ -1,7 +1,8 @@
-"""Several processes as one programme, on JAX's own distributed runtime: every one runs the same lines.
+"""Runs several processes as one program, with JAX's distributed runtime.
 
-Process 0 alone writes files and prints; all see the same workdir. When a process dies, the runtime ends
-the others within `BOUND` seconds, with a line that gives its number.
+All processes run the same code and see the same workdir. Only process 0 writes files and prints. If
+a process dies, the runtime ends the others within `BOUND` seconds, with a line that gives its
+number.
 """
 
 import glob
@@ -18,17 +19,18 @@ from jax.experimental import multihost_utils
 from ddpm_jax.errors import UserError
 
 BOUND = 60
-"""Seconds after which the other processes of one that died have ended."""
+"""When a process dies, the others end within this many seconds."""
 
 
 def join(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the programme's other processes, to be called before anything else of jax.
+    """Connects to the program's other processes. Call it before any other use of jax.
 
-    Where nothing is given they are found by themselves on a TPU pod, under SLURM (srun) and in an indexed Job
-    of Kubernetes; elsewhere this process is alone and nothing happens. Raises UserError for what does not
-    fit together, or where the others do not come.
+    Without arguments, jax finds the other processes by itself on a TPU pod, under SLURM (srun) and
+    in an indexed Job of Kubernetes. Elsewhere this process is the only one and nothing happens.
+
+    Raises UserError if the arguments do not fit together or the processes cannot connect.
     """
     given = {
         "--coordinator": coordinator,
@@ -42,24 +44,25 @@ def join(
         _check(coordinator, num_processes, process_id)
     elif not in_cluster(os.environ):
         return
-    # XLA's own CPU client knows no collectives between processes, and two programs of gloo's at once wait for
-    # each other for ever where the processes come to them in another order.
+    # XLA's CPU client has no collectives between processes of its own; gloo has. Two programs that
+    # use gloo at once deadlock if the processes reach them in different orders, so dispatch is not
+    # asynchronous.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        # The bound leaves the others some seconds to hear of it.
+        # The timeout is below BOUND, because the others need a few seconds to be notified.
         jax.distributed.initialize(
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=BOUND - 10
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the processes of this programme did not find each other: {error}; "
-            "give --coordinator, --num-processes and --process-id"
+            f"the processes of this run could not connect ({error}); "
+            "pass --coordinator, --num-processes and --process-id"
         ) from error
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether jax can find this programme's other processes by itself: SLURM, Kubernetes or a TPU."""
+    """Whether jax can find the other processes by itself: under SLURM, Kubernetes or on a TPU."""
     slurm = {
         "SLURM_JOB_ID",
         "SLURM_STEP_NODELIST",
@@ -81,25 +84,27 @@ def is_first() -> bool:
 
 
 def agreed(value) -> np.ndarray:
-    """Process 0's `value`, a number or an array of them, in all processes; waits for all of them."""
+    """Process 0's `value`, a number or an array, in all processes. Waits for all of them."""
     value = np.asarray(value)
-    return (
-        value
-        if jax.process_count() == 1
-        else np.asarray(multihost_utils.broadcast_one_to_all(value))
-    )
+    if jax.process_count() == 1:
+        return value
+    return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
 def wait_for_all(name: str) -> None:
-    """Returns once every process has come to this line, whatever process 0 wrote before being visible to all."""
+    """Waits until every process has reached this line.
+
+    All of them then see the files that process 0 wrote before it.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def leave_at_once(code: int) -> None:
-    """Ends this process with `code` if it is one of several: at exit jax would wait for the others, for ever.
+    """Ends this process with `code` at once, if it is one of several.
 
-    Of an exception that is being handled the traceback is printed.
+    In a normal exit jax would wait forever for the others. If an exception is being handled, its
+    traceback is printed.
     """
     if jax.distributed.is_initialized():
         if sys.exception():
@@ -112,8 +117,9 @@ def leave_at_once(code: int) -> None:
 def _check(coordinator, num_processes, process_id) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"--coordinator: HOST:PORT is needed, got {coordinator!r}")
+        raise UserError(f"--coordinator: must be HOST:PORT, got {coordinator!r}")
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process-id: from 0 to --num-processes - 1 is needed, got {process_id} of {num_processes}"
+            "--process-id: must be from 0 to --num-processes - 1, "
+            f"got {process_id} of {num_processes}"
         )

@@ -1,4 +1,4 @@
-"""The one progress bar: on a terminal alone, and of several processes for the first alone."""
+"""The progress bar. It is shown only on a terminal, and only by the first of several processes."""
 
 from tqdm import tqdm
 
@@ -6,7 +6,7 @@ from ddpm_jax.devices.processes import is_first
 
 
 def progress_bar(*args, leave: bool = False, **options) -> tqdm:
-    """tqdm(*args, **options), which goes when it is done unless `leave`."""
+    """tqdm(*args, **options). The bar is removed when it is done, unless `leave`."""
     return tqdm(
         *args, leave=leave, dynamic_ncols=True, disable=None if is_first() else True, **options
     )

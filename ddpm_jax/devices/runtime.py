@@ -1,4 +1,4 @@
-"""What jax runs with: XLA's flags for CPUs, malloc's settings, and the cache of compiled programs."""
+"""Settings of jax: XLA's flags for CPUs, malloc's settings, and the cache of compiled programs."""
 
 import ctypes
 import hashlib
@@ -11,26 +11,28 @@ import jax
 import jaxlib
 
 CPU_FLAGS = {
-    # Convolutions by Eigen: YNNPACK's gradients of them take three times as long.
+    # Use Eigen for convolutions: their gradients take three times as long with YNNPACK.
     "--xla_cpu_experimental_ynn_fusion_type": "-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
 }
-"""What makes the network faster on a CPU."""
+"""XLA flags that make the network faster on a CPU."""
 
 KNOWN_TO = ("0.10.", "0.11.")
-"""The versions of jaxlib that know CPU_FLAGS: at a flag that it does not know, it ends the process."""
-
+"""The versions of jaxlib that have CPU_FLAGS. An unknown flag would end the process."""
 
 MALLOC_SETTINGS = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
-"""For glibc's mallopt, {name: (number, value)}: one heap, which keeps what is freed."""
+"""For glibc's mallopt, {name: (number, value)}: a single heap that keeps freed memory."""
 
 
 def configure_jax(compile_cache: bool = True) -> None:
-    """Sets what makes jax faster here; to be called before it computes anything. The commands do so by themselves.
+    """Makes jax faster on this machine. Call it before jax computes; the commands do so themselves.
 
-    On a CPU, XLA_FLAGS get those of CPU_FLAGS that they do not name, and glibc's malloc gets MALLOC_SETTINGS, unless
-    MALLOC_... or GLIBC_TUNABLES set any of its own. With `compile_cache`, compiled programs are kept in the user's
-    cache folder, for this version of jaxlib and this kind of CPU, and taken from there by the next process. What
-    JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS say stays.
+    On a CPU, the CPU_FLAGS that XLA_FLAGS does not set yet are added to it. glibc's malloc gets
+    MALLOC_SETTINGS, unless MALLOC_... or GLIBC_TUNABLES configure it.
+
+    With `compile_cache`, compiled programs are stored in the user's cache folder, for this version
+    of jaxlib and this kind of CPU, and later processes reuse them. Settings by
+    JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS are kept.
     """
     if _computes_on_cpu():
         _keep_freed_memory()
@@ -47,29 +49,29 @@ def configure_jax(compile_cache: bool = True) -> None:
 
 
 def user_cache() -> Path:
-    """The folder of the user's cache that is for this package."""
+    """This package's folder in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddpm_jax"
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc's malloc keep what is freed.
+    """Makes glibc's malloc keep freed memory.
 
-    XLA frees the temporaries of a step after it. If they went back to the kernel, it would clear every page of them
-    again for the next step.
+    XLA frees a step's temporary buffers after the step. If that memory went back to the kernel, the
+    kernel would clear every page again for the next step.
     """
-    own = any(name.startswith("MALLOC_") for name in os.environ)
-    if (
-        own
-        or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-        or platform.libc_ver()[0] != "glibc"
-    ):
+    by_malloc = any(name.startswith("MALLOC_") for name in os.environ)
+    by_tunables = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if by_malloc or by_tunables or platform.libc_ver()[0] != "glibc":
         return
     for number, value in MALLOC_SETTINGS.values():
         ctypes.CDLL(None).mallopt(number, value)
 
 
 def _computes_on_cpu() -> bool:
-    """Whether jax will, as far as can be told before it starts: there is no plugin for anything else."""
+    """Whether jax will compute on the CPU, as far as is known before it starts.
+
+    It will if no plugin for another device is installed.
+    """
     platforms = jax.config.jax_platforms
     if platforms:
         return platforms.split(",")[0] == "cpu"
@@ -77,11 +79,13 @@ def _computes_on_cpu() -> bool:
 
 
 def _cache_folder():
-    """For programs that run on this kind of CPU: one compiled for another may end in an illegal instruction."""
+    """The folder for programs compiled for this kind of CPU.
+
+    A program compiled for another CPU may contain illegal instructions.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    kind = {line for line in lines if line.startswith(("model name", "flags", "Features"))} or set(
-        lines[:1]
-    )
+    kind = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    kind = kind or set(lines[:1])
     hashed = hashlib.blake2b(repr(sorted(kind)).encode(), digest_size=8).hexdigest()
     return user_cache() / f"xla/jaxlib-{jaxlib.__version__}-{hashed}"

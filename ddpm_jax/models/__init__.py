@@ -1,4 +1,4 @@
-"""The networks: the only place that knows Flax."""
+"""The networks. No other part of the package imports Flax."""
 
 from ddpm_jax.models.classifier import Classifier, classifier_features, init_classifier
 from ddpm_jax.models.inception import inception_features, inception_shapes, preprocess

@@ -1,4 +1,4 @@
-"""A small classifier, whose features stand in for InceptionV3's where its weights are not at hand."""
+"""A small classifier whose features replace InceptionV3's when Inception's weights are missing."""
 
 import functools
 
@@ -9,27 +9,36 @@ from flax import linen as nn
 
 from ddpm_jax.models.layers import GroupNorm, conv3x3, dense, draw_kernels
 
-FEATURES, SMALLEST = 64, 8
+FEATURES = 64
+SMALLEST = 8
 
 
 class Classifier(nn.Module):
     """Maps uint8 images [B,H,W,C] to (features [B,64], logits [B,classes]), float32.
 
-    3x3 convolutions, each with group norm and swish: one to 32 channels, then some of stride 2 to 64 until the smaller
-    side is below 8, then one more; the features are their mean over all positions.
-    `init_classifier` makes parameters; `Classifier.init` gives only the widths of their distributions.
+    3x3 convolutions, each followed by group norm and swish: one to 32 channels, then stride-2
+    convolutions to 64 channels until the smaller side is below 8, then one more. The features are
+    the mean of its output over all positions.
+
+    To make parameters, call `init_classifier`: `Classifier.init` returns no random kernels, but
+    half the width of each kernel's distribution.
     """
 
     classes: int
 
     @nn.compact
     def __call__(self, images):
-        """(features, logits) of uint8 images [B,H,W,C]. Raises ValueError for other ones, or a side below 8."""
+        """(features, logits) of uint8 images [B,H,W,C].
+
+        Raises ValueError for another shape or type, or a side below 8.
+        """
         if images.ndim != 4 or min(images.shape[1:3]) < SMALLEST or images.dtype != jnp.uint8:
             raise ValueError(
-                f"images: uint8 [B, H, W, C] from 8x8 on are needed, got {images.dtype} {images.shape}"
+                "images: must be uint8 [B, H, W, C] of at least 8x8 pixels, "
+                f"got {images.dtype} {images.shape}"
             )
-        with jax.default_matmul_precision("highest"):  # Convolutions too: all devices shall agree.
+        # Applies to convolutions too, so that all devices compute the same features.
+        with jax.default_matmul_precision("highest"):
             x = self._unit(images.astype(jnp.float32) / 127.5 - 1, FEATURES // 2, 1, "first")
             while min(x.shape[1:3]) >= 8:
                 x = self._unit(x, FEATURES, 2, f"to_{(min(x.shape[1:3]) + 1) // 2}")
@@ -49,5 +58,8 @@ def init_classifier(network: Classifier, rng, image_shape: tuple[int, int, int])
 
 @jax.jit
 def classifier_features(params, images):
-    """(features [B,64], logits [B,K]), float32, of uint8 images [B,H,W,C] by the Classifier that has `params`."""
+    """(features [B,64], logits [B,K]), float32, of uint8 images [B,H,W,C].
+
+    `params` are the parameters of a `Classifier`.
+    """
     return Classifier(params["logits"]["bias"].shape[0]).apply({"params": params}, images)

@@ -1,8 +1,8 @@
-"""InceptionV3 (Szegedy et al. 2016) as FID uses it: the graph that TensorFlow released on 2015-12-05.
+"""InceptionV3 (Szegedy et al. 2016) as FID uses it: TensorFlow's graph of 2015-12-05.
 
-It differs from the network as published, and from torchvision's: average pools do not count what pads the image,
-the last block pools by the maximum, and there are 1008 classes. The layers have the names of the PyTorch versions of
-that graph. All is float32, multiplied in full precision on every device.
+It differs from the published network and from torchvision's: average pools leave out the padding,
+the last block uses max pooling, and there are 1008 classes. Layers are named as in the PyTorch
+versions of that graph. Everything is float32, multiplied in full precision on every device.
 """
 
 import functools
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-SIZE, FEATURES, CLASSES = 299, 2048, 1008
+SIZE = 299
+FEATURES = 2048
+CLASSES = 1008
 
 
 class Conv(NamedTuple):
@@ -39,7 +41,8 @@ def _halve(x):
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
-# A block is a tuple of branches whose outputs are joined; a branch is a list of convolutions, pools and blocks.
+# A block is a tuple of branches, whose outputs are concatenated along the channels.
+# A branch is a list of convolutions, pools and blocks.
 def _a(pooled):
     return (
         [Conv("branch1x1", 64)],
@@ -150,20 +153,21 @@ def _chain(x, steps):
 
 
 class ConvUnit(nn.Module):
-    """relu(batch_norm(conv(x))), with the moments that the batch norm was left with; epsilon 1e-3."""
+    """relu(batch_norm(conv(x))), with the batch norm's stored mean and variance; epsilon 1e-3."""
 
     conv: Conv
 
     @nn.compact
     def __call__(self, x):
         """x [B,H,W,C] -> [B,H',W',conv.channels]."""
-        channels, zeros, ones = self.conv.channels, nn.initializers.zeros, nn.initializers.ones
+        channels = self.conv.channels
+        zeros = nn.initializers.zeros
+        ones = nn.initializers.ones
         kernel = self.param("kernel", zeros, (*self.conv.kernel, x.shape[-1], channels))
-        scale, bias = self.param("scale", ones, (channels,)), self.param("bias", zeros, (channels,))
-        mean, variance = (
-            self.param("mean", zeros, (channels,)),
-            self.param("variance", ones, (channels,)),
-        )
+        scale = self.param("scale", ones, (channels,))
+        bias = self.param("bias", zeros, (channels,))
+        mean = self.param("mean", zeros, (channels,))
+        variance = self.param("variance", ones, (channels,))
         x = jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -179,7 +183,7 @@ class ConvUnit(nn.Module):
 
 
 class Block(nn.Module):
-    """Branches side by side, their channels joined."""
+    """Runs each branch on the same input and concatenates their outputs along the channels."""
 
     branches: tuple
 
@@ -192,8 +196,8 @@ class Block(nn.Module):
 class Inception(nn.Module):
     """Maps what `preprocess` returns to (features [B,2048], logits [B,1008]).
 
-    The logits are without the last layer's bias: the inception score's own code (Salimans et al. 2016) multiplies by
-    that layer's weights and adds nothing.
+    The logits leave out the last layer's bias, as the original code of the inception score does
+    (Salimans et al. 2016).
     """
 
     @nn.compact
@@ -208,27 +212,30 @@ class Inception(nn.Module):
 
 
 def preprocess(images):
-    """uint8 images [B,H,W,1 or 3] as the network takes them: float32 [B,299,299,3] in [-1, 1).
+    """Turns uint8 images [B,H,W,1 or 3] into the network's input: float32 [B,299,299,3] in [-1, 1).
 
-    Grey becomes three equal channels. Resized as TensorFlow 1 does it without aligned corners: bilinear between the
-    pixels at floor(i H / 299) and the one after, nothing averaged where the image shrinks. Raises ValueError for
-    other images.
+    Greyscale images get three equal channels. Resizing is bilinear as in TensorFlow 1 without
+    aligned corners: between the pixel at floor(i H / 299) and the next one, with no averaging where
+    the image shrinks.
+
+    Raises ValueError for another shape or type.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != jnp.uint8:
         raise ValueError(
-            f"images: uint8 [B, H, W, 1 or 3] are needed, got {images.dtype} {list(images.shape)}"
+            f"images: must be uint8 [B, H, W, 1 or 3], got {images.dtype} {list(images.shape)}"
         )
     x = images.astype(jnp.float32)
     top, bottom, down = _resize_places(x.shape[1])
     left, right, along = _resize_places(x.shape[2])
-    down, along = down[None, :, None, None], along[None, None, :, None]
+    down = down[None, :, None, None]
+    along = along[None, None, :, None]
     x = x[:, :, left] + (x[:, :, right] - x[:, :, left]) * along
     x = x[:, top] + (x[:, bottom] - x[:, top]) * down
     return (x.repeat(3 // x.shape[-1], axis=-1) - 128) / 128
 
 
 def _resize_places(length: int):
-    """(pixel, the one after, how far between them), each [299]."""
+    """(pixel before, pixel after, fraction of the way between them), each [299]."""
     place = np.arange(SIZE, dtype=np.float32) * np.float32(length / SIZE)
     before = place.astype(np.int32)
     return before, np.minimum(before + 1, length - 1), place - before.astype(np.float32)
@@ -236,13 +243,16 @@ def _resize_places(length: int):
 
 @jax.jit
 def inception_features(params, images):
-    """(features [B,2048], logits [B,1008]), float32, of uint8 images [B,H,W,1 or 3]; `params` of `load_inception`."""
+    """(features [B,2048], logits [B,1008]), float32, of uint8 images [B,H,W,1 or 3].
+
+    `params` are what `load_inception` returns.
+    """
     return Inception().apply({"params": params}, preprocess(images))
 
 
 @functools.cache
 def inception_shapes():
-    """The tree of the parameters' shapes."""
+    """The parameters as a tree of shapes and types."""
     return jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))[
         "params"
     ]

@@ -1,7 +1,7 @@
 """The U-Net's building blocks (Ho et al. 2020, Appendix B).
 
-Parameters are float32; `dtype` is what convolutions and dense layers compute in. Norms, the sinusoids
-of the time embedding and the softmax are float32 whatever the dtype.
+Parameters are float32. Convolutions and dense layers compute in `dtype`. Norms, the sinusoids of
+the time embedding and the softmax are always float32.
 """
 
 import math
@@ -13,9 +13,10 @@ from flax import linen as nn
 
 
 def kernel_limit(scale: float = 1.0):
-    """An initialiser that gives the half-width of a kernel's uniform distribution, variance scale / fan_avg.
+    """An initialiser that returns half the width of a kernel's uniform distribution.
 
-    `draw_kernels` makes the draws. A `scale` of 0 means 1e-10: a layer that begins as almost nothing.
+    The distribution has mean 0 and variance scale / fan_avg, and `draw_kernels` draws from it. A
+    `scale` of 0 means 1e-10: the layer's output starts close to 0.
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -26,10 +27,11 @@ def kernel_limit(scale: float = 1.0):
 
 
 def draw_kernels(limits, rng):
-    """Fresh parameters from what a network's init gives: its kernels are half-widths of their distributions.
+    """Fresh parameters, given the tree `limits` that a network's `init` returns.
 
-    All kernels are slices of one random vector: drawn one by one, as flax does it, they are dozens
-    of random programs, which took a CPU 17 s to compile for the smallest of networks.
+    In `limits` each kernel holds half the width of its distribution (see `kernel_limit`). All
+    kernels are slices of one random vector. Flax draws each kernel in a random program of its own,
+    and these dozens of programs took a CPU 17 s to compile for the smallest network.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(limits)
     is_kernel = [path[-1].key == "kernel" for path, _ in leaves]
@@ -48,10 +50,10 @@ def draw_kernels(limits, rng):
 def timestep_embedding(t, dim: int):
     """Sinusoidal embedding [B, dim] of the 0-based steps `t` [B]: all sines, then all cosines.
 
-    Frequencies fall from 1 to 1/10000, both reached. Raises ValueError if dim is odd or below 4.
+    Frequencies fall from 1 to 1/10000, both included. Raises ValueError if dim is odd or below 4.
     """
     if dim < 4 or dim % 2:
-        raise ValueError(f"dim: an even number of at least 4 is needed, got {dim}")
+        raise ValueError(f"dim: must be even and at least 4, got {dim}")
     half = dim // 2
     frequencies = np.exp(-np.log(10000) * np.arange(half) / (half - 1)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -59,9 +61,10 @@ def timestep_embedding(t, dim: int):
 
 
 def dropout(x, keys, rate: float):
-    """Dropout of x [B, ...], each example's mask drawn from its own key in `keys` [B].
+    """Dropout of x [B, ...], with each example's mask drawn from its own key in `keys` [B].
 
-    flax.linen.Dropout draws one mask for the local batch, which ties a run to its device count.
+    flax.linen.Dropout draws one mask for the local batch, so that results depend on the number of
+    devices.
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
@@ -70,7 +73,7 @@ def dropout(x, keys, rate: float):
 def conv3x3(
     channels: int, name: str, *, stride: int = 1, scale: float = 1.0, dtype=jnp.float32
 ) -> nn.Conv:
-    """A 3x3 convolution to `channels`; SAME padding, which for stride 2 and an even size is (0, 1)."""
+    """A 3x3 convolution to `channels`, with SAME padding: (0, 1) for stride 2 and an even size."""
     return nn.Conv(
         channels,
         (3, 3),
@@ -83,15 +86,16 @@ def conv3x3(
 
 
 def dense(channels: int, name: str, *, scale: float = 1.0, dtype=jnp.float32) -> nn.Dense:
-    """A dense layer over the last axis to `channels`; on [B,H,W,C] a 1x1 convolution."""
+    """A dense layer over the last axis to `channels`. On [B,H,W,C] it is a 1x1 convolution."""
     return nn.Dense(channels, dtype=dtype, kernel_init=kernel_limit(scale), name=name)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation of [B,H,W,C] over H, W and the channels of a group, epsilon 1e-6; float32 out.
+    """Group normalisation of [B,H,W,C] over H, W and the channels of a group; returns float32.
 
-    Takes moments per channel first and then joins the channels of a group: on a CPU two to six times
-    faster than flax.linen.GroupNorm, whose reduction crosses the channels at every pixel.
+    Epsilon is 1e-6. Means are taken per channel first and then over the channels of a group. On a
+    CPU this is two to six times faster than flax.linen.GroupNorm, which sums across the group's
+    channels at every pixel.
     """
 
     groups: int
@@ -103,7 +107,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = x.astype(jnp.float32)
         x = x - self._group_mean(x)
-        # The two-pass variance: E[x^2] - E[x]^2 cancels where the mean is large.
+        # The variance in two passes: E[x^2] - E[x]^2 loses its digits where the mean is large.
         rstd = jax.lax.rsqrt(self._group_mean(x * x) + 1e-6)
         return x * (rstd * scale[None, None, None, :]) + bias[None, None, None, :]
 
@@ -114,7 +118,10 @@ class GroupNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Norm, swish, conv, + time; norm, swish, dropout, conv; + input. Maps [B,H,W,C] to `channels`."""
+    """A residual block that maps [B,H,W,C] to [B,H,W,channels].
+
+    Norm, swish, conv, add the time embedding; norm, swish, dropout, conv; add the input.
+    """
 
     channels: int
     norm_groups: int
@@ -123,7 +130,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, temb, dropout_keys=None):
-        """x [B,H,W,C], temb [B, D] after its swish, dropout_keys [B] or None for no dropout."""
+        """x [B,H,W,C]; temb [B,D], after its swish; dropout_keys [B], or None for no dropout."""
         h = nn.swish(GroupNorm(self.norm_groups, name="norm_0")(x))
         h = conv3x3(self.channels, "conv_0", dtype=self.dtype)(h)
         h = h + dense(self.channels, "time", dtype=self.dtype)(temb)[:, None, None, :]
@@ -137,7 +144,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of one head over the H*W positions of [B,H,W,C], with a residual."""
+    """Single-head self-attention over the H*W positions of [B,H,W,C], added to the input."""
 
     norm_groups: int
     dtype: jnp.dtype

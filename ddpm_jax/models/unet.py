@@ -20,10 +20,13 @@ from ddpm_jax.models.layers import (
 class UNet(nn.Module):
     """Maps x [B,H,W,C] and steps t [B] to [B, H, W, out_channels] float32.
 
-    H and W must be divisible by 2^(levels - 1), every level's width by `norm_groups`. Attention
-    stands at the levels whose smaller side is in `attention_resolutions`, and in the middle.
-    Blocks of the levels in `remat` keep only their inputs for the gradient and compute the rest again.
-    `init_params` makes parameters; `UNet.init` gives only the widths of their distributions.
+    H and W must be divisible by 2^(levels - 1), and the channels of every level by `norm_groups`.
+    Attention is used at the levels whose smaller side is in `attention_resolutions`, and in the
+    middle. At the levels in `remat`, blocks keep only their inputs for the gradient and recompute
+    the rest.
+
+    To make parameters, call `init_params`: `UNet.init` returns no random kernels, but half the
+    width of each kernel's distribution.
     """
 
     out_channels: int
@@ -38,7 +41,10 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, t, dropout_keys=None):
-        """The output for x [B,H,W,C], t [B]; `dropout_keys` [B] switches dropout on, a key an example."""
+        """The output for x [B,H,W,C] and t [B].
+
+        `dropout_keys` [B] turns dropout on, with one key per example.
+        """
         x = x.astype(self.dtype)
         temb = self._time_embedding(t)
         block_index = itertools.count()
@@ -95,7 +101,10 @@ class UNet(nn.Module):
         )
 
     def _time_embedding(self, t):
-        """swish(dense(swish(dense(sinusoids)))) [B, 4 * base_channels]: every block starts with the last swish."""
+        """swish(dense(swish(dense(sinusoids)))) [B, 4 * base_channels].
+
+        Every block would begin with the outer swish, so it is applied once here.
+        """
         width = 4 * self.base_channels
         temb = timestep_embedding(t, self.base_channels)
         temb = dense(width, "time_0", dtype=self.dtype)(temb)
@@ -105,5 +114,6 @@ class UNet(nn.Module):
 
 def init_params(network: UNet, rng, image_shape: tuple[int, int, int]):
     """Fresh float32 parameters of `network` for images [H,W,C]."""
-    x_t, t = jnp.zeros((1, *image_shape)), jnp.zeros(1, jnp.int32)
+    x_t = jnp.zeros((1, *image_shape))
+    t = jnp.zeros(1, jnp.int32)
     return draw_kernels(network.init(rng, x_t, t)["params"], rng)

@@ -1,4 +1,4 @@
-"""A checksum of arrays that is computed where they lie."""
+"""A checksum of arrays, computed on the devices that hold them."""
 
 import functools
 import math
@@ -12,13 +12,14 @@ from jax.experimental import multihost_utils
 
 
 def checksum(tree) -> int:
-    """A number below 2**32 made of the bits of all arrays of `tree` and of their places.
+    """A number below 2**32, computed from the bits and positions of all elements of `tree`.
 
-    It is the same for any sharding, mesh and number of devices or processes. Waits for the arrays; they stay
-    where they are.
+    It is the same for any sharding, mesh and number of devices or processes. Waits for the arrays,
+    which are not moved.
     """
-    # Piece by piece, each once, on the device that has it: a program a shape, since XLA takes minutes over one for
-    # the hundreds of arrays of a training state, and none in which devices must wait for each other.
+    # Each piece is summed once, on a device that holds it, so that devices need not wait for each
+    # other. There is one program per shape: XLA would take minutes to compile a single program for
+    # the hundreds of arrays of a training state.
     pieces = [
         [_of_piece(shard, leaf.shape) for shard in _own_shards(leaf)]
         for leaf in map(jnp.asarray, jax.tree.leaves(tree))
@@ -32,7 +33,7 @@ def checksum(tree) -> int:
 
 
 def _own_shards(leaf):
-    """The pieces of `leaf` that are here, those that lie elsewhere too left to one device."""
+    """The pieces of `leaf` on this process's devices; of replicated pieces, only the first copy."""
     return [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
 
 
@@ -43,14 +44,17 @@ def _of_piece(shard, shape):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sum_of(piece, starts, shape):
-    """uint32 []: the part of `piece` [...], which begins at `starts` of an array of `shape`, in the array's sum."""
+    """uint32 []: what `piece` [...] adds to the array's sum.
+
+    The piece begins at index `starts` of an array of `shape`.
+    """
     position = jnp.zeros(piece.shape, jnp.uint32)
     for axis in range(len(shape)):
         along = starts[axis] + lax.broadcasted_iota(jnp.uint32, piece.shape, axis)
         position = position + along * jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
     total = jnp.uint32(0)
     for word, bits in enumerate(_words(piece)):
-        # Integers add up to the same in any order, and so in any pieces.
+        # A sum of integers does not depend on their order, and so not on the pieces either.
         total = total + jnp.sum(
             _mix(bits + (2 * position + word) * jnp.uint32(0x9E3779B1)), dtype=jnp.uint32
         )
@@ -58,7 +62,7 @@ def _sum_of(piece, starts, shape):
 
 
 def _words(leaf):
-    """The bits of each element as one uint32, or two of them where it has 64 bits."""
+    """The bits of each element as one uint32, or as two if it has 64 bits."""
     if leaf.dtype == bool:
         return [leaf.astype(jnp.uint32)]
     bits = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}"))
@@ -66,7 +70,7 @@ def _words(leaf):
 
 
 def _mix(x):
-    """A bijection of uint32 in which each bit depends on all: MurmurHash3's finaliser."""
+    """MurmurHash3's finaliser: a bijection of uint32 where each bit depends on all input bits."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

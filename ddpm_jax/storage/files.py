@@ -1,4 +1,4 @@
-"""Files that are whole or not there, on this machine or in a bucket."""
+"""Files that are written completely or not at all, on this machine or in a bucket."""
 
 import contextlib
 import fcntl
@@ -19,38 +19,39 @@ log = logging.getLogger(__name__)
 
 
 def path_of(path: epath.PathLike) -> epath.Path:
-    """`path` with ~ expanded. Raises UserError if it is on a kind of filesystem that is not known."""
+    """`path` with ~ expanded. Raises UserError if its kind of filesystem is unknown."""
     try:
         return epath.Path(path).expanduser()
     except KeyError:
         raise UserError(
-            f"{path}: no such filesystem; choose a local path or one on gs:// or s3://"
+            f"{path}: unknown kind of filesystem; use a local path or one on gs:// or s3://"
         ) from None
 
 
 @contextlib.contextmanager
 def writing(path: epath.PathLike):
-    """Turns what the system says of a full or read-only disk into a UserError that names `path`."""
+    """Turns an OSError, of a full or read-only disk for example, into a UserError naming `path`."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); mend that or choose another place"
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "fix that or choose another path"
         ) from error
 
 
 def write_file(path: epath.PathLike, content: bytes) -> None:
     """Writes `content` to `path` so that no half-written file is ever seen under that name.
 
-    Of several processes the first alone does so. Raises UserError if the disk does not take it.
+    Only the first of several processes writes. Raises UserError if it cannot be written.
     """
     if not is_first():
         return
     path = epath.Path(path)
-    # Two programs may write the same file at once, and then one of them wins.
+    # Named by host and process: two programs may write the same file at once. One of them wins.
     temporary = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp"
     with writing(path):
-        if "://" in str(path):  # An object of a store is there once all of it has arrived.
+        if "://" in str(path):  # An object store shows an object only once it is complete.
             path.write_bytes(content)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,19 +64,21 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
 
 
 def claim(folder: epath.Path, name: str, label: dict) -> None:
-    """Makes `folder` the place for what `label` says, in its file `name`, or checks that it is so already.
+    """Marks `folder` as holding the results of `label`, which is written to its file `name`.
 
-    Raises UserError naming what differs, or if the folder holds something else. What the label there does not
-    know yet does not differ.
+    If the folder has a label already, it must agree; entries that the old label lacks are ignored.
+    Raises UserError naming the entries that differ, or if the folder holds anything else.
     """
-    file, here = folder / name, flatten(json.loads(json.dumps(label)))
+    file = folder / name
+    here = flatten(json.loads(json.dumps(label)))
     if agreed(file.exists()):
         there = flatten(read_json(file))
         differs = [key for key in here if key in there and there[key] != here[key]]
         if differs:
             made_with = ", ".join(f"{key} {there[key]!r}, not {here[key]!r}" for key in differs)
             raise UserError(
-                f"out: {folder} holds what was made with {made_with}; choose another folder or move it away"
+                f"out: {folder} holds results made with {made_with}; "
+                "choose another folder or move this one away"
             )
     elif agreed(_is_taken(folder)):
         raise UserError(
@@ -91,7 +94,7 @@ def _is_taken(path: epath.Path) -> bool:
 
 
 def append_line(path: epath.PathLike, line: bytes) -> None:
-    """Adds `line` to the end of the file, all of it or nothing. Raises UserError if the disk does not take it."""
+    """Appends all of `line` to the file, or nothing. Raises UserError if it cannot be written."""
     if "://" in str(path):  # Object stores cannot append.
         path = epath.Path(path)
         write_file(path, (path.read_bytes() if path.exists() else b"") + line)
@@ -110,8 +113,8 @@ def append_line(path: epath.PathLike, line: bytes) -> None:
 def locked(folder: epath.PathLike):
     """Makes `folder` and holds its `.lock`. Raises UserError if another process does, naming it.
 
-    The system lets go of it however the process ends, kill -9 included; the file stays. On paths with
-    :// there is no lock. Of the several processes of one programme the first alone holds it.
+    The system releases the lock however the process ends, kill -9 included; the file stays. Paths
+    with :// are not locked. Only the first of a program's processes holds the lock.
     """
     if not is_first():
         yield
@@ -119,11 +122,9 @@ def locked(folder: epath.PathLike):
     folder = epath.Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = (
-            None
-            if "://" in str(folder)
-            else os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        )
+        descriptor = None
+        if "://" not in str(folder):
+            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     if descriptor is None:
         yield
         return
@@ -140,11 +141,14 @@ def _take(descriptor: int, folder) -> None:
     except BlockingIOError:
         holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
         raise UserError(
-            f"{folder}: {holder} is training here; wait for it or stop it, or choose another --workdir"
+            f"{folder}: {holder} is training here; wait for it or stop it, "
+            "or choose another --workdir"
         ) from None
     except OSError as error:  # Some network filesystems have no locks.
         log.warning(
-            "%s: no lock here (%s): see that no other process trains in it", folder, error.strerror
+            "%s: cannot be locked (%s); make sure that no other process trains in it",
+            folder,
+            error.strerror,
         )
         return
     with writing(folder):
@@ -160,19 +164,22 @@ def npz(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file. Raises UserError naming it if it is none or holds anything but plain arrays."""
+    """The arrays of an npz file.
+
+    Raises UserError naming the file if it is not an npz file or holds anything but plain arrays.
+    """
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except Exception as error:
+    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
         raise UserError(
             f"{path}: cannot be read as npz ({error}); delete it to make it again"
         ) from error
 
 
 def read_json(file: epath.Path):
-    """What the JSON `file` holds. Raises UserError naming it if it cannot be read."""
+    """The content of a JSON file. Raises UserError naming the file if it cannot be read."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
+        raise UserError(f"{file}: cannot be read ({error}); fix or restore it") from error

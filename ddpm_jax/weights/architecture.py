@@ -1,12 +1,12 @@
-"""The JSON fields of a U-Net and a scheduler of the diffusers library, and the config they stand for.
+"""Converts the JSON fields of diffusers' U-Nets and schedulers to a `Config`, and back.
 
-A field that is absent has the library's default, which is mostly not the paper's network. What this
-network or process cannot be is refused by the field's name, an unknown field too unless it is null;
-names that begin with _ are notes of the library's own.
+An absent field has the library's default, which often differs from the paper's network. A value
+that this package does not support is refused, and the field named. So is an unknown field, unless
+it is null. Names that begin with _ are the library's own notes.
 
-How a shorter chain's steps lie (`timestep_spacing`, `steps_offset`) is not part of the model here: they
-may have any value, and `DDPM.sample` takes `steps` and `grid`, whose leading and trailing are those of
-the library where `steps` divides T. A chain of all T steps is the same for all of them.
+The steps of a shorter chain (`timestep_spacing`, `steps_offset`) are not part of the model here, so
+these fields may have any value: `DDPM.sample` takes `steps` and `grid`. Its grids `leading` and
+`trailing` are the library's if `steps` divides T. A chain of all T steps does not depend on them.
 """
 
 import json
@@ -44,7 +44,7 @@ UNET = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
-"""The library's defaults of UNet2DModel. The last field is for a time embedding that is refused."""
+"""The library's defaults for UNet2DModel. Only a refused time embedding uses the last field."""
 
 PAPER = {
     "center_input_sample": False,
@@ -62,7 +62,7 @@ PAPER = {
     "class_embed_type": None,
     "num_class_embeds": None,
 }
-"""What these fields must be: the paper's network has no other."""
+"""The values that these fields must have to describe the paper's network."""
 
 _BOTH = {
     "num_train_timesteps": 1000,
@@ -84,47 +84,50 @@ SCHEDULERS = {
     "DDPMScheduler": _BOTH | {"variance_type": "fixed_small"},
     "DDIMScheduler": _BOTH | {"set_alpha_to_one": True},
 }
-"""The library's defaults of the schedulers that stand for the paper's process."""
+"""The library's defaults for its schedulers that describe the paper's process."""
 
-# Theirs and ours.
+# Each maps diffusers' names to ours.
 SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 VARIANCES = {
     "fixed_small": "fixed_small",
-    "fixed_small_log": "fixed_small",  # The same number by way of its logarithm.
+    "fixed_small_log": "fixed_small",  # The same variance, computed from its logarithm.
     "fixed_large": "fixed_large",
     "learned_range": "learned_range",
 }
 NO_VARIANCES = {
-    "fixed_large_log": "the library takes the root of log beta there, which is no number",
-    "learned": "the library takes the output for the variance there, and this network's is its logarithm",
+    "fixed_large_log": "diffusers takes the square root of log beta there, which is NaN",
+    "learned": "diffusers takes the output as the variance there, but here it is its logarithm",
 }
 
 
 class Fields:
-    """One JSON file's fields, the absent ones with the library's default; refusals name file and field."""
+    """The fields of one JSON file, with the library's defaults. Errors name the file and field."""
 
     def __init__(self, file, values: dict, defaults: dict):
-        """Raises UserError for a field that `defaults` do not have and that is not null."""
-        self.file, self.values, self.defaults = file, values, defaults
+        """Raises UserError for a field that is not in `defaults`, unless it is null."""
+        self.file = file
+        self.values = values
+        self.defaults = defaults
         for name, value in values.items():
             if name not in defaults and not name.startswith("_") and value is not None:
                 raise UserError(
-                    f"{file}: {name} is {_shown(value)}, and nothing is known of such a field"
+                    f"{file}: unknown field {name}, which is {_shown(value)}; "
+                    "remove it if the model does not use it"
                 )
 
     def __getitem__(self, name: str):
         return self.values.get(name, self.defaults[name])
 
     def refuse(self, name: str, must_be: str):
-        """Raises UserError that says what the field is, and what it must be."""
-        absent = "" if name in self.values else " (it is absent, and that the library's default)"
+        """Raises a UserError that gives the field's value and what it must be."""
+        absent = "" if name in self.values else " (absent; this is diffusers' default)"
         raise UserError(
             f"{self.file}: {name} is {_shown(self[name])}{absent}; it must be {must_be}"
         )
 
     def require(self, name: str, value) -> None:
-        """Refuses anything but `value`."""
+        """Refuses any other value than `value`."""
         if self[name] != value:
             self.refuse(name, json.dumps(value))
 
@@ -135,7 +138,7 @@ class Fields:
         return self[name]
 
     def counts(self, name: str) -> list[int]:
-        """A list of them, not empty."""
+        """A list of whole numbers of at least 1, not empty."""
         if (
             not isinstance(self[name], list)
             or not self[name]
@@ -145,16 +148,17 @@ class Fields:
         return self[name]
 
     def one_of(self, name: str, choices: dict):
-        """What `choices` has for the field's value."""
+        """The entry of `choices` for the field's value."""
         if not isinstance(self[name], str) or self[name] not in choices:
             self.refuse(name, f"one of {', '.join(choices)}")
         return choices[self[name]]
 
 
 def read_config(unet: Fields, scheduler: Fields | None) -> Config:
-    """The config of a U-Net's and a scheduler's fields; without a scheduler, of the paper's process.
+    """The config that the fields of a U-Net and a scheduler describe.
 
-    Raises UserError naming the first field that this package has no equal of.
+    Without a scheduler the process is the paper's. Raises UserError naming the first field that has
+    no equivalent in this package.
     """
     diffusion = _read_diffusion(scheduler) if scheduler else Diffusion()
     try:
@@ -167,21 +171,22 @@ def read_config(unet: Fields, scheduler: Fields | None) -> Config:
             ),
         )
     except UserError as error:
-        raise (
-            error if str(error).startswith(str(unet.file)) else UserError(f"{unet.file}: {error}")
-        ) from None
+        if str(error).startswith(str(unet.file)):
+            raise
+        raise UserError(f"{unet.file}: {error}") from None
 
 
 def write_config(config: Config) -> tuple[dict, dict]:
-    """(the U-Net's fields, the scheduler's) of `config`, for UNet2DModel and DDPMScheduler.
+    """(fields of the U-Net, fields of the scheduler) for UNet2DModel and DDPMScheduler.
 
-    Raises UserError naming the first field that the library has no equal of.
+    Raises UserError naming the first field that has no equivalent in the library.
     """
-    model, diffusion = config.model, config.diffusion
+    model = config.model
+    diffusion = config.diffusion
     if model.channel_multipliers[0] != 1:
         raise UserError(
-            f"model.channel_multipliers: the first is {model.channel_multipliers[0]}, and diffusers has only networks "
-            "whose first level is as wide as their stem; export as safetensors"
+            f"model.channel_multipliers: the first is {model.channel_multipliers[0]}, but must be "
+            "1 for diffusers, whose first level is as wide as its stem; export as safetensors"
         )
     height, width, channels = config.data.image_shape
     attends = [
@@ -230,7 +235,7 @@ def _read_model(fields: Fields) -> Model:
             "time_embedding_dim", f"null or {4 * widths[0]}, four times the first level's width"
         )
     if fields["attn_norm_num_groups"] not in (None, fields["norm_num_groups"]):
-        fields.refuse("attn_norm_num_groups", "null, or what norm_num_groups is")
+        fields.refuse("attn_norm_num_groups", "null or the same as norm_num_groups")
     attends = _read_attention(fields, widths)
     smaller_side = min(_read_size(fields))
     return Model(
@@ -246,9 +251,10 @@ def _read_model(fields: Fields) -> Model:
 
 
 def _read_attention(fields: Fields, widths: list[int]) -> list[bool]:
-    """Whether each level has attention, on the way down and up; its heads must be one."""
+    """Whether each level has attention, on the way down and up. It must have a single head."""
     kinds = {"DownBlock2D": False, "AttnDownBlock2D": True}
-    down, up = (_block_types(fields, name) for name in ("down_block_types", "up_block_types"))
+    down = _block_types(fields, "down_block_types")
+    up = _block_types(fields, "up_block_types")
     if len(down) != len(widths) or not kinds.keys() >= set(down):
         fields.refuse(
             "down_block_types", f"{' or '.join(kinds)} for each of the {len(widths)} levels"
@@ -264,7 +270,7 @@ def _read_attention(fields: Fields, widths: list[int]) -> list[bool]:
     if fields["attention_head_dim"] is not None and sorted(attended) != [
         fields["attention_head_dim"]
     ]:
-        fields.refuse("attention_head_dim", "null: one head, as wide as its level")
+        fields.refuse("attention_head_dim", "null, for a single head as wide as its level")
     return attends
 
 
@@ -273,7 +279,7 @@ def _block_types(fields: Fields, name: str) -> list[str]:
         isinstance(kind, str) for kind in fields[name]
     ):
         fields.refuse(name, "a list of names")
-    # The library's first versions wrote this prefix, and it still drops it.
+    # Early versions of the library wrote this prefix, and it is still dropped on reading.
     return [kind.removeprefix("UNetRes") for kind in fields[name]]
 
 
@@ -283,28 +289,21 @@ def _read_size(fields: Fields) -> tuple[int, int]:
         return size, size
     if isinstance(size, list) and len(size) == 2 and all(map(_is_count, size)):
         return tuple(size)
-    fields.refuse("sample_size", "the images' side, or their height and width in a list")
+    fields.refuse("sample_size", "the image size, or a list of height and width")
 
 
 def _read_image_shape(fields: Fields, outputs: int) -> tuple[int, int, int]:
     channels = fields.count("in_channels")
     if fields["out_channels"] != outputs * channels:
-        why = (
-            "in_channels"
-            if outputs == 1
-            else "twice in_channels, for the scheduler's learned_range"
-        )
-        fields.refuse("out_channels", f"{outputs * channels}: {why}")
+        why = "like in_channels" if outputs == 1 else "twice in_channels, for learned_range"
+        fields.refuse("out_channels", f"{outputs * channels}, {why}")
     return *_read_size(fields), channels
 
 
 def _read_diffusion(fields: Fields) -> Diffusion:
-    for name, value in {
-        "trained_betas": None,
-        "thresholding": False,
-        "rescale_betas_zero_snr": False,
-    }.items():
-        fields.require(name, value)
+    fields.require("trained_betas", None)
+    fields.require("thresholding", False)
+    fields.require("rescale_betas_zero_snr", False)
     if "set_alpha_to_one" in fields.defaults:
         fields.require("set_alpha_to_one", True)
     if not isinstance(fields["clip_sample"], bool):
@@ -317,12 +316,10 @@ def _read_diffusion(fields: Fields) -> Diffusion:
         if schedule == "cosine"
         else {name: _beta(fields, name) for name in ("beta_start", "beta_end")}
     )
-    # DDIM draws with the posterior's variance.
+    # DDIMScheduler has no variance_type: it samples with the posterior variance.
     variance = _read_variance(fields) if "variance_type" in fields.defaults else "fixed_small"
-    prediction, T = (
-        fields.one_of("prediction_type", PREDICTIONS),
-        fields.count("num_train_timesteps"),
-    )
+    prediction = fields.one_of("prediction_type", PREDICTIONS)
+    T = fields.count("num_train_timesteps")
     try:
         return Diffusion(
             schedule=schedule,
@@ -347,7 +344,7 @@ def _read_variance(fields: Fields) -> str:
 
 
 def _beta(fields: Fields, name: str) -> float | None:
-    """None for the default, which is the paper's in both packages."""
+    """The field's value, or None for the default, which is the paper's in both packages."""
     return None if fields[name] == fields.defaults[name] else fields[name]
 
 
@@ -356,8 +353,8 @@ def _theirs(name: str, ours: str, equals: dict[str, str]) -> str:
         if known == ours:
             return theirs
     raise UserError(
-        f"diffusion.{name}: diffusers' schedulers have no {ours!r}, only {', '.join(dict.fromkeys(equals.values()))}; "
-        "export as safetensors"
+        f"diffusion.{name}: diffusers' schedulers have no {ours!r}, only "
+        f"{', '.join(dict.fromkeys(equals.values()))}; export as safetensors"
     )
 
 
@@ -366,7 +363,7 @@ def _mirrored(attends: list[bool]) -> list[str]:
 
 
 def _shown(value) -> str:
-    """As it stands in the JSON; of 1000 betas the first."""
+    """The value as JSON, cut to 80 characters."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

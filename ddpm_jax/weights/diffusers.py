@@ -1,8 +1,8 @@
-"""Folders of the diffusers library, read and written without it.
+"""Reads and writes the folders of the diffusers library, without the library.
 
 pipeline   model_index.json, unet/, scheduler/
-flat       config.json, diffusion_pytorch_model.safetensors, scheduler_config.json side by side
-U-Net      the same without scheduler_config.json
+flat       config.json, diffusion_pytorch_model.safetensors and scheduler_config.json in one folder
+U-Net      flat, but without scheduler_config.json
 """
 
 import json
@@ -26,7 +26,7 @@ PICKLE = "diffusion_pytorch_model.bin"
 
 
 def is_diffusers(path: epath.PathLike) -> bool:
-    """Whether `path` is a folder that the diffusers library wrote; a run directory is none."""
+    """Whether `path` is a folder that the diffusers library wrote. A run directory is not."""
     folder = path_of(path)
     if (folder / "model_index.json").exists():
         return True
@@ -38,10 +38,13 @@ def is_diffusers(path: epath.PathLike) -> bool:
 
 
 def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
-    """(config, params) of the folder `path`; params is the tree of `DDPM(config).init`, NumPy float32.
+    """(config, params) of the folder `path`.
 
-    A U-Net without a scheduler is taken to be of the paper's process, and a warning says so. Raises
-    UserError naming the file and the field, tensor or component that this package has no equal of.
+    `params` is a tree like that of `DDPM(config).init`, as NumPy float32. A U-Net without a
+    scheduler gets the paper's process, with a warning.
+
+    Raises UserError naming the file, and the field, tensor or component that has no equivalent in
+    this package.
     """
     folder = path_of(path)
     index = folder / "model_index.json"
@@ -53,17 +56,19 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
             and component not in (None, [None, None])
         ):
             raise UserError(
-                f"{index}: its {name} has no place here; a pipeline of unet and scheduler alone is needed"
+                f"{index}: {name} is not supported; use a pipeline of only unet and scheduler"
             )
-    unet, scheduler_file = folder, folder / "scheduler_config.json"
+    unet = folder
+    scheduler_file = folder / "scheduler_config.json"
     if (folder / "unet").exists():
-        unet, scheduler_file = folder / "unet", folder / "scheduler" / "scheduler_config.json"
+        unet = folder / "unet"
+        scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = None
     if index.exists() or scheduler_file.exists():
         scheduler = _read_fields(scheduler_file, SCHEDULERS)
     else:
         log.warning(
-            "%s: no scheduler beside this U-Net; the paper's is taken: linear betas, fixed_large",
+            "%s: this U-Net has no scheduler; using the paper's: linear betas, fixed_large",
             folder,
         )
     config = read_config(_read_fields(unet / "config.json", {"UNet2DModel": UNET}), scheduler)
@@ -74,8 +79,8 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
 def write_diffusers(path: epath.PathLike, config: Config, params) -> None:
     """Writes a pipeline that diffusers' DDPMPipeline loads; weights are float32.
 
-    What belongs to training alone (loss, data, optimiser) and model.dtype are not in it. Raises UserError
-    naming the field of `config` that the library has no equal of.
+    Settings that only matter for training (loss, data, optimiser) and model.dtype are not saved.
+    Raises UserError naming the field of `config` that has no equivalent in the library.
     """
     folder = path_of(path)
     unet, scheduler = write_config(config)
@@ -87,7 +92,8 @@ def write_diffusers(path: epath.PathLike, config: Config, params) -> None:
     write_file(folder / "unet" / WEIGHTS, save(from_params(params), {"format": "pt"}))
     write_file(folder / "unet" / "config.json", _json(unet))
     write_file(folder / "scheduler" / "scheduler_config.json", _json(scheduler))
-    write_file(folder / "model_index.json", _json(index))  # Last: with it the folder is a pipeline.
+    # Last, because this file makes the folder a pipeline.
+    write_file(folder / "model_index.json", _json(index))
 
 
 def _json(values: dict) -> bytes:
@@ -96,10 +102,10 @@ def _json(values: dict) -> bytes:
 
 def _read_json(file: epath.Path) -> dict:
     if not file.exists():
-        raise UserError(f"{file}: is missing; fetch the whole folder")
+        raise UserError(f"{file}: is missing; download the whole folder")
     values = read_json(file)
     if not isinstance(values, dict):
-        raise UserError(f"{file}: a table of fields is needed")
+        raise UserError(f"{file}: must be a JSON object; download it again")
     return values
 
 
@@ -114,7 +120,7 @@ def _read_fields(file: epath.Path, classes: dict[str, dict]) -> Fields:
 
 
 def _read_weights(folder: epath.Path) -> dict:
-    """The tensors of one safetensors file, or of the several that an index names."""
+    """The tensors of one safetensors file, or of all the files that an index names."""
     if (folder / WEIGHTS).exists():
         return read_tensors(folder / WEIGHTS)
     index = folder / f"{WEIGHTS}.index.json"
@@ -124,25 +130,34 @@ def _read_weights(folder: epath.Path) -> dict:
     if not isinstance(of_tensors, dict) or not all(
         isinstance(file, str) for file in of_tensors.values()
     ):
-        raise UserError(f"{index}: its weight_map must name the file of each tensor")
+        raise UserError(
+            f"{index}: its weight_map must name the file of each tensor; download it again"
+        )
     tensors = {}
     for name in sorted(set(of_tensors.values())):
         if "/" in name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: {name!r} is not a safetensors file beside it")
+            raise UserError(
+                f"{index}: {name!r} is not a safetensors file in the same folder; download it again"
+            )
         of_file = read_tensors(folder / name)
         twice = sorted(of_file.keys() & tensors.keys())
         if twice:
-            raise UserError(f"{folder / name}: {twice[0]} is also in another of these files")
+            raise UserError(
+                f"{folder / name}: {twice[0]} is also in another file; download the whole folder"
+            )
         tensors |= of_file
     return tensors
 
 
 def _instead(folder: epath.Path) -> str:
-    """What to do about weights of another kind."""
+    """The remedy when the weights are missing but files of other kinds exist."""
     if (folder / PICKLE).exists() or (folder / f"{PICKLE}.index.json").exists():
         return (
-            f", and {PICKLE} is a pickle, which can run any program; where you trust it, convert it with diffusers: "
-            f"UNet2DModel.from_pretrained({str(folder)!r}, use_safetensors=False).save_pretrained({str(folder)!r})"
+            f", and {PICKLE} is a pickle, which can run any program; if you trust it, convert it "
+            f"with diffusers: UNet2DModel.from_pretrained({str(folder)!r}, use_safetensors=False)"
+            f".save_pretrained({str(folder)!r})"
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))
-    return f"; rename {others[0]} if that is meant" if others else "; fetch the whole folder"
+    if others:
+        return f"; rename {others[0]} if these are the weights"
+    return "; download the whole folder"

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 from etils import epath
 from safetensors import SafetensorError
-from safetensors import numpy as safetensors
+from safetensors.numpy import load, save
 
-from ddpm_jax import config as configs
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, from_dict, to_dict
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage.files import path_of, write_file
@@ -18,34 +17,35 @@ from ddpm_jax.weights.names import flat_params, nested_params
 
 
 def write_single_file(path: epath.PathLike, config: Config, params, about: dict[str, Any]) -> None:
-    """Writes `params` to the .safetensors file `path`, with `config` and `about`, its provenance, in the metadata.
+    """Writes `params` to the .safetensors file `path`; its metadata hold `config` and `about`.
 
-    Tensors are named as in the network: down_0_0_block.conv_0.kernel.
+    `about` is the provenance. Tensors are named as in the network: down_0_0_block.conv_0.kernel.
     """
-    # One entry: the library writes several in an order that is another each time.
-    metadata = {"ddpm_jax": json.dumps({"config": configs.to_dict(config), "provenance": about})}
-    write_file(
-        path_of(path), safetensors.save(jax.tree.map(np.asarray, flat_params(params)), metadata)
-    )
+    # A single entry, because the library writes several in an order that varies.
+    metadata = {"ddpm_jax": json.dumps({"config": to_dict(config), "provenance": about})}
+    tensors = jax.tree.map(np.asarray, flat_params(params))
+    write_file(path_of(path), save(tensors, metadata))
 
 
 def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]:
     """(config, params, provenance) of a file that `write_single_file` wrote, bit for bit.
 
-    Raises UserError if it is none, or a tensor is missing, left over or of another shape or dtype.
+    Raises UserError if the file is of another kind, or a tensor is missing, unexpected or of
+    another shape or dtype.
     """
     content = path_of(path).read_bytes()
     try:
         metadata = json.loads(_metadata(content)["ddpm_jax"])
-        tensors = safetensors.load(content)
-        config, provenance = configs.from_dict(metadata["config"]), metadata["provenance"]
+        tensors = load(content)
+        config = from_dict(metadata["config"])
+        provenance = metadata["provenance"]
         about = provenance | {
             name: provenance[name] for name in ("weights", "step", "data_fingerprint")
         }
     except (KeyError, TypeError):
         raise UserError(
-            f"{path}: this file does not say what model it is of; it is not from ddpm-jax export. "
-            "Of a diffusers model name the folder"
+            f"{path}: does not describe its model, so it is not from ddpm-jax export; "
+            "for a diffusers model, name its folder"
         ) from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -55,19 +55,23 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
         ) from error
     wanted = flat_params(jax.eval_shape(DDPM(config).init, jax.random.key(0)))
     for name in sorted({*wanted, *tensors}):
-        there, here = (_describe(values.get(name)) for values in (tensors, wanted))
+        there = _describe(tensors.get(name))
+        here = _describe(wanted.get(name))
         if there != here:
-            raise UserError(f"{path}: tensor {name} is {there}, and by the config in it {here}")
+            raise UserError(
+                f"{path}: tensor {name} is {there}, but by the file's config it must be {here}; "
+                "export it again"
+            )
     return config, nested_params(tensors), about
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """What the header holds beside the tensors: the format is 8 bytes of length, then JSON."""
+    """The metadata in the header, which is 8 bytes for its length, then JSON."""
     length = int.from_bytes(content[:8], "little")
     if length > len(content) - 8:
-        raise ValueError("it ends too early")
+        raise ValueError("the file is incomplete")
     return json.loads(content[8 : 8 + length])["__metadata__"]
 
 
 def _describe(leaf) -> str:
-    return "not there" if leaf is None else f"{leaf.dtype} of shape {tuple(leaf.shape)}"
+    return "absent" if leaf is None else f"{leaf.dtype} of shape {tuple(leaf.shape)}"

@@ -1,16 +1,18 @@
-"""The sampler and the denoiser as StableHLO programs, which jax alone runs: no network, no config, no this package.
+"""Exports the sampler and the denoiser as StableHLO programs, which run with jax alone.
 
-A folder holds
+They need neither this package nor a config. The folder contains
 
-  sampler.stablehlo    (params, key uint32 [2], indices uint32 [B]) -> images float32 [B,H,W,C] in [-1, 1]:
-                       image indices[i] of the key, as `DDPM.sample` draws it; `key` is jax.random.key_data of a
+  sampler.stablehlo    (params, key uint32 [2], indices uint32 [B])
+                       -> images float32 [B,H,W,C] in [-1, 1]: entry i is image indices[i] of the
+                       key, as `DDPM.sample` draws it; `key` is jax.random.key_data of a
                        threefry2x32 key
   denoiser.stablehlo   (params, x_t float32 [B,H,W,C], t int32 [B]) -> the network's output
-  params.npz           the weights, an array a name, which both programs take as a dict
-  about.json           what the programs take and return, the config, where the weights come from, sha256 sums
+  params.npz           the weights as named arrays, which both programs take as a dict
+  about.json           inputs and outputs of the programs, the config, where the weights come from,
+                       sha256 sums
 
-Each program holds for cpu, cuda and tpu and for any B. jax.export promises that a later jax reads it for six months;
-the weights and the config last.
+Each program runs on cpu, cuda and tpu and with any B. jax.export only guarantees that versions of
+jax of the next six months can read it; the weights and the config have no such limit.
 """
 
 import hashlib
@@ -38,9 +40,10 @@ def write_stablehlo(
     about: dict,
     sampler: Sampler = ANCESTRAL,
 ) -> None:
-    """Writes the programs, which draw as `sampler` does, and the weights into `folder`.
+    """Writes the programs, which sample with `sampler`, and the weights into `folder`.
 
-    `about` tells where the weights come from, as JSON. Raises UserError for a sampler that cannot be.
+    `about` says where the weights come from; it must be valid JSON. Raises UserError if the
+    sampler's options are invalid.
     """
     folder = path_of(folder)
     sampler.check(ddpm.config.diffusion)
@@ -52,8 +55,10 @@ def write_stablehlo(
     }
     described = {
         "programs": {
-            "sampler.stablehlo": "(params, key uint32 [2], indices uint32 [B]) -> images float32 [B,H,W,C] in [-1, 1]",
-            "denoiser.stablehlo": "(params, x_t float32 [B,H,W,C], t int32 [B]) -> float32 [B,H,W,C or 2C]",
+            "sampler.stablehlo": "(params, key uint32 [2], indices uint32 [B])"
+            " -> images float32 [B,H,W,C] in [-1, 1]",
+            "denoiser.stablehlo": "(params, x_t float32 [B,H,W,C], t int32 [B])"
+            " -> float32 [B,H,W,C or 2C]",
         },
         "image_shape": ddpm.image_shape,
         "platforms": PLATFORMS,
@@ -69,7 +74,10 @@ def write_stablehlo(
 
 
 def sampler_program(ddpm: DDPM, params, sampler: Sampler) -> export.Exported:
-    """(params, key data uint32 [2], indices uint32 [B]) -> images float32 [B,H,W,C]; params a dict by flat names."""
+    """(params, key data uint32 [2], indices uint32 [B]) -> images float32 [B,H,W,C].
+
+    `params` is a dict as `flat_params` makes it.
+    """
 
     def sample(flat, key, indices):
         rng = jax.random.wrap_key_data(key, impl="threefry2x32")
@@ -79,12 +87,15 @@ def sampler_program(ddpm: DDPM, params, sampler: Sampler) -> export.Exported:
 
 
 def denoiser_program(ddpm: DDPM, params) -> export.Exported:
-    """(params, x_t float32 [B,H,W,C], t int32 [B]) -> output float32 [B,H,W,C or 2C]; params a dict by flat names."""
+    """(params, x_t float32 [B,H,W,C], t int32 [B]) -> output float32 [B,H,W,C or 2C].
+
+    `params` is a dict as `flat_params` makes it.
+    """
 
     def denoise(flat, x_t, t):
         return ddpm.denoise(nested_params(flat), x_t, t)
 
-    # One scope, so that both B are the same.
+    # In the same scope, both B are the same size.
     scope = export.SymbolicScope()
     return _export(
         denoise, params, _batch(ddpm.image_shape, jnp.float32, scope), _batch((), jnp.int32, scope)

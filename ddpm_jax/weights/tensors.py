@@ -1,7 +1,7 @@
-"""The names and axes of a diffusers U-Net's tensors, and the tree of parameters they stand for.
+"""Converts the tensors of a diffusers U-Net to this package's tree of parameters, and back.
 
-Theirs are called `down_blocks.0.resnets.1.conv1.weight` and lie as torch has them: [O,I,H,W] and [O,I],
-where this package has `down_0_1_block`, `conv_0`, `kernel` and [H,W,I,O] and [I,O].
+Names and axes differ: diffusers has `down_blocks.0.resnets.1.conv1.weight` and torch's axes
+[O,I,H,W] and [O,I]; this package has `down_0_1_block`, `conv_0`, `kernel` and [H,W,I,O] and [I,O].
 """
 
 import re
@@ -24,7 +24,7 @@ MODULES = {
     "out_norm": "conv_norm_out",
     "out_conv": "conv_out",
 }
-"""Ours and theirs, but for the levels of the way down and up."""
+"""Our names and diffusers', for the modules outside the levels of the way down and up."""
 
 LAYERS = {
     "norm_0": "norm1",
@@ -39,27 +39,36 @@ LAYERS = {
     "v": "to_v",
     "out": "to_out.0",
 }
-"""Ours and theirs, within a residual block or an attention."""
+"""Our names and diffusers', within a residual block or an attention."""
 
 OLD_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""What attention's layers were called in the library's first versions."""
+"""The names of attention's layers in early versions of the library, and the current ones."""
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
+TO_OUR_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+"""How to transpose a tensor of 1, 2 or 4 axes from diffusers' order to ours."""
+
+TO_THEIR_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+"""How to transpose an array of 1, 2 or 4 axes from our order to diffusers'."""
+
 
 def read_tensors(file: epath.Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, as float32. Raises UserError if it is none, or they are not floats."""
+    """The tensors of a safetensors file, as float32.
+
+    Raises UserError if the file is of another kind or its tensors are not floats.
+    """
     try:
         stored = safetensors.deserialize(file.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"{file}: cannot be read as safetensors ({error}); fetch it again"
+            f"{file}: cannot be read as safetensors ({error}); download it again"
         ) from error
     tensors = {}
     for name, tensor in stored:
         if tensor["dtype"] not in DTYPES:
             raise UserError(
-                f"{file}: {name} is {tensor['dtype']}, and must be one of {', '.join(DTYPES)}"
+                f"{file}: {name} is {tensor['dtype']}; it must be one of {', '.join(DTYPES)}"
             )
         array = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
         tensors[name] = array.astype(np.float32, copy=False)
@@ -67,10 +76,10 @@ def read_tensors(file: epath.Path) -> dict[str, np.ndarray]:
 
 
 def to_params(tensors: dict[str, np.ndarray], shapes, source):
-    """The tree like `shapes`, of arrays or the like, that `tensors` hold under the library's names.
+    """The tree of `tensors`, which have the library's names, in the form of the tree `shapes`.
 
-    Raises UserError naming the tensors that are missing, left over or of another shape; `source` is
-    where they come from.
+    Raises UserError naming the tensors that are missing, unexpected or of another shape, and
+    `source`, where they come from.
     """
     tensors = {_new_name(name): tensor for name, tensor in tensors.items()}
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
@@ -79,21 +88,19 @@ def to_params(tensors: dict[str, np.ndarray], shapes, source):
     left_over = list(tensors.keys() - set(names))
     _refuse(
         source,
-        "is not of the network its JSON describes",
-        "are not of the network its JSON describes",
+        "is not in the network that its JSON describes",
+        "are not in the network that its JSON describes",
         left_over,
     )
-    return jax.tree.unflatten(
-        tree,
-        [
-            _to_ours(tensors[name], leaf.shape, name, source)
-            for name, (_, leaf) in zip(names, leaves, strict=True)
-        ],
-    )
+    params = [
+        _to_ours(tensors[name], leaf.shape, name, source)
+        for name, (_, leaf) in zip(names, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, params)
 
 
 def from_params(params) -> dict[str, np.ndarray]:
-    """The tensors of a tree of parameters under the library's names, float32."""
+    """The tensors of a tree of parameters, as float32 with the library's names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {
         _name(_keys(path), _levels(params)): _to_theirs(np.asarray(leaf), _keys(path))
@@ -110,7 +117,7 @@ def _levels(tree) -> int:
 
 
 def _name(keys: tuple[str, ...], levels: int) -> str:
-    """down_blocks.0.resnets.1.conv1.weight of (down_0_1_block, conv_0, kernel)."""
+    """down_blocks.0.resnets.1.conv1.weight for (down_0_1_block, conv_0, kernel)."""
     module, *layer, leaf = keys
     names = [
         _module_name(module, levels),
@@ -124,14 +131,13 @@ def _module_name(module: str, levels: int) -> str:
     if module in MODULES:
         return MODULES[module]
     way, level, rest = module.split("_", 2)
-    # Theirs count the levels of the way up from the coarsest.
+    # On the way up, diffusers counts the levels from the coarsest.
     number = int(level) if way == "down" else levels - 1 - int(level)
     if rest in ("downsample", "upsample"):
         return f"{way}_blocks.{number}.{rest}rs.0.conv"
     index, kind = rest.split("_")
-    return (
-        f"{way}_blocks.{number}.{ {'block': 'resnets', 'attention': 'attentions'}[kind] }.{index}"
-    )
+    kinds = {"block": "resnets", "attention": "attentions"}
+    return f"{way}_blocks.{number}.{kinds[kind]}.{index}"
 
 
 def _new_name(name: str) -> str:
@@ -142,22 +148,26 @@ def _new_name(name: str) -> str:
 
 
 def _to_ours(tensor: np.ndarray, shape: tuple[int, ...], name: str, source) -> np.ndarray:
-    """[H,W,I,O] or [I,O], the latter of [O,I] or of a 1x1 convolution [O,I,1,1]; vectors as they are."""
+    """`tensor` with our axes: [H,W,I,O] for [O,I,H,W], and [I,O] for [O,I] or [O,I,1,1].
+
+    Vectors stay as they are. [O,I,1,1] is a 1x1 convolution.
+    """
     found = tensor.shape
     if len(shape) == 2 and tensor.shape[2:] == (1, 1):
         tensor = tensor[:, :, 0, 0]
     if tensor.ndim == len(shape):
-        tensor = tensor.transpose({1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}[len(shape)])
+        tensor = tensor.transpose(TO_OUR_AXES[len(shape)])
     if tensor.shape != shape:
-        expected = {1: shape, 2: shape[::-1], 4: shape[:1:-1] + shape[:2]}[len(shape)]
+        expected = [shape[axis] for axis in TO_THEIR_AXES[len(shape)]]
         raise UserError(
-            f"{source}: {name} has the shape {list(found)}, and by its JSON {list(expected)}"
+            f"{source}: {name} has shape {list(found)}, but by its JSON it must be {expected}; "
+            "download the whole folder again"
         )
     return np.ascontiguousarray(tensor)
 
 
 def _to_theirs(array: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
-    array = array.transpose({1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[array.ndim])
+    array = array.transpose(TO_THEIR_AXES[array.ndim])
     if keys[-2:] == ("shortcut", "kernel"):
         array = array[:, :, None, None]
     return np.ascontiguousarray(array, np.float32)
@@ -166,6 +176,8 @@ def _to_theirs(array: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
 def _refuse(source, one: str, several: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        problem = one if len(names) == 1 else several
         raise UserError(
-            f"{source}: {', '.join(sorted(names)[:3])}{more} {one if len(names) == 1 else several}"
+            f"{source}: {', '.join(sorted(names)[:3])}{more} {problem}; "
+            "download the whole folder again"
         )
