@@ -1,6 +1,9 @@
-"""How long a save keeps the loop of the CIFAR10 network waiting, beside a step: python benchmarks/checkpoint.py.
+"""How long a save blocks the training loop of the CIFAR10 network, compared with a step.
 
-Alternates plain steps with steps that are followed by a save, and prints medians. On two CPU cores some minutes.
+    python benchmarks/checkpoint.py
+
+Alternates plain steps with steps followed by a save, and prints medians. It takes a few minutes on
+two CPU cores.
 """
 
 import argparse
@@ -21,22 +24,33 @@ from ddpm_jax.training.update import Update, init_state
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--batch-size", type=int, default=8, help="the paper's 128 takes a CPU half a minute a step"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--saves", type=int, default=3)
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        help="images per step; the paper's 128 takes half a minute per step on a CPU",
+    )
+    parser.add_argument("--saves", type=int, default=3, help="number of saves")
     options = parser.parse_args()
     config = load_config("cifar10")
     config = dataclasses.replace(
         config, train=dataclasses.replace(config.train, batch_size=options.batch_size)
     )
     images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), dtype=np.uint8)
-    source, mesh, ddpm = from_array(images, (32, 32, 3)), make_mesh(), DDPM(config)
+    source = from_array(images, (32, 32, 3))
+    mesh = make_mesh()
+    ddpm = DDPM(config)
     update = Update(ddpm, mesh, Batches(source, np.arange(256), options.batch_size, 0))
     state = jax.jit(lambda: init_state(ddpm), out_shardings=replicated(mesh))()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
-    done, plain, blocked, saving, while_saving = 0, [], [], [], []
+    done = 0
+    plain = []
+    blocked = []
+    saving = []
+    while_saving = []
 
     def step():
         nonlocal state, done
@@ -58,18 +72,17 @@ def main():
             checkpoints.wait()
             saving.append(time.perf_counter() - start)
         checkpoints.close()
-    print(
-        f"{size:.0f} MB of state, batch {options.batch_size}, {mesh.size} x {jax.devices()[0].device_kind}; seconds:"
-    )
+    device = jax.devices()[0].device_kind
+    print(f"{size:.0f} MB of state, batch {options.batch_size}, {mesh.size} x {device}; seconds:")
     rows = {
         "a step": plain,
         "save: the loop waits": blocked,
-        "a step while it is written": while_saving,
+        "a step during a save": while_saving,
+        "save: until it is on disk": saving,
     }
-    for name, seconds in {**rows, "save: until it is on disk": saving}.items():
-        print(
-            f"{name:28}{statistics.median(seconds):8.3f}  ({min(seconds):.3f} to {max(seconds):.3f})"
-        )
+    for name, seconds in rows.items():
+        median = statistics.median(seconds)
+        print(f"{name:28}{median:8.3f}  ({min(seconds):.3f} to {max(seconds):.3f})")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""This project against diffusers on PyTorch: the same network, weights and batch, in alternating rounds.
+"""This project against diffusers on PyTorch: same network, weights and batch, alternating rounds.
 
-    scripts/benchmark.sh [--networks small32] [--kinds forward training] [--dtypes float32] [--rounds 5]
+    scripts/benchmark.sh [--networks small32] [--kinds forward training] [--rounds 5]
 
-Prints a table and writes benchmark.json and benchmark.md. Peers are diffusers' UNet2DModel with its schedulers as
-PyTorch runs it by itself (eager), with channels_last and under torch.compile; and, for the reverse chain, a loop as
-people write it (plain). Ratios are the peer's time by ours: above 1 we are faster.
+Prints a table and writes benchmark.json and benchmark.md. The peers are diffusers' UNet2DModel with
+its schedulers, in three variants: plain PyTorch (eager), channels_last and torch.compile. For the
+reverse chain there is also a loop as people write it themselves (plain). Ratios are the peer's time
+divided by ours: above 1 we are faster.
 """
 
 import argparse
@@ -43,7 +44,7 @@ CASES = [
     ("cifar10", "training", 8),
     *(("cifar10", "reverse", batch) for batch in (1, 16)),
 ]
-# What matters most comes first, for the time may end before the cases do.
+# The most important cases come first, because the time may run out (--seconds).
 GPU_CASES = [
     ("cifar10", "training", 128),
     ("cifar10", "reverse", 256),
@@ -54,70 +55,75 @@ GPU_CASES = [
 ]
 KINDS = ("forward", "training", "reverse", "sample")
 STEPS = 5
-"""Of the reverse chain in one call, and of DDIM in `sample`."""
+"""Steps of the reverse chain in one call, and of DDIM in `sample`."""
 
 CLOSE = {"float32": 2e-5 if peers.DEVICE == "cpu" else 2e-2, "bfloat16": 0.2}
-"""How far outputs of both sides may differ, relative to the largest; a GPU multiplies float32 in TF32."""
+"""Largest allowed difference of both outputs, relative to the largest output.
+
+A GPU multiplies float32 in TF32.
+"""
 
 
 def contestants(network: str, kind: str, batch: int, dtype: str, variants) -> dict:
-    """{name: call}; a call returns when its work is done."""
+    """The contestants of a case, {name: call}; a call returns when its work is done."""
     config = ours.with_dtype(load_config(network), dtype)
-    params, shape = ours.parameters(config), (batch, *config.data.image_shape)
+    params = ours.parameters(config)
+    shape = (batch, *config.data.image_shape)
     rng = np.random.default_rng(1)
-    images, x = (
-        rng.integers(0, 256, shape, dtype=np.uint8),
-        rng.standard_normal(shape, dtype=np.float32),
-    )
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    x = rng.standard_normal(shape, dtype=np.float32)
     t = rng.integers(0, 1000, batch, dtype=np.int32)
     peer = {
         variant: peers.Peer(config, params, variant, dtype, train=kind == "training")
         for variant in variants
     }
+    calls = {}
     if kind == "forward":
-        calls = {name: peers.forward(each, x, t) for name, each in peer.items()}
-        calls = {"ours": ours.forward(config, params, x, t), **calls}
+        calls["ours"] = ours.forward(config, params, x, t)
+        for name, each in peer.items():
+            calls[name] = peers.forward(each, x, t)
         expected = calls["ours"]()
         for name, call in calls.items():
             error = np.abs(call() - expected).max() / np.abs(expected).max()
-            assert error < CLOSE[dtype], f"{name} computes something else: {error}"
-        return calls
-    if kind == "training":
-        return {
-            "ours": ours.training(config, params, images),
-            **{name: peers.training(each, images) for name, each in peer.items()},
-        }
-    if kind == "sample":
-        return {
-            "ours": ours.sample(config, params, batch, STEPS),
-            **{name: peers.sample(each, batch, STEPS) for name, each in peer.items()},
-        }
-    return {
-        "ours": ours.reverse(config, params, batch, STEPS),
-        **{name: peers.reverse(each, batch, STEPS) for name, each in peer.items()},
-        **{f"plain {name}": peers.plain_reverse(each, batch, STEPS) for name, each in peer.items()},
-    }
+            assert error < CLOSE[dtype], f"{name}: its output differs from ours by {error}"
+    elif kind == "training":
+        calls["ours"] = ours.training(config, params, images)
+        for name, each in peer.items():
+            calls[name] = peers.training(each, images)
+    elif kind == "sample":
+        calls["ours"] = ours.sample(config, params, batch, STEPS)
+        for name, each in peer.items():
+            calls[name] = peers.sample(each, batch, STEPS)
+    else:
+        calls["ours"] = ours.reverse(config, params, batch, STEPS)
+        for name, each in peer.items():
+            calls[name] = peers.reverse(each, batch, STEPS)
+        for name, each in peer.items():
+            calls[f"plain {name}"] = peers.plain_reverse(each, batch, STEPS)
+    return calls
 
 
 def measure(network: str, kind: str, batch: int, dtype: str, variants, number: int) -> dict:
-    """One case; seconds are of a network call, an update, a reverse step, or of all images of `sample`."""
+    """Measures one case.
+
+    Seconds are those of a network call, an update, a reverse step, or all images of `sample`.
+    """
     print(f"{network} {kind} {batch} {dtype}", flush=True)
     timings = rounds.alternate(contestants(network, kind, batch, dtype, variants), number)
     torch.compiler.reset()
     jax.clear_caches()
     gc.collect()
-    torch.cuda.empty_cache()  # What torch keeps, jax cannot have. Without a GPU nothing happens.
+    torch.cuda.empty_cache()  # jax cannot use memory that torch keeps. Does nothing without a GPU.
     unit = STEPS if kind == "reverse" else 1
-    case = {"network": network, "kind": kind, "batch": batch, "dtype": dtype}
     times = {
         name: {"seconds": timing.median / unit, "spread": timing.spread, "rounds": timing.rounds}
         for name, timing in timings.items()
     }
-    return {**case, "times": times}
+    return {"network": network, "kind": kind, "batch": batch, "dtype": dtype, "times": times}
 
 
 def table(results: list[dict]) -> str:
-    """Markdown: our time, and every peer's by ours."""
+    """A Markdown table: our time, and each peer's time divided by ours."""
     names = list(
         dict.fromkeys(name for result in results for name in result["times"] if name != "ours")
     )
@@ -143,40 +149,44 @@ def table(results: list[dict]) -> str:
 
 
 def machine() -> dict:
-    """What the figures depend on."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
-    )
+    """The machine and software that the timings depend on."""
     return {
-        **{
-            "cpu": model or platform.processor(),
-            "cores": os.cpu_count(),
-            "device": jax.devices()[0].device_kind,
-        },
+        "cpu": _cpuinfo("model name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
         "versions": {**versions(), "torch": torch.__version__, "diffusers": diffusers.__version__},
         "flags": os.environ.get("XLA_FLAGS", ""),
         "torch_threads": torch.get_num_threads(),
-        "cpu_flags": next(
-            (line.partition(":")[2].split() for line in lines if line.startswith("flags")), []
-        ),
+        "cpu_flags": _cpuinfo("flags").split(),
     }
+
+
+def _cpuinfo(field: str) -> str:
+    """The first value of `field` in /proc/cpuinfo, empty if there is none."""
+    file = Path("/proc/cpuinfo")
+    for line in file.read_text().splitlines() if file.exists() else []:
+        if line.startswith(field):
+            return line.partition(":")[2].strip()
+    return ""
 
 
 def main(
     networks, kinds, dtypes, variants, number: int, out: Path, seconds: float = math.inf
 ) -> None:
-    """Measures the cases that begin within `seconds`, prints, writes; exits with 1 if one failed."""
+    """Measures the cases that start within `seconds`, prints and writes the results.
+
+    Exits with 1 if a case failed.
+    """
     configure_jax()
     until = time.monotonic() + seconds
     if (jax.default_backend() == "gpu") != (peers.DEVICE == "cuda"):
         sys.exit(
-            f"jax is on {jax.default_backend()} and torch on {peers.DEVICE}: install both for the same device"
+            f"jax runs on {jax.default_backend()} and torch on {peers.DEVICE}; "
+            "install both for the same device"
         )
     if peers.DEVICE == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, which is jax's default there.
-        torch.backends.cudnn.benchmark = True  # XLA tries algorithms, too.
+        torch.set_float32_matmul_precision("high")  # TF32, jax's default on a GPU.
+        torch.backends.cudnn.benchmark = True  # XLA searches for the fastest algorithms, too.
     cases = GPU_CASES if jax.default_backend() == "gpu" else CASES
     results, failed = [], []
     for dtype in dtypes:
@@ -188,7 +198,7 @@ def main(
                 continue
             try:
                 results.append(measure(network, kind, batch, dtype, variants, number))
-            except Exception:  # Out of memory, say: the other cases are worth having.
+            except Exception:  # For example out of memory; the other cases still run.
                 traceback.print_exc()
                 failed.append(f"{network} {kind} {batch} {dtype}")
                 continue
@@ -213,6 +223,6 @@ if __name__ == "__main__":
         "--variants", nargs="+", default=list(peers.VARIANTS), choices=peers.VARIANTS
     )
     parser.add_argument("--rounds", type=int, default=5, dest="number")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="no case begins later")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after this")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     main(**vars(parser.parse_args()))

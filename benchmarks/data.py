@@ -1,13 +1,14 @@
-"""How fast images come, by where they lie and how they are read: benchmarks/data.py [--config small32].
+"""How fast images are read, by kind of source and way of reading.
 
-Images/s in batches of 64, at 32 (PNG) and 256 pixels (JPEG), medians of rounds that take turns; --config adds
-the rate of that config's own training step, which is what they have to keep up with. The images are smooth
-noise, written to a temporary folder.
+    python benchmarks/data.py [--config small32]
+
+Images/s in batches of 64, at 32 (PNG) and 256 pixels (JPEG): medians of alternating rounds.
+--config adds the rate of that config's training step, which reading must keep up with. The images
+are smooth noise, written to a temporary folder.
 """
 
 import argparse
 import dataclasses
-import math
 import tempfile
 import time
 from pathlib import Path
@@ -25,20 +26,20 @@ ENDINGS = {32: "png", 256: "jpeg"}
 
 
 def picture(size: int, i: int) -> Image.Image:
-    """Smooth noise, different for each i."""
+    """A picture of smooth noise, different for each i."""
     rng = np.random.default_rng(i)
     coarse = Image.fromarray(rng.integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8))
     return coarse.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def write(folder: Path, size: int) -> None:
-    """The images as a folder, as files in `folder`/files, and as a data set of tfds."""
+    """Writes the images as files in `folder`/files and as a data set of tfds."""
     (folder / "files").mkdir(parents=True)
     for i in range(COUNTS[size]):
         picture(size, i).save(folder / f"files/{i:06}.{ENDINGS[size]}", quality=90)
 
     class Noise(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """The same files."""
+        """A tfds data set of the same files."""
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -59,7 +60,7 @@ def write(folder: Path, size: int) -> None:
 
 
 def paths(folder: Path, size: int) -> dict:
-    """{name: (batches, how many of a Stream's may lie ready)}."""
+    """{name: (batches, number of batches that a Stream may have read ahead)}."""
     found = {}
     for kind in (f"folder:{folder}/files", "tfds:noise"):
         data = Data(source=kind, dir=str(folder), image_shape=(size, size, 3))
@@ -72,36 +73,34 @@ def paths(folder: Path, size: int) -> dict:
 
 
 def opened(data: Data):
-    """Batches of all images."""
+    """Batches of all images of the source."""
     source = load_source(data)
     return open_batches(source, np.arange(len(source)), BATCH, 0, data)
 
 
 def rate(batches, first: int, ahead: int, seconds: float) -> tuple[float, int]:
-    """(images/s, next step), from step `first` on, without those that lay ready."""
+    """(images/s, next step), from step `first`, not counting the `ahead` batches read ahead."""
     step = first
     while step <= first + ahead:
         batches.batch_at(step)
         step += 1
-    start, started = time.perf_counter(), step
+    start = time.perf_counter()
+    first_timed = step
     while time.perf_counter() < start + seconds:
         batches.batch_at(step)
         step += 1
-    return (step - started) * BATCH / (time.perf_counter() - start), step
+    return (step - first_timed) * BATCH / (time.perf_counter() - start), step
 
 
 def step_rate(name: str) -> tuple[int, float]:
-    """(pixels a side, images/s) of the training step of the config `name`."""
+    """(pixels per side, images/s) of the training step of the config `name`."""
     import ours
 
     config = load_config(name)
     size = config.train.batch_size
-    step, times = (
-        ours.training(
-            config, ours.parameters(config), np.zeros((size, *config.data.image_shape), np.uint8)
-        ),
-        [],
-    )
+    images = np.zeros((size, *config.data.image_shape), np.uint8)
+    step = ours.training(config, ours.parameters(config), images)
+    times = []
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()
         step()
@@ -110,13 +109,14 @@ def step_rate(name: str) -> tuple[int, float]:
 
 
 def main(config: str | None, seconds: float) -> None:
-    """Writes, reads, prints."""
+    """Writes the images, measures every way of reading them, and prints a table."""
     table: dict = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in COUNTS:
             write(Path(folder) / str(size), size)
             readers = paths(Path(folder) / str(size), size)
-            steps, rates = dict.fromkeys(readers, 0), {name: [] for name in readers}
+            steps = dict.fromkeys(readers, 0)
+            rates = {name: [] for name in readers}
             for _ in range(ROUNDS):
                 for name, (batches, ahead) in readers.items():
                     measured, steps[name] = rate(batches, steps[name], ahead, seconds)
@@ -129,17 +129,14 @@ def main(config: str | None, seconds: float) -> None:
         table[f"training step of {config}"] = {size: measured}
     print(f"{'images/s':32}" + "".join(f"{f'{size} px':>10}" for size in COUNTS))
     for name, row in table.items():
-        cells = [row.get(size, math.nan) for size in COUNTS]
-        print(
-            f"{name:32}"
-            + "".join(f"{'' if math.isnan(cell) else f'{cell:,.0f}':>10}" for cell in cells)
-        )
+        cells = [f"{row[size]:,.0f}" if size in row else "" for size in COUNTS]
+        print(f"{name:32}" + "".join(f"{cell:>10}" for cell in cells))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--config", help="also measure the training step of this config")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds per measurement")
     main(**vars(parser.parse_args()))

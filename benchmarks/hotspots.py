@@ -1,8 +1,11 @@
-"""Where the time of a call goes: benchmarks/hotspots.py NETWORK KIND BATCH [--dtype bfloat16] [--top 20].
+"""The operations that take the time of a call.
 
-KIND is forward, training or reverse. Prints the milliseconds of the operations in XLA's profile, those whose names
-differ by a number at the end added up, over all threads or streams. What a CPU's convolutions do on
-other threads is not in it; a GPU's is of single kernels, also where a call runs them as one graph.
+    python benchmarks/hotspots.py NETWORK KIND BATCH [--dtype bfloat16] [--top 20]
+
+KIND is forward, training or reverse. Prints milliseconds from XLA's profile, summed over all
+threads or streams and over operations whose names differ only in the number at the end. On a CPU,
+work that convolutions do on other threads is missing. On a GPU, kernels are counted one by one,
+even if a call runs them as one graph.
 """
 
 import argparse
@@ -21,7 +24,7 @@ from ddpm_jax import configure_jax, load_config
 
 
 def hotspots(call) -> collections.Counter:
-    """{operation: ms of one call} of a call that has been compiled."""
+    """{operation: milliseconds in one call}; the call must be compiled already."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             call()
@@ -40,7 +43,7 @@ def hotspots(call) -> collections.Counter:
 
 
 def table(found: collections.Counter, top: int) -> str:
-    """Markdown, the largest first."""
+    """A Markdown table, largest first."""
     total = sum(found.values())
     rows = [f"| {name} | {ms:.2f} | {ms / total:.1%} |" for name, ms in found.most_common(top)]
     return "\n".join(
@@ -49,21 +52,20 @@ def table(found: collections.Counter, top: int) -> str:
 
 
 def call_of(network: str, kind: str, batch: int, dtype: str):
-    """The call to be looked at, compiled."""
+    """The call to profile, compiled."""
     config = ours.with_dtype(load_config(network), dtype)
-    params, rng = ours.parameters(config), np.random.default_rng(0)
+    params = ours.parameters(config)
     shape = (batch, *config.data.image_shape)
-    calls = {
-        "forward": lambda: ours.forward(
-            config, params, np.zeros(shape, np.float32), np.zeros(batch, np.int32)
-        ),
-        "training": lambda: ours.training(
-            config, params, rng.integers(0, 256, shape, dtype=np.uint8)
-        ),
-        "reverse": lambda: ours.reverse(config, params, batch, 5),
-    }
-    call = calls[kind]()
-    call()
+    if kind == "forward":
+        x = np.zeros(shape, np.float32)
+        t = np.zeros(batch, np.int32)
+        call = ours.forward(config, params, x, t)
+    elif kind == "training":
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        call = ours.training(config, params, images)
+    else:
+        call = ours.reverse(config, params, batch, 5)
+    call()  # Compiles.
     call()
     return call
 
@@ -81,13 +83,12 @@ if __name__ == "__main__":
     configure_jax()
     call = call_of(options.network, options.kind, options.batch, options.dtype)
     print(table(hotspots(call), options.top))
-    times, processor = [], time.process_time()
+    times = []
+    processor = time.process_time()
     for _ in range(9):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
     cores = (time.process_time() - processor) / sum(times)
     milliseconds = 1e3 * statistics.median(times)
-    print(
-        f"\nA call takes {milliseconds:.2f} ms when nothing is recorded, with {cores:.2f} cores at work."
-    )
+    print(f"\nWithout the profiler a call takes {milliseconds:.2f} ms on {cores:.2f} busy cores.")

@@ -15,46 +15,46 @@ from ddpm_jax.training.update import Update, init_state
 
 
 def with_dtype(config: Config, dtype: str) -> Config:
-    """The config, computing in `dtype`."""
+    """The config, with a network that computes in `dtype`."""
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
 def parameters(config: Config):
-    """Random ones of which no output is zero, for both sides."""
+    """Random parameters for both sides; unlike with fresh ones, no output is zero."""
     ddpm = DDPM(config)
     fresh = jax.jit(lambda key: init_params(ddpm.network, key, ddpm.image_shape))(jax.random.key(0))
     leaves, tree = jax.tree.flatten(fresh)
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(
-        tree,
-        [
-            np.float32(leaf + 0.02 * rng.standard_normal(leaf.shape).astype(np.float32))
-            for leaf in leaves
-        ],
-    )
+    noisy = []
+    for leaf in leaves:
+        noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        noisy.append(np.float32(leaf + 0.02 * noise))
+    return jax.tree.unflatten(tree, noisy)
 
 
 def forward(config: Config, params, x, t):
     """The network's output for x [B,H,W,C] and t [B]."""
-    ddpm, params = DDPM(config), jax.device_put(params)
-    denoise = jax.jit(ddpm.denoise)
-    x, t = jnp.asarray(x), jnp.asarray(t)
+    params = jax.device_put(params)
+    denoise = jax.jit(DDPM(config).denoise)
+    x = jnp.asarray(x)
+    t = jnp.asarray(t)
     return lambda: np.asarray(denoise(params, x, t))
 
 
 def training(config: Config, params, images, devices: int = 1):
-    """One update on uint8 images [B,H,W,C], as `ddpm-jax train` makes it."""
+    """One update on uint8 images [B,H,W,C], as in `ddpm-jax train`."""
     batch = len(images)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch))
-    ddpm, mesh = DDPM(config), make_mesh(devices)
-    batches = _Same(images)
-    update = Update(ddpm, mesh, batches)
-    state = [replicate(init_state(ddpm, jax.tree.map(jnp.asarray, params)), mesh)]
-    step = [0]
+    ddpm = DDPM(config)
+    mesh = make_mesh(devices)
+    update = Update(ddpm, mesh, _Same(images))
+    state = replicate(init_state(ddpm, jax.tree.map(jnp.asarray, params)), mesh)
+    step = 0
 
     def call():
-        state[0], metrics = update(state[0], step[0])
-        step[0] += 1
+        nonlocal state, step
+        state, metrics = update(state, step)
+        step += 1
         return jax.block_until_ready(metrics)
 
     return call
@@ -62,7 +62,8 @@ def training(config: Config, params, images, devices: int = 1):
 
 def reverse(config: Config, params, batch: int, steps: int):
     """`steps` steps of the reverse chain on `batch` images."""
-    ddpm, params = DDPM(config), jax.device_put(params)
+    ddpm = DDPM(config)
+    params = jax.device_put(params)
     keys = jax.random.split(jax.random.key(0), batch)
     x = jax.random.normal(jax.random.key(1), (batch, *ddpm.image_shape))
     T = ddpm.schedule.num_timesteps
@@ -73,14 +74,15 @@ def sample(config: Config, params, n: int, steps: int):
     """uint8 images [n,H,W,C] by DDIM."""
     from ddpm_jax import to_uint8
 
-    ddpm, params = DDPM(config), jax.device_put(params)
+    ddpm = DDPM(config)
+    params = jax.device_put(params)
     return lambda: to_uint8(
         ddpm.sample(params, jax.random.key(0), n, batch_size=n, sampler="ddim", steps=steps)
     )
 
 
 class _Same:
-    """The same batch at every step."""
+    """Batches that are the same at every step."""
 
     def __init__(self, images):
         self.source = from_array(images, images.shape[1:])

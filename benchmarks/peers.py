@@ -1,4 +1,7 @@
-"""The other side of the comparison: diffusers' UNet2DModel with the same weights, its schedulers, a plain loop."""
+"""The other side of the comparison, in PyTorch.
+
+diffusers' UNet2DModel with the same weights, its schedulers, and a plain loop.
+"""
 
 import copy
 import dataclasses
@@ -12,7 +15,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.weights.diffusers import write_diffusers
 
 VARIANTS = ("eager", "channels_last", "compile")
-"""How PyTorch runs the network; compile takes channels_last too where there is a GPU, as its users do."""
+"""The ways to run the network in PyTorch. On a GPU, compile uses channels_last too, as users do."""
 
 diffusers.utils.logging.set_verbosity_error()
 
@@ -20,46 +23,45 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Peer:
-    """The network of `config` with `params`, run in one of VARIANTS."""
+    """The network of `config` with `params`, run as one of VARIANTS."""
 
     def __init__(self, config: Config, params, variant: str, dtype: str, train: bool = False):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source="array"))
         with tempfile.TemporaryDirectory() as folder:
             write_diffusers(f"{folder}/model", config, params)
-            self.unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="model/unet").to(
-                DEVICE
-            )
-        self.config, self.dtype, self.train = config, getattr(torch, dtype), train
+            unet = diffusers.UNet2DModel.from_pretrained(folder, subfolder="model/unet")
+        self.unet = unet.to(DEVICE)
+        self.config = config
+        self.dtype = getattr(torch, dtype)
+        self.train = train
         self.format = torch.contiguous_format
         if variant == "channels_last" or (variant == "compile" and DEVICE == "cuda"):
             self.format = torch.channels_last
         self.unet.to(memory_format=self.format)
         for name, module in self.unet.named_modules():
-            if name.endswith("dropout"):  # The folder says nothing of what belongs to training.
+            if name.endswith("dropout"):  # A diffusers folder does not store the dropout rate.
                 module.p = config.model.dropout
         self.unet.train(train)
-        if not train:
-            self.unet.to(
-                self.dtype
-            )  # Faster than autocast, which training needs for float32 weights.
+        if not train:  # Faster than autocast, which only training needs, for its float32 weights.
+            self.unet.to(self.dtype)
         self.call = torch.compile(self.unet) if variant == "compile" else self.unet
 
     def denoise(self, x, t):
-        """The output for x [B,C,H,W] and t [B]."""
+        """The network's output for x [B,C,H,W] and t [B]."""
         with torch.autocast(DEVICE, self.dtype, enabled=self.train and self.dtype != torch.float32):
             return self.call(x, t).sample
 
     def images(self, array):
-        """[B,H,W,C] on the device, as this variant has them."""
-        x = torch.from_numpy(np.array(array).transpose(0, 3, 1, 2)).to(
-            DEVICE, None if self.train else self.dtype
-        )
+        """Images [B,H,W,C] as [B,C,H,W] on the device, in the dtype and format of the variant."""
+        x = torch.from_numpy(np.array(array).transpose(0, 3, 1, 2))
+        x = x.to(DEVICE, None if self.train else self.dtype)
         return x.contiguous(memory_format=self.format)
 
 
 def forward(peer: Peer, x, t):
     """The network's output for x [B,H,W,C] and t [B]."""
-    x, t = peer.images(x), torch.from_numpy(np.array(t)).to(DEVICE)
+    x = peer.images(x)
+    t = torch.from_numpy(np.array(t)).to(DEVICE)
 
     @torch.inference_mode()
     def call():
@@ -69,7 +71,10 @@ def forward(peer: Peer, x, t):
 
 
 def training(peer: Peer, images):
-    """One update of Algorithm 1 on uint8 images [B,H,W,C]: Adam, clipping to a norm of 1, an average of the weights."""
+    """One update of Algorithm 1 on uint8 images [B,H,W,C].
+
+    With Adam, gradient clipping and an average of the weights, as in the config.
+    """
     optim = peer.config.optim
     parameters = list(peer.unet.parameters())
     averages = [copy.deepcopy(parameter.detach()) for parameter in parameters]
@@ -83,9 +88,8 @@ def training(peer: Peer, images):
             x_0 = torch.where(flip[:, None, None, None], x_0.flip(3), x_0)
         t = torch.randint(0, 1000, (len(x_0),), device=DEVICE)
         noise = torch.randn_like(x_0)
-        loss = torch.nn.functional.mse_loss(
-            peer.denoise(scheduler.add_noise(x_0, noise, t), t).float(), noise
-        )
+        output = peer.denoise(scheduler.add_noise(x_0, noise, t), t).float()
+        loss = torch.nn.functional.mse_loss(output, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, optim.clip_norm)
         adam.step()
@@ -114,7 +118,10 @@ def reverse(peer: Peer, batch: int, steps: int):
 
 
 def plain_reverse(peer: Peer, batch: int, steps: int):
-    """The same as people write it themselves: tables of float32, a gather a step, x_{t-1} from the predicted noise."""
+    """The same, as people write it themselves.
+
+    Tables in float32, a gather in each step, x_{t-1} from the predicted noise.
+    """
     start = _noise(peer, batch)
     beta = torch.linspace(1e-4, 0.02, 1000, device=DEVICE)
     alpha = 1 - beta

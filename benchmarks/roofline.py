@@ -1,8 +1,11 @@
-"""What a training step takes at a device's measured rates, and in fact: benchmarks/roofline.py NETWORK BATCH ...
+"""The time of a training step as predicted from a device's measured rates, and as measured.
 
-Matrix products and convolutions at the rate of a large product; what norms, attention, skip connections and the
-optimiser read and write at the bandwidth of a large array. "sum" takes them one after the other; a norm that kept
-its input on the chip would read it once. --dtype float32 or bfloat16 (default).
+    python benchmarks/roofline.py NETWORK BATCH ... [--dtype float32]
+
+Matrix products and convolutions are taken at the rate of one large product. The reads and writes of
+norms, attention, skip connections and the optimiser are taken at the bandwidth of one large array.
+"sum" assumes that they run one after the other. A norm that kept its input on the chip would read
+it only once.
 """
 
 import argparse
@@ -21,24 +24,35 @@ from ddpm_jax.models.layers import Attention, GroupNorm, ResBlock
 from ddpm_jax.training.flops import step_flops
 from ddpm_jax.training.update import init_state
 
-# How often a training step reads and writes an array, forward + backward, where all that is elementwise is fused with
-# what comes next; operands and results of matrix products and convolutions are not counted.
+# How often a training step reads and writes an array: (forward) + (backward), each reads + writes.
+# Elementwise operations are assumed to be fused with the next operation. Operands and results of
+# matrix products and convolutions are not counted.
 NORM = (3 + 1) + (4 + 1)
-"""A norm's input: read for the mean, the variance and the result, which is written; backward it and the gradient are
-read for the sums and for the result."""
+"""The input of a norm.
+
+Forward, it is read for the mean, the variance and the result, which is written. Backward, it and
+the gradient are read once for the sums and once for the result, which is written.
+"""
 SKIP = (1 + 1) + (1 + 1)
-"""The concatenation before a block on the way up; backward its parts."""
+"""The concatenation before a block on the way up; backward, its parts."""
 RESIDUAL = (2 + 1) + (2 + 1)
-"""What is added at the end of a block or of attention, and backward the two gradients."""
+"""The sum at the end of a block or of attention; backward, the two gradients."""
 ADAM = 1 + 5 + 4
-"""Of float32 parameters: the gradient read for its norm; it, parameters, two moments and average read; all but it
-written."""
+"""The float32 parameters.
+
+The gradient is read for its norm. Then gradient, parameters, two moments and average are read, and
+all but the gradient are written.
+"""
 
 
 def seconds_of(call, waits: bool = False) -> float:
-    """Of one call of a device's function: the median of five turns of ten calls, or of one that itself `waits`."""
+    """Seconds per call: the median of five turns of ten calls.
+
+    A call that `waits` for its own result is made once per turn.
+    """
     jax.block_until_ready(call())
-    times, number = [], 1 if waits else 10
+    times = []
+    number = 1 if waits else 10
     for _ in range(5):
         start = time.perf_counter()
         for _ in range(number):
@@ -49,7 +63,7 @@ def seconds_of(call, waits: bool = False) -> float:
 
 
 def matrix_rate(dtype: str) -> float:
-    """FLOP/s of a product of square matrices of random numbers."""
+    """FLOP/s of a product of square random matrices."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
     a, b = (jax.random.normal(jax.random.key(i), (n, n), dtype) for i in range(2))
     product = jax.jit(jnp.matmul)
@@ -57,17 +71,22 @@ def matrix_rate(dtype: str) -> float:
 
 
 def bandwidth() -> float:
-    """Bytes/s, read and written together."""
+    """Bytes/s, reads and writes together."""
     x = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**29)
     add = jax.jit(lambda x: x + 1)
     return 2 * x.nbytes / seconds_of(lambda: add(x))
 
 
 def traffic(ddpm: DDPM, batch: int, itemsize: int) -> dict[str, float]:
-    """Bytes that a training step reads and writes outside of matrix products and convolutions, by part."""
+    """Bytes that a training step reads and writes, {part: bytes}.
+
+    Matrix products and convolutions are not counted.
+    """
     params = jax.eval_shape(lambda: ddpm.init(jax.random.key(0)))
-    x, t = jnp.zeros((batch, *ddpm.image_shape)), jnp.zeros(batch, jnp.int32)
-    found, norms = {"norms": 0.0, "attention": 0.0, "skips and sums": 0.0}, []
+    x = jnp.zeros((batch, *ddpm.image_shape))
+    t = jnp.zeros(batch, jnp.int32)
+    found = {"norms": 0.0, "attention": 0.0, "skips and sums": 0.0}
+    norms = []
 
     def look(next_fun, args, kwargs, context):
         module = context.module if context.method_name == "__call__" else None
@@ -78,11 +97,10 @@ def traffic(ddpm: DDPM, batch: int, itemsize: int) -> dict[str, float]:
         elif isinstance(module, Attention | ResBlock):
             found["skips and sums"] += RESIDUAL * result.size * itemsize
         if isinstance(module, Attention):
-            # Logits written and read and their gradient read in float32; probabilities written and read, the
-            # gradient of the logits written.
-            found["attention"] += (
-                (3 * 4 + 3 * itemsize) * batch * math.prod(args[0].shape[1:3]) ** 2
-            )
+            # In float32: logits written and read, their gradient read. In the network's dtype:
+            # probabilities written and read, the gradient of the logits written.
+            pixels = math.prod(args[0].shape[1:3])
+            found["attention"] += (3 * 4 + 3 * itemsize) * batch * pixels**2
         if isinstance(module, ResBlock) and module.name.startswith("up"):
             found["skips and sums"] += SKIP * args[0].size * itemsize
         return result
@@ -96,33 +114,29 @@ def traffic(ddpm: DDPM, batch: int, itemsize: int) -> dict[str, float]:
 
 
 def measure(network: str, batch: int, dtype: str, rates: tuple[float, float]) -> dict[str, float]:
-    """ms of each part at `rates`, (FLOP/s, bytes/s), of all, and of the step itself."""
+    """Milliseconds of each part at `rates` (FLOP/s, bytes/s), of their sum, and as measured."""
     config = ours.with_dtype(load_config(network), dtype)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch))
     ddpm = DDPM(config)
     flops = step_flops(ddpm, jax.eval_shape(lambda: init_state(ddpm)))
-    parts = {"matrix": flops / rates[0]}
-    parts |= {
-        name: size / rates[1]
-        for name, size in traffic(ddpm, batch, 2 if dtype == "bfloat16" else 4).items()
-    }
+    seconds = {"matrix": flops / rates[0]}
+    for name, size in traffic(ddpm, batch, 2 if dtype == "bfloat16" else 4).items():
+        seconds[name] = size / rates[1]
+    seconds["sum"] = sum(seconds.values())
     images = np.random.default_rng(0).integers(0, 256, (batch, *ddpm.image_shape), dtype=np.uint8)
     step = ours.training(config, ours.parameters(config), images)
-    measured = seconds_of(step, waits=True)
-    return {
-        name: 1e3 * seconds
-        for name, seconds in {**parts, "sum": sum(parts.values()), "measured": measured}.items()
-    }
+    seconds["measured"] = seconds_of(step, waits=True)
+    return {name: 1e3 * value for name, value in seconds.items()}
 
 
 def table(
     network: str, dtype: str, rates: tuple[float, float], rows: dict[int, dict[str, float]]
 ) -> str:
-    """Markdown."""
+    """A Markdown table with a row per batch size."""
     names = list(next(iter(rows.values())))
-    head = f"{network}, {dtype}: {rates[0] / 1e12:.3g} TFLOP/s of matrix products, {rates[1] / 1e9:.3g} GB/s"
     lines = [
-        f"{head}\n",
+        f"{network}, {dtype}: {rates[0] / 1e12:.3g} TFLOP/s of matrix products, "
+        f"{rates[1] / 1e9:.3g} GB/s\n",
         f"| batch | {', ms | '.join(names)}, ms | images/s | of the matrix rate |",
     ]
     lines.append("|---" * (len(names) + 3) + "|")
@@ -134,11 +148,10 @@ def table(
 
 
 def main(network: str, batches: list[int], dtype: str) -> str:
-    """The table."""
-    rates = matrix_rate(dtype), bandwidth()
-    return table(
-        network, dtype, rates, {batch: measure(network, batch, dtype, rates) for batch in batches}
-    )
+    """Measures every batch size; returns the table."""
+    rates = (matrix_rate(dtype), bandwidth())
+    rows = {batch: measure(network, batch, dtype, rates) for batch in batches}
+    return table(network, dtype, rates, rows)
 
 
 if __name__ == "__main__":

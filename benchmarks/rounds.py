@@ -1,4 +1,4 @@
-"""Contestants in strictly alternating rounds: medians and spread, blocks that other processes disturbed left out."""
+"""Times contestants in strictly alternating rounds; leaves out turns that others disturbed."""
 
 import os
 import statistics
@@ -8,27 +8,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 BLOCK_S = 0.4
-"""Seconds of one contestant's turn, at least: short calls are repeated."""
+"""Minimum seconds of one contestant's turn; short calls are repeated."""
 
 FOREIGN = 0.05
-"""Part of the machine's time that other processes may take in a turn that counts."""
+"""Largest part of the machine's time that other processes may take in a turn that counts."""
 
 
 class Timing(NamedTuple):
-    """Seconds a call."""
+    """Seconds per call."""
 
     median: float
     spread: float
-    """Half the distance between the quartiles, as a part of the median."""
+    """Half the distance between the quartiles, as a fraction of the median."""
     rounds: int
-    """Turns that count."""
+    """Number of undisturbed turns."""
 
 
 def alternate(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[str, Timing]:
-    """Each call's time over `rounds` rounds in which all take turns; a call returns when its work is done.
+    """The time of each call over `rounds` rounds in which all take turns.
 
-    A turn in which others took more than FOREIGN of the machine is taken again, up to as many times as there are
-    rounds; what is left disturbed then counts, since there is nothing better.
+    A call must return when its work is done. A turn in which other processes took more than FOREIGN
+    of the machine is repeated, at most `rounds` times in all. If undisturbed turns are still
+    missing then, disturbed ones take their place.
     """
     repeats = {}
     for name, call in contestants.items():
@@ -43,13 +44,15 @@ def alternate(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[s
         for name, call in contestants.items():
             if len(seconds[name]) == rounds:
                 continue
-            time.sleep(0.02)  # Threads of the one before may still wait for work by spinning.
-            before, start = _foreign_seconds(), time.perf_counter()
+            time.sleep(0.02)  # Threads of the previous contestant may still spin, waiting for work.
+            before = _foreign_seconds()
+            start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
             taken = time.perf_counter() - start
             foreign = (_foreign_seconds() - before) / (taken * os.cpu_count())
-            (seconds if foreign < FOREIGN else disturbed)[name].append(taken / repeats[name])
+            kept = seconds if foreign < FOREIGN else disturbed
+            kept[name].append(taken / repeats[name])
     return {
         name: _timing((seconds[name] + disturbed[name])[:rounds], len(seconds[name]))
         for name in contestants
@@ -63,7 +66,7 @@ def _timing(seconds: list[float], counted: int) -> Timing:
 
 
 def _foreign_seconds() -> float:
-    """Processor seconds that other processes have used so far, all cores together; 0 where there is no /proc."""
+    """Processor seconds used by other processes so far, over all cores; 0 if there is no /proc."""
     file = Path("/proc/stat")
     if not file.exists():
         return 0.0

@@ -1,7 +1,10 @@
-"""How far and how fast the samplers are with few steps: benchmarks/samplers.py RUN [--n 64].
+"""Error and speed of the samplers with few steps.
 
-For each, the root mean squared difference of its images, of 255, from those of the same key with DDIM on
-all steps, and its time as a part of ancestral sampling's on all steps, both without compiling.
+    python benchmarks/samplers.py RUN [--n 64]
+
+The error is the root mean squared difference of the images, of 255, from those of DDIM with all
+steps and the same key. The time is a fraction of ancestral sampling's with all steps. Compiling is
+not timed.
 """
 
 import argparse
@@ -22,7 +25,7 @@ ROWS = [
 
 
 def main(run: str, n: int) -> None:
-    """Draws and prints."""
+    """Draws images with every sampler and prints error and time."""
     ddpm, params = load(run)
 
     def timed(**options):
@@ -39,7 +42,8 @@ def main(run: str, n: int) -> None:
             images, seconds = timed(sampler=sampler, steps=steps, grid=grid)
             rmse = 127.5 * np.sqrt(np.mean(np.square(images - exact)))
             print(
-                f"{sampler:13} {grid or 'default':9} {steps:3d} steps  RMSE {rmse:6.2f}  time x {seconds / whole:.4f}"
+                f"{sampler:13} {grid or 'default':9} {steps:3d} steps  RMSE {rmse:6.2f}  "
+                f"time x {seconds / whole:.4f}"
             )
 
 

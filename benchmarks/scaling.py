@@ -1,9 +1,11 @@
-"""What work costs as it grows: benchmarks/scaling.py [TABLE ...] [--rounds 3].
+"""How time and memory grow with the amount of work.
 
-Each figure is of a process of its own, whose largest memory counts; the processes of a table take turns, medians.
-The tables are `steps` and `images` (sampling the digits' network), `batch` and `resolution` (small32's training
-step), `devices` (the same on fake devices of one CPU), `start` (the first update on a folder, kept in
-memory or streamed) and `reading` (a batch).
+    python benchmarks/scaling.py [TABLE ...] [--rounds 3]
+
+Each case runs in its own process, and its peak memory is recorded. The processes of a table take
+turns; results are medians. The tables are `steps` and `images` (sampling with the digits' network),
+`batch` and `resolution` (the training step of small32), `devices` (the same on fake devices of one
+CPU), `start` (the first update on a folder, kept in memory or streamed) and `reading` (a batch).
 """
 
 import argparse
@@ -20,14 +22,15 @@ from pathlib import Path
 
 
 def sampling(n: int, steps: int) -> dict:
-    """DDIM in batches of 64."""
+    """Sampling with DDIM in batches of 64."""
     import jax
     import ours
 
     from ddpm_jax import DDPM, load_config
 
     config = load_config("digits")
-    ddpm, params = DDPM(config), jax.device_put(ours.parameters(config))
+    ddpm = DDPM(config)
+    params = jax.device_put(ours.parameters(config))
 
     def draw():
         return ddpm.sample(params, jax.random.key(0), n, batch_size=64, sampler="ddim", steps=steps)
@@ -37,7 +40,7 @@ def sampling(n: int, steps: int) -> dict:
 
 
 def training(batch: int, size: int = 32, devices: int = 1) -> dict:
-    """An update of small32 on images of size x size, divided over so many devices."""
+    """An update of small32 on images of size x size, divided over `devices` devices."""
     import jax
     import numpy as np
     import ours
@@ -55,7 +58,8 @@ def training(batch: int, size: int = 32, devices: int = 1) -> dict:
     )
     shape = (batch, size, size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    call, used = ours.training(config, ours.parameters(config), images, devices), []
+    call = ours.training(config, ours.parameters(config), images, devices)
+    used = []
 
     def counted():
         before = time.process_time()
@@ -63,7 +67,8 @@ def training(batch: int, size: int = 32, devices: int = 1) -> dict:
         used.append(time.process_time() - before)
 
     seconds = _seconds(counted, 3)
-    ddpm, mesh = DDPM(config), make_mesh(devices)
+    ddpm = DDPM(config)
+    mesh = make_mesh(devices)
     state = jax.eval_shape(lambda: init_state(ddpm))
     state = jax.tree.map(
         lambda leaf, sharding: leaf.update(sharding=sharding), state, state_shardings(state, mesh)
@@ -81,37 +86,37 @@ def training(batch: int, size: int = 32, devices: int = 1) -> dict:
 
 
 def starting(count: int, cache_mb: int) -> dict:
-    """From process start to the first update, on a folder of `count` images of 32x32, kept in memory or streamed."""
+    """From process start to the first update, on a folder of `count` images of 32x32.
+
+    The images are kept in memory, or streamed if `cache_mb` is 0.
+    """
     import startup
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         _pictures(folder / "images", count)
-        train = [
-            "train",
-            "digits",
-            "--data.source",
-            f"folder:{folder}/images",
-            "--workdir",
-            f"{folder}/run",
-        ]
-        train += ["--data.cache-mb", str(cache_mb), "--train.steps", "1", "--train.log-every", "1"]
+        command = [sys.executable, "-c", startup.OURS, "train", "digits"]
+        command += ["--data.source", f"folder:{folder}/images", "--workdir", f"{folder}/run"]
+        command += ["--data.cache-mb", str(cache_mb)]
+        command += ["--train.steps", "1", "--train.log-every", "1"]
         for _ in range(2):  # The first compiles.
-            seconds, _ = startup.run(
-                [sys.executable, "-c", startup.OURS, *train], folder, startup.FIRST_UPDATE
-            )
+            seconds, _ = startup.run(command, folder, startup.FIRST_UPDATE)
     return {"s": seconds}
 
 
 def reading(count: int) -> dict:
-    """A batch of 128 out of `count` images of 32x32: its pixels, or with data.on_device its places, on the device."""
+    """Bringing a batch of 128 out of `count` images of 32x32 to the device.
+
+    Its pixels, or with data.on_device only its indices.
+    """
     import jax
     import numpy as np
 
     from ddpm_jax.data import Batches, from_array
 
     images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    batches, repeats = Batches(from_array(images, (32, 32, 3)), np.arange(count), 128, 0), 1000
+    batches = Batches(from_array(images, (32, 32, 3)), np.arange(count), 128, 0)
+    repeats = 1000
 
     def seconds_of(read):
         steps = iter(range(repeats + 2))
@@ -140,7 +145,7 @@ TABLES = {
 
 
 def _seconds(call, repeats: int) -> float:
-    """Of one call, after two that compile."""
+    """Seconds per call, after two calls that compile."""
     call()
     call()
     start = time.perf_counter()
@@ -156,13 +161,12 @@ def _pictures(folder: Path, count: int) -> None:
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     for i, pixels in enumerate(noise):
-        Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC).save(
-            folder / f"{i:06}.png"
-        )
+        picture = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{i:06}.png")
 
 
 def measure(name: str, case: dict) -> dict:
-    """What a fresh process says of one case, and its largest memory."""
+    """The results of one case in a fresh process, including its peak memory."""
     environment = dict(os.environ)
     if name == "devices":
         flags = f"--xla_force_host_platform_device_count={case['devices']}"
@@ -173,31 +177,30 @@ def measure(name: str, case: dict) -> dict:
 
 
 def table(rows: list[tuple[dict, list[dict]]]) -> str:
-    """Markdown: of each case the medians of its rounds."""
+    """A Markdown table: the medians of each case's rounds."""
     case, first = rows[0]
     names = [*case, *first[0]]
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for case, rounds in rows:
-        medians = [statistics.median(each[name] for each in rounds) for name in first[0]]
-        lines.append(
-            f"| {' | '.join([*map(str, case.values()), *(f'{value:,.4g}' for value in medians)])} |"
-        )
+        cells = [str(value) for value in case.values()]
+        for name in first[0]:
+            cells.append(f"{statistics.median(each[name] for each in rounds):,.4g}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main(names: list[str], number: int) -> None:
-    """Measures and prints."""
+    """Measures the tables and prints them."""
     for name in names or TABLES:
-        cases = TABLES[name][1]
-        rounds = [[measure(name, case) for case in cases] for _ in range(number)]
-        print(
-            f"\n{name}\n\n{table(list(zip(cases, map(list, zip(*rounds, strict=True)), strict=True)))}",
-            flush=True,
-        )
+        rows = [(case, []) for case in TABLES[name][1]]
+        for _ in range(number):
+            for case, results in rows:
+                results.append(measure(name, case))
+        print(f"\n{name}\n\n{table(rows)}", flush=True)
 
 
 def only(name: str, case: str) -> None:
-    """One case, in this process."""
+    """Measures one case in this process and prints the result as JSON."""
     from ddpm_jax import configure_jax
 
     configure_jax()
@@ -211,7 +214,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
+    parser.add_argument("names", nargs="*", metavar="TABLE", help=f"any of {', '.join(TABLES)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

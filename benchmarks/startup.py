@@ -1,8 +1,11 @@
-"""From process start to the first image and the first update, ours and PyTorch's: benchmarks/startup.py [--rounds 2].
+"""The time from process start to the first image and to the first update, ours and PyTorch's.
 
-Each turn is a fresh process, timed until the picture or the update is there; the contestants take turns. "cold" has
-no compiled programs yet, "again" those of the process before. Also the time of imports and of --help, and the
-largest memory of ten updates. The network is that of small32, 50 steps of DDIM, one image.
+    python benchmarks/startup.py [--rounds 2]
+
+Each turn is a fresh process, timed until the picture or the update exists; the contestants take
+turns. "cold" starts without compiled programs, "again" with those of the process before. Also
+measures imports, --help, and the peak memory of ten updates. The network is small32's; the image
+is one, drawn with 50 steps of DDIM.
 """
 
 import argparse
@@ -18,12 +21,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FIRST_UPDATE = "run/metrics.jsonl"
-"""What is there after the first update."""
+"""A file that exists after the first update."""
 OURS = "import sys; from ddpm_jax.cli import main; sys.exit(main())"
 
 
 def prepare(folder: Path) -> None:
-    """The same weights for both, and a folder of pictures."""
+    """Writes the same weights for both sides, and a folder of pictures."""
+    import numpy as np
     import ours
     from PIL import Image
 
@@ -36,18 +40,15 @@ def prepare(folder: Path) -> None:
     write_diffusers(folder / "model", config, params)
     about = {"weights": "unknown", "step": None, "data_fingerprint": None}
     write_single_file(folder / "model.safetensors", config, params, about)
-    import numpy as np
-
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     for i in range(64):
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
-            folder / f"images/{i}.png"
-        )
+        picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        picture.save(folder / f"images/{i}.png")
 
 
 def peer(what: str, folder: Path, steps: int) -> None:
-    """What runs in PyTorch's processes: `what` is "image" or "update", with " compile" behind it or not."""
+    """The work of PyTorch's processes; `what` is "image" or "update", optionally + " compile"."""
     import diffusers
     import numpy as np
     import torch
@@ -68,7 +69,8 @@ def peer(what: str, folder: Path, steps: int) -> None:
     (folder / "run").mkdir()
     for step in range(steps):
         x_0 = torch.from_numpy(images).float() / 127.5 - 1
-        t, noise = torch.randint(0, 1000, (len(x_0),)), torch.randn_like(x_0)
+        t = torch.randint(0, 1000, (len(x_0),))
+        noise = torch.randn_like(x_0)
         output = network(pipeline.scheduler.add_noise(x_0, noise, t), t).sample
         torch.nn.functional.mse_loss(output, noise).backward()
         adam.step()
@@ -79,24 +81,10 @@ def peer(what: str, folder: Path, steps: int) -> None:
 def commands(folder: Path, steps: int) -> dict[str, dict[str, list[str]]]:
     """{what: {contestant: command}}."""
     python = sys.executable
-    sample = [
-        "sample",
-        f"{folder}/model.safetensors",
-        "-n",
-        "1",
-        "--sampler",
-        "ddim",
-        "--steps",
-        "50",
-    ]
-    train = [
-        "train",
-        "small32",
-        "--data.source",
-        f"folder:{folder}/images",
-        "--workdir",
-        f"{folder}/run",
-    ]
+    sample = ["sample", f"{folder}/model.safetensors", "-n", "1", "--out", f"{folder}/ours.png"]
+    sample += ["--sampler", "ddim", "--steps", "50"]
+    train = ["train", "small32", "--workdir", f"{folder}/run"]
+    train += ["--data.source", f"folder:{folder}/images"]
     train += ["--train.eval-every", "0", "--train.sample-every", "0", "--train.num-samples", "1"]
     train += ["--train.steps", str(steps), "--train.log-every", "1"]
 
@@ -105,7 +93,7 @@ def commands(folder: Path, steps: int) -> dict[str, dict[str, list[str]]]:
 
     return {
         "first image": {
-            "ours": [python, "-c", OURS, *sample, "--out", f"{folder}/ours.png"],
+            "ours": [python, "-c", OURS, *sample],
             "eager": of_peer("image"),
             "compile": of_peer("image compile"),
         },
@@ -118,7 +106,7 @@ def commands(folder: Path, steps: int) -> dict[str, dict[str, list[str]]]:
 
 
 def run(command: list[str], folder: Path, until: str | None = None) -> tuple[float, float]:
-    """(seconds, MiB of its largest memory) of one process, ended when the file `until` is there."""
+    """(seconds, peak memory in MiB) of one process; it is killed when the file `until` exists."""
     environment = {
         **os.environ,
         "XDG_CACHE_HOME": f"{folder}/cache",
@@ -144,7 +132,7 @@ def run(command: list[str], folder: Path, until: str | None = None) -> tuple[flo
 
 
 def measure(rounds: int, folder: Path) -> dict:
-    """{what: {contestant: seconds}}, medians."""
+    """{what: {contestant: median seconds, or MiB of memory}}."""
     prepare(folder)
     result = {}
     for what, contestants in commands(folder, 1).items():
@@ -184,7 +172,7 @@ def measure(rounds: int, folder: Path) -> dict:
 
 
 def table(result: dict) -> str:
-    """Markdown."""
+    """A Markdown table."""
     lines = ["| what | which | |", "|---|---|---|"]
     for what, values in result.items():
         unit = "MiB" if what.startswith("MiB") else "s"

@@ -1,7 +1,8 @@
 """CelebA-HQ, 256x256: Ho et al. 2020, Section 4 and Appendix B. 113.7 M parameters, 0.5 M steps.
 
-tfds makes the data set ready at the first start, from data256x256.tar in the folder --data.manual-dir and with
-`pip install 'ddpm-jax[tfds-prepare]'`, once. A folder of the images does as well: --data.source folder:PATH.
+tfds prepares the data set on first use, from data256x256.tar in the folder --data.manual-dir. This
+needs `pip install 'ddpm-jax[tfds-prepare]'`, once. A folder of the images works too:
+--data.source folder:PATH.
 
     ddpm-jax train celebahq256 --workdir runs/celebahq256
 """

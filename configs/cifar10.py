@@ -1,7 +1,7 @@
 """CIFAR10, 32x32, unconditional: Ho et al. 2020, Section 4 and Appendix B. 35.7 M parameters.
 
 The paper reports FID 3.17 and IS 9.46 after 800,000 steps, on a TPU v3-8 at 21 steps/s.
-tfds makes the data set ready at the first start, which takes `pip install 'ddpm-jax[tfds-prepare]'`, once:
+tfds prepares the data set on first use, which needs `pip install 'ddpm-jax[tfds-prepare]'`, once.
 
     ddpm-jax train cifar10 --workdir runs/cifar10
 """

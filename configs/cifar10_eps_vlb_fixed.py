@@ -1,7 +1,9 @@
-"""CIFAR10, Table 2 of Ho et al. 2020: predicting the noise, trained on the bound, fixed isotropic variance.
+"""CIFAR10, Table 2 of Ho et al. 2020: noise prediction and a fixed isotropic variance.
 
-35.7 M parameters, 800,000 steps; the paper reports IS 7.67, FID 13.51, 3.70 bits/dim.
-The bound is T = 1000 times the released code's loss: gradients are clipped at 1000 times its norm.
+35.7 M parameters, trained on the bound for 800,000 steps.
+The paper reports IS 7.67, FID 13.51, 3.70 bits/dim.
+The bound is T = 1000 times the loss of the released code, so gradients are clipped at 1000 times
+its norm.
 
     ddpm-jax train cifar10_eps_vlb_fixed --workdir runs/cifar10_eps_vlb_fixed
 """

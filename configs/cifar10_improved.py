@@ -1,8 +1,9 @@
-"""CIFAR10 as in Improved DDPM (Nichol & Dhariwal 2021): cosine schedule, T = 4000, hybrid loss, learned range.
+"""CIFAR10 as in Improved DDPM (Nichol & Dhariwal 2021).
 
-They report FID 3.19 and 3.17 bits/dim after 500,000 steps. The network here is Ho et al.'s with their depth,
-attention levels and dropout; theirs also has four heads and scales by the time embedding. Flips, the average of
-the weights and gradient clipping are Ho et al.'s.
+Cosine schedule, T = 4000, hybrid loss, variance in a learned range. They report FID 3.19 and 3.17
+bits/dim after 500,000 steps. The network here is Ho et al.'s with their depth, attention levels and
+dropout; theirs also has four heads and scales by the time embedding. Flips, the average of the
+weights and gradient clipping are Ho et al.'s.
 
     ddpm-jax train cifar10_improved --workdir runs/cifar10_improved
 """

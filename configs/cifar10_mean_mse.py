@@ -1,4 +1,4 @@
-"""CIFAR10, Table 2 of Ho et al. 2020: predicting the mean, trained on its squared error.
+"""CIFAR10, Table 2 of Ho et al. 2020: mean prediction, trained on the squared error.
 
 35.7 M parameters, 800,000 steps; the paper reports that it is unstable.
 

@@ -1,7 +1,8 @@
-"""CIFAR10, Table 2 of Ho et al. 2020: predicting the mean, trained on the bound, learned diagonal variance.
+"""CIFAR10, Table 2 of Ho et al. 2020: mean prediction and a learned diagonal variance.
 
-35.7 M parameters, 800,000 steps; the paper reports IS 7.28, FID 23.69.
-The bound is T = 1000 times the released code's loss: gradients are clipped at 1000 times its norm.
+35.7 M parameters, trained on the bound for 800,000 steps; the paper reports IS 7.28, FID 23.69.
+The bound is T = 1000 times the loss of the released code, so gradients are clipped at 1000 times
+its norm.
 
     ddpm-jax train cifar10_mean_vlb_learned --workdir runs/cifar10_mean_vlb_learned
 """

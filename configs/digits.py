@@ -1,4 +1,4 @@
-"""The embedded handwritten digits, 1,797 of 8x8: a first run, minutes on two CPU cores.
+"""1,797 handwritten digits of 8x8, shipped with the package: a first run, minutes on two CPU cores.
 
 ddpm-jax train digits --workdir runs/digits
 """

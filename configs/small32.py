@@ -1,9 +1,9 @@
-"""A small network for your own 32x32 colour images, or any folder of larger ones: for a first look.
+"""A small network for a first look at your own images: 32x32 in colour.
 
     ddpm-jax train small32 --data.source folder:PATH --workdir runs/mine
 
-The folder's images are resized and cropped to 32x32. Two CPU cores make 1.3 steps a second; add
---data.image-shape 16 16 3 --train.steps 2500 for a first look there.
+Images are resized and cropped to 32x32. Two CPU cores make 1.3 steps per second; for a first look
+on a CPU add --data.image-shape 16 16 3 --train.steps 2500.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Data, Model, Optim, Train

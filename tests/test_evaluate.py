@@ -239,7 +239,7 @@ def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
         (("--batch-size", 0), "batch_size: must be at least 1"),
         (
             ("-n", 24),
-            "have no labels to train the proxy on; name FID's InceptionV3 with --inception PATH",
+            "have no labels to train the proxy on; pass FID's InceptionV3 with --inception PATH",
         ),
         (("--inception", tmp_path / "no.safetensors"), "no.safetensors: cannot be read"),
         (("--inception", tmp_path / "x.pth"), "convert_inception.py"),

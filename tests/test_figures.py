@@ -290,7 +290,10 @@ def test_mirrored_copies_are_found(run, pictures, monkeypatch):
             "num_timesteps: must be at least 1 and at most",
         ),
         (["figure", "progressive", "RUN", "--seed", "-1"], "seed: must be at least 0"),
-        (["figure", "interpolate", "RUN", "--between", "0", "99"], "number 99 is not one of them"),
+        (
+            ["figure", "interpolate", "RUN", "--between", "0", "99"],
+            "there is no image number 99; choose from 0 to",
+        ),
         (
             ["figure", "interpolate", "RUN", "--between", "0", "nowhere.png"],
             "between: nowhere.png cannot be read",

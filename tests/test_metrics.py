@@ -216,10 +216,10 @@ def test_a_subset_of_the_modes_is_precise_and_does_not_recall(rng):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda x: metrics.statistics(x[0]), r"\[N,D\] is needed"),
+        (lambda x: metrics.statistics(x[0]), r"must be \[N,D\]"),
         (lambda x: metrics.statistics(x[:1]), "at least 2 images, got 1"),
         (lambda x: metrics.statistics([]), "at least 2 images, got 0"),
-        (lambda x: metrics.statistics([x, x[:, :2]]), r"\[N,3\] is needed, got \[9, 2\]"),
+        (lambda x: metrics.statistics([x, x[:, :2]]), r"must be \[N,3\], got \[9, 2\]"),
         (lambda x: metrics.statistics(x / np.float64(x != x[0, 0])), "not finite"),
         (
             lambda x: frechet_distance(metrics.statistics(x), metrics.statistics(x[:, :2])),
@@ -234,7 +234,7 @@ def test_a_subset_of_the_modes_is_precise_and_does_not_recall(rng):
             lambda x: metrics.fid_error(x[:2], metrics.statistics(x), groups=2),
             "at least 2 images, got 1",
         ),
-        (lambda x: inception_score(x, splits=10), "from 1 to the 9 images"),
+        (lambda x: inception_score(x, splits=10), "from 1 to 9, the number of images"),
         (lambda x: kernel_distance(x[:3], x), "at least 4 images"),
         (lambda x: kernel_distance(x, x, subset_size=1), "at least 4 images"),
         (lambda x: kernel_distance(x, x[:, :2]), r"\[N,3\]"),

@@ -69,7 +69,7 @@ def test_smaller_images_are_refused():
     ("change", "words"),
     [
         (lambda s: dataclasses.replace(s, labels=None), "no labels"),
-        (lambda s: dataclasses.replace(s, labels=np.zeros_like(s.labels)), "two classes"),
+        (lambda s: dataclasses.replace(s, labels=np.zeros_like(s.labels)), "at least two classes"),
         (lambda s: from_array(s.read(np.arange(19)), (8, 8, 1), s.labels[:19]), "20 images"),
         (lambda s: from_array(s.read(np.arange(90))[:, 1:], (7, 8, 1), s.labels[:90]), "7x8"),
     ],

@@ -108,7 +108,7 @@ def test_what_cannot_be_exported_or_run_gets_one_line(model, exported, tmp_path)
         (tmp_path, "x.npz", "not an exported model"),
         (tmp_path / "damaged", "x.npz", "params.npz: damaged"),
         (exported, "x.png", "x.png must end in .npz"),
-        (exported, "nowhere/x.npz", "x.npz must end in .npz and lie in a folder that is there"),
+        (exported, "nowhere/x.npz", "x.npz must end in .npz and be in a folder that exists"),
     ]:
         done = run_example(folder, "--out", tmp_path / out)
         assert done.returncode == 1 and says in done.stderr and done.stderr.count("\n") == 1

@@ -321,7 +321,8 @@ def test_what_tensorboard_cannot_write_is_told_once_and_stops_nothing(tmp_path, 
         board.add(101, summary.scalar("y", 1.0))
         board.close()
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'tensorboard'}: cannot be written (File too large), and no more is"
+        f"{tmp_path / 'tensorboard'}: cannot be written (File too large); "
+        "TensorBoard logging stops, training continues"
     ]
 
 
@@ -336,7 +337,7 @@ def test_damaged_lines_of_metrics_are_set_aside(tmp_path, caplog):
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join([good[0], *good[2:5]])
     assert (tmp_path / "metrics.damaged").read_bytes() == b"".join(bad)
     (warning,) = caplog.records
-    assert "2 lines are damaged and lie in metrics.damaged now" in warning.getMessage()
+    assert "2 damaged lines were moved to metrics.damaged" in warning.getMessage()
 
 
 def test_what_was_learned_is_saved_before_pictures_are_drawn(tiny, pictures, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Features of images, by FID's InceptionV3 or by the proxy; computed once and kept in files."""
+"""Features of images, from FID's InceptionV3 or the proxy, computed once and cached in files."""
 
 import hashlib
 import os
@@ -24,35 +24,38 @@ from ddpm_jax.storage.files import npz, path_of, read_npz, write_file
 from ddpm_jax.weights.names import flat_params, nested_params
 
 PART = 1024
-"""Images a file."""
+"""Images per file."""
 
 BATCH = 64
-"""Images a device at a time: the last bits of features may depend on it, so it is always the same."""
+"""Images per device at a time. Fixed, because the last bits of features may depend on it."""
 
 COMPARED = 10_000
-"""Real images whose features are kept together, for what compares images one by one, at most."""
+"""At most this many real images are kept with their features for KID, precision and recall."""
 
 VERSION = 1
-"""Of what is kept: another number where the proxy, its training or the files' contents are others."""
+"""Version of the cache. Change it if the proxy, its training or the files' contents change."""
 
 
 class Extractor(NamedTuple):
-    """A network whose features images are compared by."""
+    """A network that computes the features that images are compared by."""
 
     kind: Literal["inception", "proxy"]
     apply: Callable
     """(params, uint8 [B,H,W,C]) -> (features [B,D], logits [B,K]), jitted."""
     params: Any
     mesh: Mesh
-    """What params lie on."""
+    """The devices that hold params."""
     sha256: str
-    """Of the file of the weights, or of the proxy's own."""
+    """Hash of the weights file, or of the proxy's parameters."""
     about: dict[str, Any]
-    """What else a result must say of it."""
+    """More facts about the network, to be recorded with every result."""
 
 
 def inception(path: epath.PathLike, mesh: Mesh) -> Extractor:
-    """FID's InceptionV3 with the weights of the file `path`. Raises UserError if it is not one of its weights."""
+    """FID's InceptionV3, with weights from the file `path`.
+
+    Raises UserError if the file does not hold that network's weights.
+    """
     params = replicate(load_inception(path), mesh)
     sha256 = hashlib.sha256(path_of(path).read_bytes()).hexdigest()
     about = {
@@ -62,19 +65,20 @@ def inception(path: epath.PathLike, mesh: Mesh) -> Extractor:
 
 
 def proxy(source: Source, indices: np.ndarray, root: epath.Path, mesh: Mesh) -> Extractor:
-    """A classifier of the images `indices` of `source`, trained on their labels once and kept in `root`.
+    """A classifier of the images `indices` of `source`, trained once on their labels.
 
-    Raises UserError if they have none.
+    It is cached in `root`. Raises UserError if the images cannot train one.
     """
     file = _folder(root, source, indices, "proxy") / "classifier.npz"
     if not agreed(file.exists()):
         trained = train_classifier(source, indices)
-        write_file(
-            file, npz({**flat_params(trained.params), "accuracy": np.array(trained.accuracy)})
-        )
+        arrays = flat_params(trained.params)
+        arrays["accuracy"] = np.array(trained.accuracy)
+        write_file(file, npz(arrays))
     wait_for_all("proxy")
     arrays = read_npz(file)
-    accuracy, hashed = float(arrays.pop("accuracy")), hashlib.sha256()
+    accuracy = float(arrays.pop("accuracy"))
+    hashed = hashlib.sha256()
     for array in arrays.values():
         hashed.update(np.ascontiguousarray(array))
     params = replicate(nested_params(arrays), mesh)
@@ -86,9 +90,10 @@ def proxy(source: Source, indices: np.ndarray, root: epath.Path, mesh: Mesh) -> 
 
 
 def cache_root(source: Source, shared: epath.Path) -> epath.Path:
-    """Where what is computed of a source's images is kept: beside its files, or else in the user's cache.
+    """The folder that caches features of a source's images.
 
-    Of several processes in `shared`, a folder that all of them see.
+    It lies beside the images if that place is writable, else in the user's cache. Several
+    processes use `shared`, a folder that all of them can see.
     """
     if jax.process_count() > 1:
         return shared
@@ -98,7 +103,7 @@ def cache_root(source: Source, shared: epath.Path) -> epath.Path:
 
 
 class Features(NamedTuple):
-    """Of a set of images, in its order."""
+    """The features of a set of images, in its order."""
 
     features: np.ndarray
     """[N,D] float32."""
@@ -113,94 +118,100 @@ def features_of(
     folder: epath.Path,
     tag: Callable[[np.ndarray], str],
 ) -> Features:
-    """Of the images 0, ..., `count` - 1 that `read` gives as uint8 [B,H,W,C]; those that lie in `folder` are reused.
+    """The features of images 0, ..., `count` - 1; files that `folder` already holds are reused.
 
-    `tag` maps indices to a word that tells their images from others that may take their places.
+    `read` maps indices to images uint8 [B,H,W,C]. `tag` maps indices to a word for file names,
+    which must change if the images at these indices change.
     """
-    parts = [
-        read_npz(file)
-        for file in _make_parts(extractor, read, count, folder, Features._fields, tag)
-    ]
-    return Features(*(np.concatenate([part[name] for part in parts]) for name in Features._fields))
+    files = _make_parts(extractor, read, count, folder, Features._fields, tag)
+    parts = [read_npz(file) for file in files]
+    return Features(
+        features=np.concatenate([part["features"] for part in parts]),
+        logits=np.concatenate([part["logits"] for part in parts]),
+    )
 
 
 class Reference(NamedTuple):
-    """What samples are compared with."""
+    """The real images that samples are compared with."""
 
     statistics: Statistics
-    """Of all images."""
+    """Of all the images."""
     features: np.ndarray
-    """[N,D] float32 of at most COMPARED of them, chosen whatever their order is."""
+    """[N,D] float32 of at most COMPARED of them, chosen at random with a fixed key."""
 
 
 def reference_of(
     extractor: Extractor, source: Source, indices: np.ndarray, root: epath.Path
 ) -> Reference:
-    """Of the images `indices` of `source`, kept in `root` under their fingerprint."""
+    """The Reference of the images `indices` of `source`, cached in `root` by their fingerprint."""
     folder = _folder(root, source, indices, extractor.sha256)
     file = folder / "statistics.npz"
     if not agreed(file.exists()):
         files = _reference_parts(extractor, source, indices, folder)
         kept = statistics(read_npz(part)["features"] for part in files)._asdict()
-        order = np.argsort(
-            np.random.Philox(key=[0, len(indices)]).random_raw(len(indices)), kind="stable"
-        )
-        some = np.sort(order[:COMPARED])
-        rows = [
-            read_npz(part)["features"][some[(some >= start) & (some < start + PART)] - start]
-            for start, part in zip(range(0, len(indices), PART), files, strict=True)
-        ]
-        write_file(file, npz({**kept, "features": np.concatenate(rows)}))
+        bits = np.random.Philox(key=[0, len(indices)]).random_raw(len(indices))
+        chosen = np.sort(np.argsort(bits, kind="stable")[:COMPARED])
+        rows = []
+        for start, part in zip(range(0, len(indices), PART), files, strict=True):
+            inside = chosen[(chosen >= start) & (chosen < start + PART)]
+            rows.append(read_npz(part)["features"][inside - start])
+        kept["features"] = np.concatenate(rows)
+        write_file(file, npz(kept))
     wait_for_all("statistics")
     kept = read_npz(file)
-    return Reference(
-        Statistics(kept["mean"], kept["covariance"], int(kept["count"])), kept["features"]
-    )
+    count = int(kept["count"])
+    return Reference(Statistics(kept["mean"], kept["covariance"], count), kept["features"])
 
 
 def all_features(
     extractor: Extractor, source: Source, indices: np.ndarray, root: epath.Path
 ) -> np.ndarray:
-    """[N,D] of all the images `indices` of `source`, kept in `root` as those of `reference_of` are."""
-    files = _reference_parts(
-        extractor, source, indices, _folder(root, source, indices, extractor.sha256)
-    )
+    """Features [N,D] of the images `indices` of `source`; uses the same cache as `reference_of`."""
+    folder = _folder(root, source, indices, extractor.sha256)
+    files = _reference_parts(extractor, source, indices, folder)
     return np.concatenate([read_npz(file)["features"] for file in files])
 
 
 def extract(extractor: Extractor, images: np.ndarray) -> Features:
-    """Of uint8 images [N,H,W,C]: all count, a last batch is filled up with images that do not."""
-    parts = []
+    """The features of uint8 images [N,H,W,C]."""
+    features = []
+    logits = []
     for rows, count in full_batches(len(images), BATCH * extractor.mesh.size):
-        result = extractor.apply(extractor.params, place(images[rows], extractor.mesh))
-        parts.append([array[:count] for array in fetch(result)])
-    return Features(*map(np.concatenate, zip(*parts, strict=True)))
+        batch = place(images[rows], extractor.mesh)
+        batch_features, batch_logits = fetch(extractor.apply(extractor.params, batch))
+        features.append(batch_features[:count])
+        logits.append(batch_logits[:count])
+    return Features(np.concatenate(features), np.concatenate(logits))
 
 
 def _reference_parts(extractor, source, indices, folder) -> list[epath.Path]:
-    def read(some):
-        return source.read(indices[some])
+    def read(places):
+        return source.read(indices[places])
 
-    return _make_parts(extractor, read, len(indices), folder, ("features",), lambda _: "all")
+    def tag(places):
+        return "all"  # The folder's name already has the images' fingerprint.
+
+    return _make_parts(extractor, read, len(indices), folder, ("features",), tag)
 
 
 def _make_parts(extractor, read, count, folder, fields, tag) -> list[epath.Path]:
-    """The files of PART images each, those that are missing made."""
+    """The files of PART images each; makes those that are missing."""
     files = []
     with progress_bar(total=count, desc=f"{extractor.kind} features", unit="image") as progress:
         for start in range(0, count, PART):
             indices = np.arange(start, min(start + PART, count))
-            files.append(folder / f"{start:08d}-{len(indices):04d}-{tag(indices)}.npz")
-            if not agreed(files[-1].exists()):
+            file = folder / f"{start:08d}-{len(indices):04d}-{tag(indices)}.npz"
+            if not agreed(file.exists()):
                 made = extract(extractor, read(indices))
-                write_file(files[-1], npz({field: getattr(made, field) for field in fields}))
+                write_file(file, npz({field: getattr(made, field) for field in fields}))
+            files.append(file)
             progress.update(len(indices))
     wait_for_all("features")
     return files
 
 
 def _folder(root: epath.Path, source: Source, indices: np.ndarray, what: str) -> epath.Path:
-    """For what is computed of these images."""
+    """The cache folder for results computed from these images; `what` names the results."""
     hashed = hashlib.blake2b(f"{source.fingerprint} {what} {VERSION}".encode(), digest_size=8)
     hashed.update(np.asarray(indices, np.int64).tobytes())
     return root / hashed.hexdigest()

@@ -1,4 +1,4 @@
-"""The file that holds InceptionV3's weights."""
+"""Reads the file of InceptionV3's weights."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import inception_shapes
 
-# Our name of a parameter, and that of a PyTorch file with the order of its axes.
+# Our name of a parameter: (its name in a PyTorch file, the order of its axes there).
 _UNIT = {
     "kernel": ("conv.weight", (2, 3, 1, 0)),
     "scale": ("bn.weight", (0,)),
@@ -23,45 +23,49 @@ CONVERT = "python scripts/convert_inception.py FILE OUT.safetensors"
 def load_inception(path):
     """The parameters for `inception_features`, from a .safetensors or .npz file.
 
-    It has a PyTorch state dict's names and axes, `Mixed_5b.branch1x1.conv.weight` and so on. What the network does not
-    use, the last bias and the batch norms' counters, is ignored. Raises UserError naming the tensor that is missing,
-    left over or of another shape, and for files of other kinds.
+    Names and axes are those of a PyTorch state dict, such as `Mixed_5b.branch1x1.conv.weight`. The
+    last bias and the counters of the batch norms are ignored; the network does not use them.
+    Raises UserError for files of other kinds, and for a tensor that is missing, unexpected or of
+    another shape; the error names the tensor.
     """
     path = Path(path).expanduser()
     if path.suffix not in (".safetensors", ".npz"):
         raise UserError(
-            f"{path}: InceptionV3's weights are read from .safetensors or .npz; a .pth or .pkl file becomes one by "
-            f"`{CONVERT}`, which needs torch"
+            f"{path}: must be .safetensors or .npz; convert a .pth or .pkl file with `{CONVERT}` "
+            "(needs torch)"
         )
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); name InceptionV3's weights"
+            f"{path}: cannot be read ({error.strerror or error}); "
+            "pass the file of InceptionV3's weights"
         ) from error
     try:
         tensors = _READERS[path.suffix](content)
-    except Exception as error:
+    except Exception as error:  # A damaged file raises errors of many kinds.
         raise UserError(
-            f"{path}: is not a {path.suffix} file of plain arrays ({error}); make it again"
+            f"{path}: is not a {path.suffix} file of plain arrays ({error}); "
+            f"write it again with `{CONVERT}`"
         ) from error
     return from_state_dict(tensors, str(path))
 
 
 def from_state_dict(tensors: dict[str, np.ndarray], title: str):
-    """`load_inception`'s parameters from the tensors themselves; `title` names them in what is raised."""
+    """The parameters for `inception_features` from the tensors; `title` names them in errors."""
     shapes, tree = jax.tree_util.tree_flatten_with_path(inception_shapes())
     left = {name: tensor for name, tensor in tensors.items() if not _is_unused(name)}
     params = [_take(left, [key.key for key in keys], shape.shape, title) for keys, shape in shapes]
     if left:
         raise UserError(
-            f"{title}: {_some(left)} is not of FID's InceptionV3; other Inceptions give other numbers"
+            f"{title}: {_some(left)} is not part of FID's InceptionV3; use that network's weights, "
+            "others give other numbers"
         )
     return jax.tree.unflatten(tree, params)
 
 
 def _take(left, keys, shape, title):
-    """The parameter at `keys`, of `shape`; takes it out of the tensors `left`."""
+    """Takes the parameter at `keys`, of `shape`, out of the tensors `left`."""
     if keys == ["fc"]:
         name, axes = "fc.weight", (1, 0)
     else:
@@ -69,14 +73,14 @@ def _take(left, keys, shape, title):
         name = ".".join([*keys[:-1], last])
     if name not in left:
         raise UserError(
-            f"{title}: {name} is missing; it is not FID's InceptionV3, or not all of it"
+            f"{title}: {name} is missing; use a complete file of FID's InceptionV3 weights"
         )
     tensor = left.pop(name)
     expected = tuple(shape[axes.index(i)] for i in range(len(shape)))
     if tensor.shape != expected or tensor.dtype.kind != "f":
         raise UserError(
-            f"{title}: {name} is {tensor.dtype} {list(tensor.shape)}, and FID's InceptionV3 has floats "
-            f"{list(expected)} there"
+            f"{title}: {name} is {tensor.dtype} {list(tensor.shape)}; "
+            f"FID's InceptionV3 needs floats {list(expected)}"
         )
     return np.ascontiguousarray(tensor.transpose(axes), np.float32)
 
@@ -86,7 +90,7 @@ def _is_unused(name: str) -> bool:
 
 
 def _some(names) -> str:
-    """The first of the names, and how many more there are."""
+    """The first of the names, and the number of the others."""
     first, *others = names
     return f"{first} (and {len(others)} more)" if others else first
 

@@ -1,7 +1,7 @@
 """The proxy for InceptionV3: a classifier of the reference images, trained on their labels.
 
-What is computed from its features tells two models of the same images apart. It is no FID, and compares with nothing
-that was computed from other features.
+Numbers computed from its features can rank two models of the same images. They are not FID, and
+cannot be compared with numbers from other features.
 """
 
 import functools
@@ -27,19 +27,20 @@ class Proxy(NamedTuple):
     params: Any
     """For `models.classifier_features`; float32 on JAX's default device."""
     accuracy: float
-    """The part of the held-out tenth whose class it names."""
+    """Fraction of the held-out tenth that it classifies correctly."""
 
 
 def train_classifier(
     source: Source, indices: np.ndarray, *, seed: int = 0, steps: int | None = None
 ) -> Proxy:
-    """A Classifier of the images `indices` [M] of `source`, trained on nine tenths of them, the same for a seed.
+    """A Classifier of the images `indices` [M] of `source`, trained on nine tenths of them.
 
-    Adam with a cosine decay from 0.002, batches of 128, no augmentation; `steps` are ten epochs unless given, but at
-    least 400 and at most 4000. Raises UserError if there are no labels, only one class, or too few or too small images.
+    Adam with a cosine decay from 0.002, batches of 128, no augmentation; `steps` defaults to ten
+    epochs, but at least 400 and at most 4000. The same seed gives the same classifier. Raises
+    UserError if there are no labels, only one class, or too few or too small images.
     """
     labels, classes = _labels(source, indices)
-    # Beside the orders of the epochs, which Batches draws from [seed, epoch].
+    # Batches draws the order of each epoch from [seed, epoch]; no training reaches this epoch.
     bits = np.random.Philox(key=[seed, PROXY_SPLIT]).random_raw(len(indices))
     held_out, train = np.split(
         np.asarray(indices)[np.argsort(bits, kind="stable")], [len(indices) // 10]
@@ -58,23 +59,22 @@ def train_classifier(
 
 
 def _labels(source: Source, indices) -> tuple[np.ndarray, int]:
-    """(int32 [N]: the class of each image of the source that is in `indices`, from 0 on; how many there are)."""
-    remedy = "name FID's InceptionV3 with --inception PATH"
+    """(class of each image int32 [N], number of classes).
+
+    Classes are numbered from 0; only the entries of the images in `indices` mean something.
+    """
+    remedy = "pass FID's InceptionV3 with --inception PATH"
     if source.labels is None:
         raise UserError(f"data: these images have no labels to train the proxy on; {remedy}")
     classes = np.unique(source.labels[indices])
     if len(classes) < 2:
-        raise UserError(
-            f"data: the proxy needs labels of two classes or more, and these have one; {remedy}"
-        )
+        raise UserError(f"data: the proxy needs at least two classes of images, got one; {remedy}")
     if len(indices) < 20:
-        raise UserError(
-            f"data: the proxy needs 20 images or more, and there are {len(indices)}; {remedy}"
-        )
+        raise UserError(f"data: the proxy needs at least 20 images, got {len(indices)}; {remedy}")
     height, width, _ = source.read(indices[:1]).shape[1:]
     if min(height, width) < 8:
         raise UserError(
-            f"data: the proxy needs images from 8x8 pixels on, and these are {height}x{width}; {remedy}"
+            f"data: the proxy needs images of at least 8x8 pixels, got {height}x{width}; {remedy}"
         )
     return np.searchsorted(classes, source.labels).astype(np.int32), len(classes)
 
@@ -84,8 +84,8 @@ def _accuracy(params, source, indices, labels) -> float:
     for rows, count in full_batches(len(indices), BATCH_SIZE):
         chosen = indices[rows]
         _, logits = classifier_features(params, source.read(chosen))
-        named = np.asarray(logits).argmax(axis=1) == labels[chosen]
-        right += named[:count].sum()
+        correct = np.asarray(logits).argmax(axis=1) == labels[chosen]
+        right += correct[:count].sum()
     return float(right / len(indices))
 
 

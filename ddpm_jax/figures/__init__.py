@@ -1,4 +1,4 @@
-"""The paper's figures of a run: one file each, a picture that a person understands and the numbers behind it."""
+"""The paper's figures, one file each. A figure writes a picture and the numbers behind it."""
 
 from ddpm_jax.figures.interpolate import Interpolate
 from ddpm_jax.figures.neighbours import Neighbours

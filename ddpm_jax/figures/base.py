@@ -1,22 +1,22 @@
-"""What the figures share: the run they are of, the files they go to, and how they name steps.
+"""Code that all figures share: the model they show, the files they write, the names of steps.
 
-A step is named as in the paper, by how often an image was diffused: k = T is pure noise, k = 0 the
-image; q_sample's index is t = k - 1.
+A figure names a step as the paper does, by the number of diffusion steps applied to an image:
+k = T is pure noise, k = 0 is the image. The index of q_sample is t = k - 1.
 """
 
 import dataclasses
 import logging
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config.checked import Checked
+from ddpm_jax.config.checked import Checked, Range
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
-from ddpm_jax.keys import example_keys, seed_key
+from ddpm_jax.keys import example_keys
 from ddpm_jax.storage.files import npz, path_of, write_file
 from ddpm_jax.weights.load import Loaded, home_of, load_weights
 
@@ -25,31 +25,33 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Figure(Checked):
-    """A picture and its numbers. Every subclass has `draw()`, which computes and writes both and returns the path."""
+    """A picture and the numbers behind it.
+
+    Every subclass has a `draw()` that computes and writes both and returns the picture's path.
+    """
 
     out: str | None = None
-    """The picture, a .png; the numbers go beside it. None for one in the run's figures/."""
+    """The picture, a .png file; the numbers go beside it. None for one in the run's figures/."""
 
     GROUP: ClassVar[str] = ""
     name: ClassVar[str]
-    """Of its files."""
+    """Stem of the figure's file names."""
 
     def path(self) -> epath.Path:
-        """The picture's path, in a folder that is there. Raises UserError if it cannot be a .png."""
+        """The picture's path; makes its folder. Raises UserError if it is not a .png file."""
         path = path_of(self.out or f"{self.name}.png")
         if path.suffix != ".png" or path.is_dir():
-            raise UserError(f"out: {self.out} must end in .png, and be no folder")
-        path.parent.mkdir(
-            parents=True, exist_ok=True
-        )  # What cannot be written is better known before.
+            raise UserError(f"out: {self.out} must end in .png and must not be a folder")
+        # Made here, so that a folder that cannot be written fails before the computation.
+        path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def write(self, picture: bytes, numbers: dict[str, np.ndarray]) -> epath.Path:
-        """Writes both and returns the picture's path."""
+        """Writes the picture and its numbers; returns the picture's path."""
         path = self.path()
         write_file(path.with_suffix(".npz"), npz(numbers))
         write_file(path, picture)
-        log.info("%s, and the numbers in %s", path, path.with_suffix(".npz").name)
+        log.info("%s; the numbers are in %s", path, path.with_suffix(".npz").name)
         return path
 
 
@@ -59,15 +61,20 @@ class RunFigure(Figure):
 
     run: str = dataclasses.field(kw_only=True)
     """Folder of the run, or a model from elsewhere."""
-    seed: int = 0
-    """The key that all noise is drawn from."""
+    seed: Annotated[int, Range(min=0, below=2**32)] = 0
+    """Seed of all noise."""
     weights: Literal["ema", "raw"] | None = None
-    """The averaged weights or those of the last update; None for a run's averaged ones, or what a file holds."""
+    """Averaged weights (ema) or those of the last update (raw); None for a run's averaged weights,
+    or for those that a file holds.
+    """
     step: int | None = None
-    """Checkpoint; None for the newest."""
+    """Step of the checkpoint; None for the newest."""
 
     def path(self) -> epath.Path:
-        """The picture's path, in the run's figures/ by default. Raises UserError if there is no run, too."""
+        """The picture's path, by default in the run's figures/; makes its folder.
+
+        Raises UserError if it is not a .png file, or if there is no run.
+        """
         if self.out is None:
             return dataclasses.replace(
                 self, out=f"{home_of(self.run)}/figures/{self.name}.png"
@@ -75,26 +82,27 @@ class RunFigure(Figure):
         return super().path()
 
     def load(self) -> Loaded:
-        """The model, after a look at where the picture goes."""
-        seed_key(self.seed)
-        self.path()
+        """Loads the model."""
+        self.path()  # Checked first: loading takes long.
         return load_weights(self.run, weights=self.weights, step=self.step, mesh=make_mesh())
 
     def footnote(self, weights: str) -> str:
-        """Which model it is of, `weights` being its weights in words."""
+        """The note that names the model; `weights` describes its weights in words."""
         return f"{self.run}, {weights}, seed {self.seed}"
 
 
 def steps_at(num_timesteps: int, fractions) -> list[int]:
-    """The k nearest to each of `fractions` of T, each once, in their order."""
+    """The steps k nearest to the `fractions` of T, in their order, without repeats."""
     return list(dict.fromkeys(round(num_timesteps * fraction) for fraction in fractions))
 
 
 def keys_of(rng, n: int):
-    """fold_in(rng, 0), ..., fold_in(rng, n - 1): keys [n]."""
+    """The keys fold_in(rng, 0), ..., fold_in(rng, n - 1): [n]."""
     return example_keys(rng, np.arange(n, dtype=np.uint32))
 
 
 def diffused(ddpm, x_0, noise, k: int):
-    """q(x_k | x_0) [B,H,W,C] made from `noise`: `x_0` diffused k times, x_0 itself for k = 0."""
-    return q_sample(ddpm.schedule, x_0, jnp.full(len(x_0), k - 1), noise) if k else x_0
+    """x_k [B,H,W,C]: `x_0` after k diffusion steps with `noise`; x_0 itself if k = 0."""
+    if k == 0:
+        return x_0
+    return q_sample(ddpm.schedule, x_0, jnp.full(len(x_0), k - 1), noise)

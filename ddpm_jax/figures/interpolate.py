@@ -1,4 +1,4 @@
-"""Figures 8 and 9: between two images, in the latents that the forward process makes of them."""
+"""Figures 8 and 9: interpolation between two images, in the latents of the forward process."""
 
 import dataclasses
 from pathlib import Path
@@ -21,56 +21,58 @@ from ddpm_jax.weights.load import Loaded
 
 @dataclasses.dataclass(frozen=True)
 class Interpolate(RunFigure):
-    """Mixtures of two images: weights across, diffusion steps down."""
+    """Mixtures of two images: columns are weights, rows are diffusion steps."""
 
     between: tuple[str, str] = ("0", "1")
     """Two images: files, or numbers in the run's data set."""
     weights_across: Annotated[int, Range(min=2)] = 11
-    """Mixing weights, evenly from 0 to 1."""
+    """Number of mixing weights, evenly spaced from 0 to 1."""
     slerp: bool = False
     """Mix the DDIM latents of the images on a great circle instead; no noise is drawn."""
     steps: Annotated[int, Range(min=1)] | None = None
-    """DDIM steps up and down, with --slerp; None for all."""
+    """With --slerp: DDIM steps for each direction; None for all."""
     data: str | None = None
-    """folder:PATH, npz:PATH or tfds:NAME of the run's images; None for where the config says."""
+    """The run's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Stem of the figure's file names."""
         return "interpolate-slerp" if self.slerp else "interpolate"
 
     def draw(self):
-        """Writes interpolate.png (interpolate-slerp.png) and .npz: weight [W], uint8 source [2,H,W,C], and
-        images [R,W,H,W,C] with their k [R].
+        """Writes interpolate.png (interpolate-slerp.png) and .npz.
+
+        The .npz holds weight [W], uint8 source [2,H,W,C] and images [R,W,H,W,C], and their k [R].
         """
         if self.steps is not None and not self.slerp:
-            raise UserError("steps: of the DDIM latents alone; add --slerp, or leave it out")
+            raise UserError("steps: only applies with --slerp; add --slerp, or leave it out")
         model = self.load()
-        ddpm, params = model.ddpm, model.params
+        ddpm = model.ddpm
+        params = model.params
         sources = np.stack([read_image(model, name, self.data) for name in self.between])
-        x_0, weights = to_float(sources), np.linspace(0, 1, self.weights_across, dtype=np.float32)
+        x_0 = to_float(sources)
+        weights = np.linspace(0, 1, self.weights_across, dtype=np.float32)
         T = ddpm.schedule.num_timesteps
         if self.slerp:
-            ks, title = [T, 0], "Interpolation between DDIM latents"
-            rows, of_k = (
-                ["latents", "pixels"],
-                "On a great circle between the DDIM latents; below, the pixels' mix.",
-            )
+            title = "Interpolation between DDIM latents"
+            note = "Top: mixed on a great circle between the DDIM latents. Bottom: mixed pixels."
+            ks = [T, 0]
+            rows = ["latents", "pixels"]
             images = [
                 slerp_latents(ddpm, params, x_0, weights, self.steps),
                 _mix(x_0[:1], x_0[1:], weights),
             ]
         else:
-            ks, title = (
-                steps_at(T, np.linspace(1, 0, 9)),
-                "Interpolation in latent space (Fig. 8 and 9)",
+            title = "Interpolation in latent space (Fig. 8 and 9)"
+            note = (
+                f"k: diffusion steps before the images are mixed; k={T} is pure noise, k=0 mixes "
+                "pixels. All weights share the same noise; at large k the noise of the reverse "
+                "process decides the image."
             )
+            ks = steps_at(T, np.linspace(1, 0, 9))
             rows = [f"k={k}" for k in ks]
-            of_k = (
-                f"k: how often both are diffused before they are mixed; k={T} is pure noise, k=0 the pixels' mix. "
-                "All noise is the same for every weight: at large k that of the way back decides the image."
-            )
-            images = [mix_latents(ddpm, params, seed_key(self.seed), x_0, weights, k) for k in ks]
+            rng = seed_key(self.seed)
+            images = [mix_latents(ddpm, params, rng, x_0, weights, k) for k in ks]
         images = to_uint8(np.stack([np.asarray(row) for row in images]))
         ends = np.broadcast_to(sources[:, None], (2, len(rows), *sources.shape[1:]))
         picture = image_table(
@@ -78,7 +80,7 @@ class Interpolate(RunFigure):
             rows=rows,
             columns=["image 1", *(f"{weight:.2g}" for weight in weights), "image 2"],
             title=title,
-            notes=[f"Columns: the weight of image 2. {of_k}", self.footnote(model.words)],
+            notes=[f"Columns: the weight of image 2. {note}", self.footnote(model.words)],
         )
         return self.write(
             picture, {"k": np.array(ks), "weight": weights, "source": sources, "images": images}
@@ -86,9 +88,10 @@ class Interpolate(RunFigure):
 
 
 def mix_latents(ddpm, params, rng, x_0, weights, k: int):
-    """Images [W,H,W,C]: both of x_0 [2,H,W,C] diffused k times, mixed by each of `weights` [W], and denoised.
+    """Images [W,H,W,C]: the two x_0 [2,H,W,C] diffused k steps, mixed by `weights` [W], denoised.
 
-    The noise of the two images, and that of the way back, is the same for all weights and every k.
+    The noise of the two images, and that of the reverse process, is the same for all weights and
+    every k.
     """
     noise = gaussian_noise(keys_of(rng, 2), START, ddpm.image_shape)
     x_k = diffused(ddpm, x_0, noise, k)
@@ -100,17 +103,20 @@ def mix_latents(ddpm, params, rng, x_0, weights, k: int):
 
 
 def slerp_latents(ddpm, params, x_0, weights, steps: int | None):
-    """Images [W,H,W,C] of the latents between those of x_0 [2,H,W,C], on the great circle through them."""
+    """Images [W,H,W,C] of latents on the great circle between those of the two x_0 [2,H,W,C]."""
     a, b = ddpm.encode(params, x_0, steps=steps)
     return ddpm.decode(params, slerp(a, b, weights), steps=steps)
 
 
 def slerp(a, b, weights):
-    """Spherical interpolation [W, ...] between arrays `a` and `b` by `weights` [W] (Song et al. 2021, Appendix D.5)."""
+    """Spherical interpolation [W, ...] between arrays `a` and `b` by `weights` [W].
+
+    Song et al. 2021, Appendix D.5.
+    """
     cosine = jnp.vdot(a, b) / (jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel()))
     angle = jnp.arccos(jnp.clip(cosine, -1, 1))
     weights = weights.reshape(-1, *(1,) * a.ndim)
-    # Of the same direction: the straight line, which sin(w angle) / sin(angle) tends to.
+    # For nearly equal directions, use the straight line, the limit of sin(w angle) / sin(angle).
     near = angle < 1e-4
     sine = jnp.where(near, 1.0, jnp.sin(angle))
     of_a = jnp.where(near, 1 - weights, jnp.sin((1 - weights) * angle) / sine)
@@ -119,26 +125,33 @@ def slerp(a, b, weights):
 
 
 def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
-    """Image `name` uint8 [H,W,C]: a file, or a number in the run's data set. Raises UserError if it is neither."""
-    file, image_shape = Path(name).expanduser(), model.ddpm.image_shape
+    """Image `name` uint8 [H,W,C]: a file, or a number in the run's data set.
+
+    Raises UserError if it is neither.
+    """
+    file = Path(name).expanduser()
+    image_shape = model.ddpm.image_shape
     if name.isascii() and name.isdigit() and not file.is_file():
         source = read_split(model, "train", data).source
         if int(name) >= len(source):
             raise UserError(
-                f"between: there are {len(source)} images, number {name} is not one of them"
+                f"between: there is no image number {name}; choose from 0 to {len(source) - 1}"
             )
         return source.read(np.array([int(name)]))[0]
     if image_shape[-1] not in (1, 3):
         raise UserError(
-            f"between: {name} is no number, and no file holds {image_shape[-1]} channels; name numbers"
+            f"between: {name} is not a number, and image files cannot have {image_shape[-1]} "
+            "channels; use numbers of the data set"
         )
     try:
         return decode(file.read_bytes(), image_shape, file.name)
     except UserError as error:
         raise UserError(f"between: {str(error).removeprefix('data: ')}") from error
     except Exception as error:  # Pillow raises errors of many kinds.
-        reason = getattr(error, "strerror", None) or "it is no image that can be decoded"
-        raise UserError(f"between: {name} cannot be read: {reason}") from error
+        reason = getattr(error, "strerror", None) or "not an image that Pillow can decode"
+        raise UserError(
+            f"between: {name} cannot be read: {reason}; name an image file or a number"
+        ) from error
 
 
 def _mix(a, b, weights):

@@ -1,4 +1,4 @@
-"""Figures 12 and 15: is a sample a copy? Each one beside the training images nearest to it."""
+"""Figures 12 and 15: is a sample a copy? Samples beside their nearest training images."""
 
 import dataclasses
 import functools
@@ -25,72 +25,78 @@ BLOCK = 1024
 
 
 class Nearest(NamedTuple):
-    """The nearest images of each query, the nearest first."""
+    """The images nearest to each query, nearest first."""
 
     index: np.ndarray
-    """[Q,N] its place in the indices that were searched."""
+    """[Q,N] their places in the searched indices."""
     distance: np.ndarray
-    """[Q,N] root mean squared difference of pixels, of 255, or the distance of features."""
+    """[Q,N] root mean squared difference of pixels (of 255), or the distance of features."""
 
 
 class Space(NamedTuple):
-    """Where images are searched."""
+    """The space in which the nearest images are searched: pixels or features."""
 
     nearest: Callable[..., Nearest]
-    """(uint8 queries [Q,H,W,C], count, own=None), as `nearest`, whose other arguments it knows."""
+    """(uint8 queries [Q,H,W,C], count, own=None) -> Nearest, like the function `nearest`."""
     words: str
-    """What its distances are."""
+    """The meaning of its distances, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours(RunFigure):
-    """Samples and their nearest training images, by their pixels or by features."""
+    """Samples and their nearest training images, by pixels or by features."""
 
     n: Annotated[int, Range(min=1)] = 8
-    """Samples, a row each."""
+    """Number of samples, one per row."""
     neighbours: Annotated[int, Range(min=1)] = 8
-    """Training images beside each."""
+    """Number of training images beside each sample."""
     data: str | None = None
-    """folder:PATH, npz:PATH or tfds:NAME of the training images; None for where the config says."""
+    """The training images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
     features: bool = False
-    """Search by the features that `evaluate` compares instead of pixels."""
+    """Compare the features that `evaluate` uses instead of pixels."""
     inception: str | None = None
-    """With --features: file of FID's InceptionV3; None for a classifier trained on the images' labels."""
+    """With --features: weights file of FID's InceptionV3; None for a classifier trained on the
+    images' labels.
+    """
 
     @property
     def name(self) -> str:
-        """Of the files."""
+        """Stem of the figure's file names."""
         return "neighbours-features" if self.features else "neighbours"
 
     def draw(self):
-        """Writes the picture and .npz: uint8 samples [n,H,W,C], neighbours [n,N,H,W,C], index and distance [n,N]."""
+        """Writes the picture and .npz.
+
+        The .npz holds uint8 samples [n,H,W,C] and neighbours [n,N,H,W,C], index and distance [n,N],
+        and typical, the median distance between training images.
+        """
         if self.inception and not self.features:
             raise UserError(
-                "inception: pixels are compared without it; add --features, or leave it out"
+                "inception: only applies with --features; add --features, or leave it out"
             )
         model = self.load()
         flip = model.ddpm.config.data.flip
         _, source, indices = read_split(model, "train", self.data)
         space = self._space(source, indices)
         samples = to_uint8(model.ddpm.sample(model.params, seed_key(self.seed), self.n))
-        queries, count = samples, min(self.neighbours, len(indices))
-        if flip:  # A mirrored copy is a copy.
-            queries = np.concatenate([samples, samples[:, :, ::-1]])
-        found = space.nearest(queries, count)
-        if flip:
-            found = _best(
-                Nearest(*(np.concatenate(np.split(field, 2), axis=1) for field in found)), count
-            )
+        count = min(self.neighbours, len(indices))
+        if flip:  # A mirrored copy is a copy too.
+            both = space.nearest(np.concatenate([samples, samples[:, :, ::-1]]), count)
+            index = np.concatenate(np.split(both.index, 2), axis=1)
+            distance = np.concatenate(np.split(both.distance, 2), axis=1)
+            found = _best(Nearest(index, distance), count)
+        else:
+            found = space.nearest(samples, count)
         near = np.stack([source.read(indices[row]) for row in found.index])
         typical = distance_between(space, source, indices, flip)
         picture = image_table(
             np.concatenate([samples[:, None], near], axis=1),
             rows=[f"nearest at {distance:.1f}" for distance in found.distance[:, 0]],
             columns=["sample", *(f"#{i + 1}" for i in range(count))],
-            title="Samples and the training images nearest to them (Fig. 12)",
+            title="Samples and their nearest training images (Fig. 12)",
             notes=[
-                f"Among {len(indices)} training images, by {space.words}. "
-                f"Between a training image and the one nearest to it: {typical:.1f} (median); a copy would be near 0."
+                f"Nearest of {len(indices)} training images by {space.words}. A copy would be near "
+                f"0; the median from a training image to its nearest other one is {typical:.1f}."
                 + (" Mirrored images count too." if flip else ""),
                 self.footnote(model.words),
             ],
@@ -100,8 +106,9 @@ class Neighbours(RunFigure):
             "neighbours": near,
             "index": indices[found.index],
             "distance": found.distance,
+            "typical": np.array(typical),
         }
-        return self.write(picture, {**numbers, "typical": np.array(typical)})
+        return self.write(picture, numbers)
 
     def _space(self, source, indices) -> Space:
         if not self.features:
@@ -109,38 +116,39 @@ class Neighbours(RunFigure):
             return Space(search, "the root mean squared difference of pixels, of 255")
         mesh = make_mesh()
         root = cache_root(source, self.path().parent / "real")
-        extractor = (
-            inception(self.inception, mesh)
-            if self.inception
-            else proxy(source, indices, root, mesh)
-        )
+        if self.inception:
+            network = "FID's InceptionV3"
+            extractor = inception(self.inception, mesh)
+        else:
+            network = "a classifier of these images"
+            extractor = proxy(source, indices, root, mesh)
         real = all_features(extractor, source, indices, root)
 
         def search(queries, count, own=None):
             return nearest_features(extract(extractor, queries).features, real, count, own)
 
-        by = "FID's InceptionV3" if self.inception else "a classifier of these images"
-        return Space(search, f"the distance of their features, by {by}")
+        return Space(search, f"the distance of their features, by {network}")
 
 
 def nearest(
     queries: np.ndarray, count: int, own: np.ndarray | None = None, *, source, indices: np.ndarray
 ) -> Nearest:
-    """The `count` of the source's images `indices` [M] nearest to each of uint8 `queries` [Q,H,W,C].
+    """The `count` nearest images to each of uint8 `queries` [Q,H,W,C].
 
-    Searched block by block on the device. `own` [Q] is a place in `indices` that does not count, for
-    a query that is itself one of them.
+    The source's images `indices` [M] are searched block by block on the device. If a query is
+    itself one of them, `own` [Q] holds its place in `indices`, which is left out.
     """
     flat = _flatten(queries)
     exclude = np.full(len(queries), -1) if own is None else own
-    best = (jnp.full((len(queries), count), jnp.inf), jnp.zeros((len(queries), count), jnp.int32))
+    shape = (len(queries), count)
+    best = (jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32))
     blocks = full_batches(len(indices), BLOCK)
     total = -(-len(indices) // BLOCK)
     for rows, _ in progress_bar(blocks, total=total, desc="searching", unit="block"):
-        images = _flatten(source.read(indices[rows]))
-        best = _search(best, flat, images, exclude, rows[0], len(indices))
+        block = _flatten(source.read(indices[rows]))
+        best = _search(best, flat, block, exclude, rows[0], len(indices))
     place = np.asarray(best[1])
-    # Once more without the rounding of float32, which a sum of large squares has.
+    # Computed again in float64: a sum of large squares is rounded in float32.
     rmse = [
         _rmse(query, source.read(indices[row])) for query, row in zip(queries, place, strict=True)
     ]
@@ -150,39 +158,43 @@ def nearest(
 def nearest_features(
     queries: np.ndarray, real: np.ndarray, count: int, own: np.ndarray | None = None
 ) -> Nearest:
-    """The `count` rows of `real` [M,D] nearest to each of `queries` [Q,D]; `own` as in `nearest`."""
-    found = []
-    for query, exclude in zip(
-        queries, np.full(len(queries), -1) if own is None else own, strict=True
-    ):
+    """The `count` rows of `real` [M,D] nearest to each of `queries` [Q,D]; `own`: see `nearest`."""
+    index = []
+    distances = []
+    for i, query in enumerate(queries):
         distance = np.linalg.norm(real - query, axis=1)
-        if exclude >= 0:
-            distance[exclude] = np.inf
+        if own is not None:
+            distance[own[i]] = np.inf
         place = np.argsort(distance, kind="stable")[:count]
-        found.append((place, distance[place]))
-    return Nearest(*map(np.stack, zip(*found, strict=True)))
+        index.append(place)
+        distances.append(distance[place])
+    return Nearest(np.stack(index), np.stack(distances))
 
 
 def distance_between(
     space: Space, source, indices: np.ndarray, flip: bool, most: int = 256
 ) -> float:
-    """The median, over at most `most` images, of the distance to the nearest other one, mirrored or not if `flip`.
+    """The median distance from an image to the nearest other one, over at most `most` images.
 
-    NaN for a single image.
+    With `flip`, mirrored images count too. NaN for a single image.
     """
     if len(indices) < 2:
         return float("nan")
-    some = np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)
-    images = source.read(indices[some])
-    ways = [images, images[:, :, ::-1]] if flip else [images]
-    return float(
-        np.median(np.min([space.nearest(way, 1, own=some).distance for way in ways], axis=0))
-    )
+    places = np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)
+    images = source.read(indices[places])
+    distance = space.nearest(images, 1, own=places).distance
+    if flip:
+        mirrored = space.nearest(images[:, :, ::-1], 1, own=places).distance
+        distance = np.minimum(distance, mirrored)
+    return float(np.median(distance))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _search(best, queries, block, own, start, total):
-    """`best` (squared distances, places), each [Q,N], with the images block [BLOCK,D] from place `start` on."""
+    """Updates `best`, (squared distances, places) each [Q,N], with one block of images [BLOCK,D].
+
+    The block's first image is at place `start`; places from `total` on are padding.
+    """
     place = start + jnp.arange(len(block))
     product = jnp.matmul(queries, block.T, precision="highest")
     distance = jnp.square(queries).sum(1)[:, None] + jnp.square(block).sum(1)[None] - 2 * product
@@ -194,14 +206,16 @@ def _search(best, queries, block, own, start, total):
 
 
 def _best(found: Nearest, count: int) -> Nearest:
-    """The `count` nearest of each row, sorted, no image twice."""
-    rows = []
-    for index, distance in zip(*found, strict=True):
+    """The `count` nearest of each row, sorted, without repeats."""
+    indices = []
+    distances = []
+    for index, distance in zip(found.index, found.distance, strict=True):
         order = np.argsort(distance, kind="stable")
         _, first = np.unique(index[order], return_index=True)
         kept = order[np.sort(first)][:count]
-        rows.append((index[kept], distance[kept]))
-    return Nearest(*map(np.stack, zip(*rows, strict=True)))
+        indices.append(index[kept])
+        distances.append(distance[kept])
+    return Nearest(np.stack(indices), np.stack(distances))
 
 
 def _flatten(images: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How figures are drawn: tables of images and curves, by matplotlib, as PNG."""
+"""Draws figures as PNG with matplotlib: tables of images, and curves."""
 
 import io
 import textwrap
@@ -19,9 +19,10 @@ def image_table(
     notes: list[str],
     size: int = 56,
 ) -> bytes:
-    """A PNG of uint8 images [R,C,H,W,ch] under their columns' labels and beside their rows', pixel by pixel.
+    """A PNG of a table of uint8 images [R,C,H,W,ch], with labels for `rows` and `columns`.
 
-    `notes` are lines below the table; `size` is the pixels that an image is enlarged to, or more.
+    `notes` are lines of text below the table. Images are enlarged by a whole factor, to `size`
+    pixels or more.
     """
     picture = grid(images.reshape(-1, *images.shape[2:]), columns=len(columns), size=size)
     height, width = picture.shape[:2]
@@ -32,7 +33,7 @@ def image_table(
     top, bottom = 62 + 14 * lines, 14 + 17 * len(notes)
     total = np.array([left + page + 12, top + height + bottom])
     figure = Figure(figsize=total / DPI, dpi=DPI)
-    # In whole pixels, so that an image's pixels are as large as each other.
+    # Placed in whole pixels, so that all pixels of an image are drawn equally large.
     axes = figure.add_axes(
         [left / total[0], bottom / total[1], width / total[0], height / total[1]]
     )
@@ -48,7 +49,10 @@ def image_table(
 
 
 def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
-    """A PNG of panels side by side: dicts of `x`, `lines` {label: y}, `xlabel`, `ylabel` and, if wanted, `yscale`."""
+    """A PNG of panels side by side.
+
+    Each panel is a dict of `x`, `lines` {label: y}, `xlabel`, `ylabel` and optionally `yscale`.
+    """
     total = np.array([430 * len(panels), 420 + 17 * len(notes)])
     figure = Figure(figsize=total / DPI, dpi=DPI)
     top, bottom = 1 - 50 / total[1], (75 + 17 * len(notes)) / total[1]

@@ -1,4 +1,4 @@
-"""Figures 6 and 10: what the reverse process aims at, along its way."""
+"""Figures 6 and 10: the image that the reverse process predicts at each step."""
 
 import dataclasses
 import io
@@ -17,51 +17,58 @@ from ddpm_jax.storage.files import write_file
 
 @dataclasses.dataclass(frozen=True)
 class Progressive(RunFigure):
-    """The x_0 predicted from x_k, from pure noise to the image; and an animation of x_k and x_0 side by side."""
+    """The x_0 predicted from x_k, from pure noise to the image, and an animation of both."""
 
     n: Annotated[int, Range(min=1)] = 8
-    """Samples, a row each."""
+    """Number of samples, one per row."""
     frames: Annotated[int, Range(min=2)] = 50
-    """Pictures of the animation, evenly along the chain."""
+    """Number of frames of the animation, evenly spaced along the chain."""
 
     name: ClassVar[str] = "progressive"
 
     def draw(self):
-        """Writes progressive.png, .webp (the animation) and .npz: k [F], uint8 x_0 and x, each [F,n,H,W,C]."""
+        """Writes progressive.png, .webp (the animation) and .npz.
+
+        The .npz holds k [F] and uint8 x_0 and x, each [F,n,H,W,C].
+        """
         model = self.load()
         ddpm, params = model.ddpm, model.params
         T = ddpm.schedule.num_timesteps
         shown = steps_at(T, np.linspace(1, 0, 11))
         ks = sorted({*shown, *steps_at(T, np.linspace(1, 0, self.frames))}, reverse=True)
-        x, x_0 = map(to_uint8, chain(ddpm, params, keys_of(seed_key(self.seed), self.n), ks))
+        x, x_0 = chain(ddpm, params, keys_of(seed_key(self.seed), self.n), ks)
+        x = to_uint8(x)
+        x_0 = to_uint8(x_0)
         picture = image_table(
             x_0[[ks.index(k) for k in shown]].swapaxes(0, 1),
             rows=[f"sample {i}" for i in range(self.n)],
             columns=[f"k={k}" for k in shown],
             title="The image predicted from x_k along the reverse process (Fig. 6)",
             notes=[
-                f"k: how often x_k is diffused; k={T} is pure noise, k=0 the finished sample.",
+                f"k: diffusion steps in x_k; k={T} is pure noise, k=0 is the finished sample.",
                 self.footnote(model.words),
             ],
         )
-        animation = self.path().with_suffix(".webp")
-        write_file(
-            animation, animate([_side_by_side(*frame) for frame in zip(x, x_0, strict=True)])
-        )
+        frames = [_side_by_side(x[i], x_0[i]) for i in range(len(ks))]
+        write_file(self.path().with_suffix(".webp"), animate(frames))
         return self.write(picture, {"k": np.array(ks), "x": x, "x_0": x_0})
 
 
 def chain(ddpm, params, keys, ks: list[int]):
-    """(x_k, the x_0 predicted from it) at each of the descending `ks`, NumPy [F,n,H,W,C]; at k = 0 both are the image.
+    """(x_k, the x_0 predicted from it) at each of the descending `ks`: NumPy arrays [F,n,H,W,C].
 
-    The chain is that of Algorithm 2 from ks[0] = T, the same as `sample` draws from `keys` [n].
+    At k = 0 both are the image. The chain is Algorithm 2 from ks[0] = T, the same that `sample`
+    draws from `keys` [n].
     """
-    x, at = gaussian_noise(keys, START, ddpm.image_shape), ks[0]
-    xs, x_0s = [], []
+    x = gaussian_noise(keys, START, ddpm.image_shape)
+    current = ks[0]
+    xs = []
+    x_0s = []
     for k in ks:
-        if k < at:
-            x, at = ddpm.reverse(params, keys, x, at, k)[0], k
-        # What one more step predicts on its way, from x_k.
+        if k < current:
+            x, _ = ddpm.reverse(params, keys, x, current, k)
+            current = k
+        # One more step from x_k also returns the x_0 that it predicts.
         x_0 = ddpm.reverse(params, keys, x, k, k - 1)[1] if k else x
         xs.append(np.asarray(x))
         x_0s.append(np.asarray(x_0))
@@ -69,7 +76,7 @@ def chain(ddpm, params, keys, ks: list[int]):
 
 
 def animate(frames: list[np.ndarray], milliseconds: int = 80) -> bytes:
-    """A WebP that shows uint8 images [H,W,1 or 3] one after the other, the last one for long, again and again."""
+    """An endless WebP animation of uint8 images [H,W,1 or 3]; the last is shown for 2 seconds."""
     pages = [
         Image.fromarray(frame.repeat(3, axis=-1) if frame.shape[-1] == 1 else frame)
         for frame in frames

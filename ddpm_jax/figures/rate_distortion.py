@@ -1,4 +1,4 @@
-"""Figure 5 and Table 4: how the image arrives, bit by bit."""
+"""Figure 5 and Table 4: rate and distortion as the image is sent step by step."""
 
 import dataclasses
 import json
@@ -18,33 +18,38 @@ from ddpm_jax.weights.load import words_of
 
 @dataclasses.dataclass(frozen=True)
 class RateDistortion(RunFigure):
-    """Rate and distortion over the reverse steps, over a whole split; uses what `likelihood` has measured."""
+    """Rate and distortion over the reverse steps, over a whole split.
+
+    Reuses the results of `ddpm-jax likelihood`.
+    """
 
     split: Literal["train", "holdout", "test"] | None = None
-    """Which images; None for test where the run's config has one, else holdout."""
+    """Which images; None for test if the run's config has one, else holdout."""
     draws: Annotated[int, Range(min=1)] = 1
-    """At least how often, with other noise."""
+    """Minimum number of draws, each with fresh noise; earlier draws count too."""
     batch_size: Annotated[int, Range(min=1)] | None = None
-    """Images at a time; None for 64 a device."""
+    """Images at a time; None for 64 per device."""
     data: str | None = None
-    """folder:PATH, npz:PATH or tfds:NAME to read the split from; None for where the config says."""
+    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
 
     name: ClassVar[str] = "rate-distortion"
 
     def draw(self):
-        """Writes rate-distortion.png, .npz (rate, rmse [T] after 1, ..., T steps) and .json (Table 4); prints that."""
+        """Writes rate-distortion.png, .npz and .json, and prints Table 4.
+
+        The .npz holds rate and rmse [T] after 1, ..., T steps, the .json the summary and Table 4.
+        """
+        path = self.path()
         model = self.load()
         images = read_split(model, self.split, self.data)
-        parts = None if is_run(self.run) else self.path().with_suffix("")
+        parts = None if is_run(self.run) else path.with_suffix("")
         result = measure(model, images, self.draws, self.seed, self.batch_size, out=parts)
-        T, summary = len(result.terms), result.summary
+        summary = result.summary
         table = table_4(result)
-        k = np.arange(1, T + 1)
-        steps, rmse, rate = (
-            "reverse process steps (T - t + 1)",
-            "distortion (RMSE of 255)",
-            "rate (bits/dim)",
-        )
+        k = np.arange(1, len(result.terms) + 1)
+        steps = "reverse process steps (T - t + 1)"
+        rmse = "distortion (RMSE of 255)"
+        rate = "rate (bits/dim)"
         picture = curves(
             [
                 {"x": k, "lines": {"": result.rmse}, "xlabel": steps, "ylabel": rmse},
@@ -53,26 +58,24 @@ class RateDistortion(RunFigure):
             ],
             title="Progressive lossy compression: distortion and rate (Fig. 5)",
             notes=[
-                "Rate: bits/dim sent so far, with the prior. Distortion: of the image that can be predicted by then.",
-                "{split}, {images} images, {of_draws}. All sent: a rate of {rate:.3f}; to the exact image "
-                "{distortion:.3f} more: {total:.3f} bits/dim.".format(
-                    **summary, of_draws=draws_of(summary)
-                ),
+                "Rate: bits/dim sent so far, including the prior. "
+                "Distortion: the error of the image predicted from them.",
+                f"{summary['split']}, {summary['images']} images, {draws_of(summary)}. "
+                f"The full rate is {summary['rate']:.3f}; the exact image takes "
+                f"{summary['distortion']:.3f} more, {summary['total']:.3f} bits/dim in total.",
                 self.footnote(words_of(summary["weights"], summary["step"])),
             ],
         )
         print(f"{'reverse steps':>13} {'rate, bits/dim':>15} {'RMSE of 255':>12}")
         for row in table:
-            print("{reverse_steps:13d} {rate:15.5f} {rmse:12.5f}".format(**row))
-        write_file(
-            self.path().with_suffix(".json"),
-            json.dumps({**summary, "table_4": table}, indent=1).encode(),
-        )
+            print(f"{row['reverse_steps']:13d} {row['rate']:15.5f} {row['rmse']:12.5f}")
+        content = json.dumps({**summary, "table_4": table}, indent=1)
+        write_file(path.with_suffix(".json"), content.encode())
         return self.write(picture, {"reverse_steps": k, "rate": result.rate, "rmse": result.rmse})
 
 
 def table_4(result) -> list[dict]:
-    """Table 4's rows: after T, 0.9 T, ..., 0.1 T reverse steps."""
+    """The rows of Table 4: after T, 0.9 T, ..., 0.1 T reverse steps."""
     T = len(result.terms)
     steps = dict.fromkeys(max(1, round(T * tenth / 10)) for tenth in range(10, 0, -1))
     return [

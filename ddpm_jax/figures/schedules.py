@@ -1,4 +1,7 @@
-"""Schedules side by side: what is left of the image, and where the bits go. Needs no run."""
+"""Noise schedules side by side: the signal left at each step, and the bits it takes.
+
+Needs no run.
+"""
 
 import dataclasses
 import math
@@ -20,24 +23,27 @@ Name = Literal["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50
 
 @dataclasses.dataclass(frozen=True)
 class Schedules(Figure):
-    """alphas_bar, signal-to-noise ratio and the KL divergence of each step, of one or more schedules."""
+    """alphas_bar, signal-to-noise ratio and KL divergence at each step of one or more schedules."""
 
     schedules: tuple[Name, ...] = ("linear", "cosine")
-    """Their names."""
+    """Names of the schedules."""
     num_timesteps: Timesteps = 1000
-    """T."""
+    """T, the number of diffusion steps."""
     beta_start: Annotated[float, Range(above=0, max=1)] | None = None
-    """First beta of all; None for each schedule's own."""
+    """First beta of every schedule; None for each schedule's own."""
     beta_end: Annotated[float, Range(above=0, max=1)] | None = None
-    """Last beta of all; None for each schedule's own."""
+    """Last beta of every schedule; None for each schedule's own."""
 
     name: ClassVar[str] = "schedule"
 
     def draw(self):
-        """Writes schedule.png and .npz: NAME_alphas_bar, NAME_snr and NAME_kl (bits/dim, from t = 1 on), each [T]."""
-        self.path()
+        """Writes schedule.png and .npz.
+
+        The .npz holds NAME_alphas_bar, NAME_snr and NAME_kl (bits/dim, from t = 1 on), each [T].
+        """
+        self.path()  # Checked before the tables are computed.
         if not self.schedules:
-            raise UserError("schedules: name at least one")
+            raise UserError("schedules: name at least one, for example --schedules linear")
         numbers = {}
         for name in self.schedules:
             parameters = Diffusion(
@@ -54,7 +60,7 @@ class Schedules(Figure):
         for panel in panels:
             panel |= {
                 "x": np.arange(1, self.num_timesteps + 1),
-                "xlabel": "k: how often an image was diffused",
+                "xlabel": "k: number of diffusion steps",
             }
             panel["lines"] = {
                 name: numbers[f"{name}_{panel['quantity']}"] for name in self.schedules
@@ -63,9 +69,11 @@ class Schedules(Figure):
             panels,
             title=f"Noise schedules, T = {self.num_timesteps}",
             notes=[
-                "alphas_bar: the part of an image's variance that is left; the ratio: alphas_bar / (1 - alphas_bar).",
-                f"KL divergence: for independent Gaussian pixels of standard deviation {PIXEL_STD} and their optimal "
-                "denoiser, with the posterior's variance; without the first step, which the decoder takes.",
+                "alphas_bar: the fraction of an image's variance that is left. "
+                "Signal-to-noise ratio: alphas_bar / (1 - alphas_bar).",
+                "KL divergence: for independent Gaussian pixels of standard deviation "
+                f"{PIXEL_STD}, their optimal denoiser and the posterior's variance; "
+                "without the first step, which is the decoder's.",
             ],
         )
         return self.write(picture, numbers)
@@ -74,8 +82,8 @@ class Schedules(Figure):
 def tables(betas: np.ndarray, std: float = PIXEL_STD) -> dict[str, np.ndarray]:
     """alphas_bar, snr and kl [T] of `betas` [T] in float64.
 
-    kl is E[L_{t-1}] of Eq. 5 in bits/dim for pixels N(0, std^2): half the SNR that the step loses times
-    the optimal denoiser's squared error; NaN at t = 0.
+    kl is E[L_{t-1}] of Eq. 5 in bits/dim for pixels N(0, std^2): half the SNR lost in the step,
+    times the optimal denoiser's squared error. It is NaN at t = 0.
     """
     alphas_bar = np.cumprod(1 - betas)
     snr = alphas_bar / (1 - alphas_bar)

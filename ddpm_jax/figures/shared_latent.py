@@ -1,4 +1,4 @@
-"""Figure 7: samples that share an intermediate latent share more, the later they part."""
+"""Figure 7: samples that share a latent x_k; the smaller k, the more they have in common."""
 
 import dataclasses
 from typing import Annotated, ClassVar
@@ -19,24 +19,29 @@ SHARES = 3
 
 @dataclasses.dataclass(frozen=True)
 class SharedLatent(RunFigure):
-    """Three samples from each of several x_k of one reverse chain, with the x_k that they share."""
+    """Three samples from each of several x_k of a reverse chain, beside the x_k that they share."""
 
     n: Annotated[int, Range(min=1)] = 4
-    """Chains, a row each."""
+    """Number of chains, one per row."""
 
     name: ClassVar[str] = "shared-latent"
 
     def draw(self):
-        """Writes shared-latent.png and .npz: k and spread [K], x_k [K,n,H,W,C] float32, uint8 samples [K,n,3,H,W,C]."""
+        """Writes shared-latent.png and .npz.
+
+        The .npz holds k and spread [K], x_k [K,n,H,W,C] float32 and uint8 samples [K,n,3,H,W,C].
+        """
         model = self.load()
-        ddpm, params = model.ddpm, model.params
-        T, rng = ddpm.schedule.num_timesteps, seed_key(self.seed)
+        ddpm = model.ddpm
+        params = model.params
+        T = ddpm.schedule.num_timesteps
+        rng = seed_key(self.seed)
         ks = steps_at(T, (1, 0.75, 0.5, 0.25, 0))
         latents, _ = chain(ddpm, params, keys_of(rng, self.n), ks)
         samples = np.stack(
             [np.asarray(share(ddpm, params, rng, x, k)) for x, k in zip(latents, ks, strict=True)]
         )
-        # [K] the standard deviation among the samples that share x_k, a pixel's mean, of 255.
+        # [K]: standard deviation among the samples that share x_k, averaged over pixels, of 255.
         spread = 127.5 * samples.std(axis=2, ddof=1).mean(axis=(1, 2, 3, 4))
         cells = [
             [_cell(samples[j, i], latents[j, i]) for j in range(len(ks))] for i in range(self.n)
@@ -47,8 +52,8 @@ class SharedLatent(RunFigure):
             columns=[f"k={k}\nspread {s:.1f}" for k, s in zip(ks, spread, strict=True)],
             title="Samples that share a latent (Fig. 7)",
             notes=[
-                "In each cell: bottom right the x_k that is shared; the other three are samples drawn from it. "
-                f"k: how often it is diffused; k={T} is pure noise, k=0 the image. "
+                "Each cell has the shared x_k at the bottom right and three samples drawn from it. "
+                f"k: diffusion steps in x_k; k={T} is pure noise, k=0 is the image. "
                 "Spread: standard deviation among the three, of 255.",
                 self.footnote(model.words),
             ],
@@ -61,17 +66,17 @@ class SharedLatent(RunFigure):
 
 
 def share(ddpm, params, rng, x_k, k: int):
-    """Three samples x_0 of each of x_k [n,H,W,C]: [n,3,H,W,C]; for k = 0 the image thrice."""
+    """Three samples x_0 from each x_k [n,H,W,C]: [n,3,H,W,C]. For k = 0, three times the image."""
     x = jnp.repeat(x_k, SHARES, axis=0)
     if k:
-        # Keys of their own: far above the chains' indices, and another for every k.
+        # Other keys than those of the chains, which have small indices, and others for every k.
         keys = keys_of(jax.random.fold_in(jax.random.fold_in(rng, SHARED), k), len(x))
-        x = ddpm.reverse(params, keys, x, k)[0]
+        x, _ = ddpm.reverse(params, keys, x, k)
     return jnp.clip(x.reshape(len(x_k), SHARES, *x.shape[1:]), -1, 1)
 
 
 def _cell(samples, latent) -> np.ndarray:
-    """Two by two, a thin white line between them and a wider one around."""
+    """A 2 x 2 grid of the images, with thin white lines between and around them."""
     padded = [
         np.pad(image, ((1, 0), (1, 0), (0, 0)), constant_values=1) for image in (*samples, latent)
     ]

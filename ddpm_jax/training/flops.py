@@ -1,4 +1,4 @@
-"""What a step computes, and what devices could: model FLOPs utilisation."""
+"""The FLOPs of a training step and the peak rates of devices, for model FLOPs utilisation."""
 
 import dataclasses
 import functools
@@ -13,9 +13,10 @@ from ddpm_jax.data import Batch
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.training.update import train_step
 
-# Peak FLOP/s of one device of jax, dense, with float32 and bfloat16 networks: NVIDIA's data sheets (the SXM boards,
-# float32 in TF32, jax's default there) and Google Cloud's documentation (whose TPUs multiply in bfloat16 either way;
-# a device of v2 and v3 is a core, half a chip).
+# Dense peak FLOP/s of one jax device: (with float32 networks, with bfloat16 networks).
+# NVIDIA: data sheets of the SXM boards; float32 is in TF32, jax's default there.
+# TPU: Google Cloud's documentation; TPUs multiply in bfloat16 either way. A device of v2 and v3 is
+# a core, half a chip.
 PEAKS = {
     "NVIDIA A100-SXM4-40GB": (156e12, 312e12),
     "NVIDIA A100-SXM4-80GB": (156e12, 312e12),
@@ -31,16 +32,18 @@ PEAKS = {
 
 
 def peak_of(device_kind: str, dtype: str) -> float | None:
-    """FLOP/s that one device can reach with a network of `dtype` (float32 or bfloat16), or None if not known."""
-    peaks = PEAKS.get(device_kind)
-    return peaks and peaks[dtype == "bfloat16"]
+    """Peak FLOP/s of one device with networks of `dtype`, float32 or bfloat16; None if unknown."""
+    if device_kind not in PEAKS:
+        return None
+    in_float32, in_bfloat16 = PEAKS[device_kind]
+    return in_bfloat16 if dtype == "bfloat16" else in_float32
 
 
 def model_flops_rate(ddpm: DDPM, state, mesh: Mesh) -> float | None:
-    """The updates a second that would take all that the devices of `mesh` can compute, or None if that is not known.
+    """Updates per second if the devices of `mesh` ran at their peak, None if the peak is unknown.
 
-    A run's own rate by this is its model FLOPs utilisation (Chowdhery et al. 2022, Appendix B): what `model.remat`
-    has computed twice counts once.
+    A run's updates per second divided by this are its model FLOPs utilisation (Chowdhery et al.
+    2022, Appendix B). Work that `model.remat` repeats counts once.
     """
     peak = peak_of(mesh.devices.flat[0].device_kind, ddpm.config.model.dtype)
     if peak is None:
@@ -50,7 +53,10 @@ def model_flops_rate(ddpm: DDPM, state, mesh: Mesh) -> float | None:
 
 
 def step_flops(ddpm: DDPM, state) -> int:
-    """Of one update of `state`, arrays or their shapes, on all devices together: see `count_flops`."""
+    """FLOPs of one update on all devices together, as `count_flops` counts them.
+
+    `state` holds arrays or only their shapes.
+    """
     images = jax.ShapeDtypeStruct((ddpm.config.train.batch_size, *ddpm.image_shape), jnp.uint8)
     return count_flops(
         jax.make_jaxpr(functools.partial(train_step, ddpm))(state, Batch(images)).jaxpr
@@ -58,11 +64,12 @@ def step_flops(ddpm: DDPM, state) -> int:
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
-    """The multiplications and additions, counted as two, of all matrix products and convolutions of `jaxpr`.
+    """FLOPs of all matrix products and convolutions of `jaxpr`; a multiply-add counts as two.
 
-    Elementwise work is left out. A kernel's taps on padding count, those on the zeros that the gradient of a
-    strided convolution puts between its rows do not. A scan counts as often as it runs, of a cond's branches the
-    dearest. Raises ValueError for a while loop with any such work: how often it runs is not known.
+    Elementwise work is left out. Kernel taps on padding count. Taps on the zeros that the gradient
+    of a strided convolution inserts between rows do not. The body of a scan counts once per
+    iteration, a cond as its most expensive branch. Raises ValueError for a while loop that contains
+    such work, because the number of its iterations is unknown.
     """
     return sum(_flops(eqn) for eqn in jaxpr.eqns)
 
@@ -71,11 +78,8 @@ def _flops(eqn) -> int:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        return (
-            2
-            * eqn.outvars[0].aval.size
-            * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-        )
+        terms = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        return 2 * eqn.outvars[0].aval.size * terms
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval
         taps = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
@@ -83,7 +87,7 @@ def _flops(eqn) -> int:
     inner = [count_flops(jaxpr) for jaxpr in _jaxprs(list(params.values()))]
     if name == "while" and any(inner):
         raise ValueError(
-            "while: how often it runs is not known, and so neither is what it computes"
+            "while: FLOPs cannot be counted, the number of iterations is unknown; use lax.scan"
         )
     if name == "cond":
         return max(inner)
@@ -91,7 +95,7 @@ def _flops(eqn) -> int:
 
 
 def _jaxprs(values):
-    """Yields the programs among an equation's parameters."""
+    """Yields the jaxprs among an equation's parameters."""
     for value in values:
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr

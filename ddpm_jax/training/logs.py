@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, TensorBoard, pictures, and a progress bar."""
+"""The reports of a run: metrics.jsonl, TensorBoard, sample pictures and a progress bar."""
 
 import contextlib
 import io
@@ -22,24 +22,34 @@ log = logging.getLogger(__name__)
 
 
 def open_log(workdir: epath.Path, step: int, steps: int) -> "RunLog | NoLog":
-    """The log of a run that goes from `step` to `steps`: kept by process 0, by the others not at all."""
+    """The log of a run that trains from `step` to `steps`. Only process 0 keeps one."""
     return RunLog(workdir, step, steps) if is_first() else NoLog()
 
 
 class NoLog:
-    """What the other processes have in place of a RunLog: nothing happens."""
+    """Stands in for a RunLog in all processes but the first, and does nothing."""
 
-    def _nothing(self, *_) -> None:
-        """Takes any of RunLog's arguments."""
+    def advance(self) -> None:
+        """Does nothing."""
 
-    advance = tick = pictures = has_pictures = close = _nothing
+    def tick(self, step: int, metrics: dict[str, float]) -> None:
+        """Does nothing."""
+
+    def pictures(self, step: int, x: np.ndarray) -> None:
+        """Does nothing."""
+
+    def has_pictures(self, step: int) -> bool:
+        """False; the processes agree on the answer of process 0."""
+        return False
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class RunLog:
-    """Writes what happens in `workdir`. Lines and scalars after `step` are dropped when it opens.
+    """Writes the run's reports to `workdir`. Opening it drops lines and scalars after `step`.
 
-    They come from updates that an interrupted run had made since its last checkpoint, and that
-    are made again.
+    An interrupted run wrote those after its last checkpoint. Their updates are made again.
     """
 
     def __init__(self, workdir: epath.Path, step: int, steps: int):
@@ -50,17 +60,18 @@ class RunLog:
         self.progress = progress_bar(total=steps, initial=step, unit="step", leave=True)
         self._redirect = logging_redirect_tqdm([logging.getLogger("ddpm_jax")])
         self._redirect.__enter__()
-        self.started, self.start_step = time.monotonic(), step
+        self.started = time.monotonic()
+        self.start_step = step
 
     def advance(self) -> None:
-        """One step more on the progress bar."""
+        """Moves the progress bar by one step."""
         self.progress.update()
 
     def tick(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl, the same in TensorBoard and on the screen."""
-        append_line(
-            self.lines_file, json.dumps({"step": step, **metrics}, allow_nan=False).encode() + b"\n"
-        )
+        """Writes one line of metrics.jsonl, and the same values to TensorBoard and the screen."""
+        line = json.dumps({"step": step, **metrics}, allow_nan=False)
+        append_line(self.lines_file, line.encode() + b"\n")
+
         for name, value in metrics.items():
             self.tensorboard.add(step, summary.scalar(name, value))
         self.progress.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
@@ -71,20 +82,23 @@ class RunLog:
             )
 
     def pictures(self, step: int, x: np.ndarray) -> None:
-        """A grid of samples [N,H,W,C] in [-1, 1], in samples/, as samples.png and in TensorBoard."""
+        """Writes samples x [N,H,W,C] in [-1, 1] as a grid.
+
+        It goes to samples/, to samples.png and to TensorBoard.
+        """
         picture = grid(to_uint8(x))
         content = png(picture)
-        for path in (self._picture_file(step), self.workdir / "samples.png"):
-            write_file(path, content)
+        write_file(self._picture_file(step), content)
+        write_file(self.workdir / "samples.png", content)
         self.tensorboard.add(step, summary.image("samples", picture, dataformats="HWC"))
         log.info("samples of step %d: %s", step, self.workdir / "samples.png")
 
     def has_pictures(self, step: int) -> bool:
-        """Whether the samples of `step` were drawn."""
+        """Whether the samples of `step` have been written."""
         return self._picture_file(step).exists()
 
     def close(self) -> None:
-        """Flushes everything."""
+        """Writes what is still buffered and closes the log."""
         self.progress.close()
         self._redirect.__exit__(None, None, None)
         self.tensorboard.close()
@@ -93,24 +107,22 @@ class RunLog:
         return self.workdir / "samples" / f"{step:08d}.png"
 
     def _time_left(self, step: int) -> str:
-        seconds = (
-            (time.monotonic() - self.started)
-            / (step - self.start_step)
-            * (self.progress.total - step)
-        )
+        seconds_per_step = (time.monotonic() - self.started) / (step - self.start_step)
+        seconds = seconds_per_step * (self.progress.total - step)
         return f"{self.progress.format_interval(seconds)} left"
 
     def _keep_lines_until(self, step: int) -> None:
         if not self.lines_file.exists():
             return
-        kept, damaged = [], []
+        kept = []
+        damaged = []
         for line in self.lines_file.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
-                break  # A kill can leave half a line at the end.
-            of_step = _step_of(line)
-            if of_step is None:
+                break  # A killed process can leave half a line at the end.
+            line_step = _step_of(line)
+            if line_step is None:
                 damaged.append(line)
-            elif of_step > step:
+            elif line_step > step:
                 break
             else:
                 kept.append(line)
@@ -118,7 +130,7 @@ class RunLog:
             aside = self.workdir / "metrics.damaged"
             append_line(aside, b"".join(damaged))
             log.warning(
-                "%s: %d lines are damaged and lie in %s now",
+                "%s: %d damaged lines were moved to %s",
                 self.lines_file,
                 len(damaged),
                 aside.name,
@@ -127,7 +139,7 @@ class RunLog:
 
 
 def _step_of(line: bytes) -> int | None:
-    """The step of a line of metrics.jsonl, None if that is not what it is."""
+    """The step of a line of metrics.jsonl, or None if the line is damaged."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError):
@@ -136,29 +148,31 @@ def _step_of(line: bytes) -> int | None:
 
 
 class _TensorBoard:
-    """Writes one of TensorBoard's event files. Nothing depends on it: what cannot be written is told once.
+    """Writes a TensorBoard event file. A write error is logged once and never stops the run.
 
-    tensorboardX's own SummaryWriter writes in a thread that dies of a full disk, and waits for it forever.
+    tensorboardX's own SummaryWriter is not used: its thread dies when the disk is full, and it
+    then waits for that thread forever.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
-        """TensorBoard then hides what earlier files have after `step`."""
+        """Opens a new file; its first event makes TensorBoard hide earlier values after `step`."""
         _write_through_epath(workdir)
-        self.folder, self.flushed = workdir / "tensorboard", 0.0
+        self.folder = workdir / "tensorboard"
+        self.flushed = 0.0
         self.writer: EventsWriter | None = None
-        with self._told():
+        with self._stop_at_write_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.writer = EventsWriter(str(self.folder / "events"))
             self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, values) -> None:
-        """Adds a Summary."""
-        with self._told():
+        """Adds a tensorboardX Summary."""
+        with self._stop_at_write_errors():
             self._write(step=step, summary=values)
 
     def close(self) -> None:
-        """Writes what has not been written yet."""
-        with self._told():
+        """Writes what is still buffered."""
+        with self._stop_at_write_errors():
             if self.writer:
                 self.writer.close()
 
@@ -171,18 +185,20 @@ class _TensorBoard:
             self.flushed = time.monotonic()
 
     @contextlib.contextmanager
-    def _told(self):
+    def _stop_at_write_errors(self):
         try:
             yield
         except OSError as error:
             self.writer = None
             log.warning(
-                "%s: cannot be written (%s), and no more is", self.folder, error.strerror or error
+                "%s: cannot be written (%s); TensorBoard logging stops, training continues",
+                self.folder,
+                error.strerror or error,
             )
 
 
 class _EpathWriters:
-    """How tensorboardX opens its files where the workdir is not a local path."""
+    """Opens tensorboardX's files when the workdir is not a local path."""
 
     def open(self, path: str):
         return _WholeFile(epath.Path(path))
@@ -192,10 +208,14 @@ class _EpathWriters:
 
 
 class _WholeFile:
-    """A file of an object store, written anew at every flush: it has no file number to sync, and cannot grow."""
+    """A file in an object store, rewritten at every flush.
+
+    Such files cannot be appended to, and have no file descriptor to sync.
+    """
 
     def __init__(self, path: epath.Path):
-        self.path, self.content = path, io.BytesIO()
+        self.path = path
+        self.content = io.BytesIO()
         self.write = self.content.write
 
     def flush(self) -> None:

@@ -1,4 +1,7 @@
-"""Whether a run fits its devices and how long it takes, from shapes and traced programs: no array is made."""
+"""Whether a run fits its devices, and how long it takes.
+
+Everything is computed from shapes and traced programs; no array is made.
+"""
 
 import functools
 import importlib.util
@@ -25,15 +28,17 @@ AXES = ("data", "fsdp")
 
 
 class Traffic(NamedTuple):
-    """Bytes of a step's collective operations: what each device brings or receives, and what it sends in a ring."""
+    """The bytes that one kind of collective operation moves in a step."""
 
     operation: str
     size: int
+    """Bytes that each device contributes or receives."""
     sent: float
+    """Bytes that each device sends in a ring."""
 
 
 class Plan(NamedTuple):
-    """What a run takes; bytes are those of one device."""
+    """The resources that a run takes; sizes are bytes on one device."""
 
     config: Config
     devices: int
@@ -50,19 +55,21 @@ class Plan(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes of everything that lies on a device at the end of the backward pass; the activations are estimated."""
+        """Bytes on one device at the end of the backward pass; the activations are estimated."""
         state = self.params + self.ema_params + self.opt_state
         return state + self.gathered + self.gradient + self.activations
 
     def hours(self, flops_per_s: float, utilisation: float) -> float:
-        """How long config.train.steps take where each device computes `utilisation` * `flops_per_s`."""
-        return (
-            self.flops * self.config.train.steps / (self.devices * flops_per_s * utilisation) / 3600
-        )
+        """Hours for config.train.steps if each device computes `utilisation` * `flops_per_s`."""
+        flops = self.flops * self.config.train.steps
+        return flops / (self.devices * flops_per_s * utilisation) / 3600
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of the train step on one device of `kind`: its bytes, or why there is no program."""
+    """The compiler's report of the train step on one device of `kind`.
+
+    Sizes are bytes. If compiling failed they are 0, and `failure` has the reason.
+    """
 
     topology: str
     kind: str
@@ -73,14 +80,14 @@ class Compiled(NamedTuple):
 
     @property
     def memory(self) -> int:
-        """Bytes in all; what the step returns takes the place of its arguments."""
+        """Total bytes; the results of the step reuse the memory of its arguments."""
         return self.arguments + self.temporaries + self.program
 
 
 def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
-    """What the run of `config` takes on a mesh of devices / fsdp by fsdp devices.
+    """The resources that `config` takes on a mesh of (devices / fsdp) x fsdp devices.
 
-    Raises UserError if fsdp does not divide devices, or devices the batch.
+    Raises UserError if fsdp does not divide devices, or devices do not divide the batch.
     """
     mesh = AbstractMesh(_mesh_shape(config, devices, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
     ddpm = DDPM(config)
@@ -93,7 +100,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
         params=bytes_a_device(state.params),
         ema_params=bytes_a_device(state.ema_params),
         opt_state=bytes_a_device(state.opt_state),
-        # Divided parameters are put together for the network; XLA may hold fewer of them at a time.
+        # Sharded parameters are gathered for the network; XLA may hold fewer of them at a time.
         gathered=sum(
             leaf.size * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(state.params)
@@ -109,7 +116,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
 
 
 def bytes_a_device(tree) -> int:
-    """Bytes that a tree of arrays, abstract or not, takes on each device of its sharding."""
+    """Bytes that a tree of arrays or shapes takes on each device of its sharding."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -117,69 +124,76 @@ def bytes_a_device(tree) -> int:
 
 
 def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
-    """Bytes that JAX's backward pass keeps of the forward pass on `batch_size` images, but for the parameters.
+    """Bytes of the forward pass that JAX keeps for the backward pass on `batch_size` images.
 
-    An estimate: XLA computes some of it anew where that is cheaper, and needs room of its own. On the CPU they come
-    to about the same; a small network compiled for a TPU v5e took a tenth.
+    Parameters are not counted. This is an estimate: XLA recomputes some of these values where that
+    is cheaper, and needs memory of its own. On the CPU the two roughly cancel; a small network
+    compiled for a TPU v5e took a tenth.
     """
     x_0 = jax.ShapeDtypeStruct((batch_size, *ddpm.image_shape), jnp.float32)
     rng = jax.eval_shape(lambda: seed_key(0))
 
     def residuals(params, rng, x_0):
-        return jax.tree.leaves(
-            jax.vjp(lambda params: ddpm.loss(params, rng, x_0, train=True).mean(), params)[1]
-        )
+        def loss(params):
+            return ddpm.loss(params, rng, x_0, train=True).mean()
+
+        _, backward = jax.vjp(loss, params)
+        return jax.tree.leaves(backward)
 
     jaxpr = jax.make_jaxpr(residuals)(params, rng, x_0).jaxpr
-    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)} - {
-        *jaxpr.invars[:-1],
-        *jaxpr.constvars,
-    }
+    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+    kept -= {*jaxpr.invars[:-1], *jaxpr.constvars}
     return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
 
 
 def ring_traffic(params) -> list[Traffic]:
-    """What the devices exchange a step, over rings of n = data * fsdp devices; gradients are float32 as parameters.
+    """The bytes that devices exchange in a step, over rings of n = data * fsdp devices.
 
-    An array of N bytes that is whole on every device: its gradient is all-reduced over all n, and each device
-    sends 2 N (n - 1) / n. One divided over fsdp: all-gathered for the forward pass and for the backward pass,
-    N (fsdp - 1) / fsdp each; its gradient is reduce-scattered, as much again, and the part of each device
-    all-reduced over data, 2 (N / fsdp) (data - 1) / data. The compiler may do with less: gather once, or in bfloat16.
+    Gradients are float32, as parameters are. For a parameter of N bytes, each device sends:
+
+    - replicated: the gradient is all-reduced over all n devices, 2 N (n - 1) / n;
+    - sharded over fsdp: the parameter is all-gathered for the forward pass and again for the
+      backward pass, N (fsdp - 1) / fsdp each. The gradient is reduce-scattered, which takes the
+      same again. Each device's shard of it is all-reduced over data,
+      2 (N / fsdp) (data - 1) / data.
+
+    The compiler may need less: it may gather only once, or in bfloat16.
     """
-    data, fsdp = (jax.tree.leaves(params)[0].sharding.mesh.shape[axis] for axis in AXES)
-    whole = [leaf for leaf in jax.tree.leaves(params) if not _is_divided(leaf)]
-    N, all_N = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-        for leaves in (whole, jax.tree.leaves(params))
-    )
-    divided, n = all_N - N, data * fsdp
+    leaves = jax.tree.leaves(params)
+    data, fsdp = (leaves[0].sharding.mesh.shape[axis] for axis in AXES)
+    n = data * fsdp
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if not _is_divided(leaf))
+    divided = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if _is_divided(leaf))
     over_data = divided // fsdp if data > 1 else 0
+    reduced = 2 * whole * (n - 1) / n + 2 * over_data * (data - 1) / data
+    scattered = divided * (fsdp - 1) / fsdp
+    gathered = 2 * divided * (fsdp - 1) / fsdp
     rows = [
-        Traffic(
-            "all-reduced", N + over_data, 2 * N * (n - 1) / n + 2 * over_data * (data - 1) / data
-        ),
-        Traffic("reduce-scattered", divided, divided * (fsdp - 1) / fsdp),
-        Traffic("all-gathered", 2 * divided, 2 * divided * (fsdp - 1) / fsdp),
+        Traffic("all-reduced", whole + over_data, reduced),
+        Traffic("reduce-scattered", divided, scattered),
+        Traffic("all-gathered", 2 * divided, gathered),
     ]
     return [row for row in rows if row.sent]
 
 
 def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> Compiled:
-    """Compiles the train step for the TPUs of `topology`, "v5e:2x2" for one, of which none need be here.
+    """Compiles the train step for the TPUs of `topology`, for example "v5e:2x2"; no TPU is needed.
 
-    Raises UserError if libtpu is not installed, does not know the topology, or it has another number of devices.
+    Raises UserError if libtpu is not installed or does not know the topology, or if the topology
+    does not have `devices` devices.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compile: libtpu is not installed; pip install 'ddpm-jax[tpu]'")
     try:
         tpus = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:
+    except Exception as error:  # libtpu does not document what it raises.
         raise UserError(
-            f"compile: {topology!r}: {_first_line(error)} (v5e:2x2 is a topology)"
+            f"compile: {topology!r}: {_first_line(error)}; name a topology such as v5e:2x2"
         ) from None
     if len(tpus) != devices:
         raise UserError(
-            f"compile: {topology} has {len(tpus)} devices, not {devices}; pass --devices {len(tpus)}"
+            f"compile: {topology} has {len(tpus)} devices, not {devices}; "
+            f"pass --devices {len(tpus)}"
         )
     mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
     ddpm = DDPM(config)
@@ -207,16 +221,16 @@ def table(
     memory_gib: float | None = None,
     compiled: Compiled | None = None,
 ) -> str:
-    """The plan in words, a device's memory held to `memory_gib` where that is given."""
+    """The plan as text; says whether a device's memory fits in `memory_gib`, if that is given."""
     train = plan.config.train
-    assumed = peak_of("NVIDIA A100-SXM4-80GB", plan.config.model.dtype)
-    rate = flops_per_s or assumed
-    in_what = {"float32": "in TF32", "bfloat16": "in bfloat16"}[plan.config.model.dtype]
-    source = (
-        "" if flops_per_s else f", an A100's peak {in_what}, which is an assumption (--flops-per-s)"
-    )
-    hours = plan.hours(rate, utilisation)
-    hours = f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}" if hours > 0.01 else "under 0.01"
+    dtype = plan.config.model.dtype
+    rate = flops_per_s
+    source = ""
+    if not rate:
+        rate = peak_of("NVIDIA A100-SXM4-80GB", dtype)
+        precision = "TF32" if dtype == "float32" else dtype
+        source = f", assuming an A100's peak in {precision} (set --flops-per-s)"
+    gathered = f"{_mib(plan.gathered)}  at most, while they are used"
     rows = [
         ("parameters", f"{plan.parameters:,}"),
         ("mesh", f"data {plan.devices // plan.fsdp} x fsdp {plan.fsdp}"),
@@ -226,11 +240,7 @@ def table(
         ("  parameters", _mib(plan.params)),
         ("  their average", _mib(plan.ema_params)),
         ("  optimiser", _mib(plan.opt_state)),
-        *(
-            [("  whole parameters", f"{_mib(plan.gathered)}  at most, while they are used")]
-            if plan.gathered
-            else []
-        ),
+        *([("  whole parameters", gathered)] if plan.gathered else []),
         ("  gradient", _mib(plan.gradient)),
         ("  activations", f"{_mib(plan.activations)}  an estimate"),
         ("  in all", f"{_mib(plan.memory)}{_verdict(plan.memory, memory_gib)}"),
@@ -243,7 +253,11 @@ def table(
         ),
         ("", ""),
         ("the run", f"{train.steps:,} steps, {train.steps * train.batch_size:,} images"),
-        ("  takes", f"{hours} hours at {utilisation:g} of {_si(rate)}FLOP/s a device{source}"),
+        (
+            "  takes",
+            f"{_hours(plan.hours(rate, utilisation))} hours at {utilisation:g} of "
+            f"{_si(rate)}FLOP/s a device{source}",
+        ),
     ]
     if compiled is not None:
         rows += [("", ""), *_compiled_rows(compiled, memory_gib)]
@@ -269,14 +283,21 @@ def _verdict(size: int, memory_gib: float | None) -> str:
     return f"  {'fits' if size <= memory_gib * 2**30 else 'does not fit'} in {memory_gib:g} GiB"
 
 
+def _hours(hours: float) -> str:
+    if hours > 100:
+        return f"{hours:,.0f}"
+    return f"{hours:.3g}" if hours > 0.01 else "under 0.01"
+
+
 def _mib(size: float) -> str:
     return f"{size / 2**20:>12,.1f} MiB"
 
 
 def _si(number: float) -> str:
-    """For example "12.4 G"."""
-    exponent = min(max(int(math.log10(number)) // 3 * 3, 0), 15)
-    return f"{number / 10**exponent:.4g} {dict(zip(range(0, 18, 3), ('', *'kMGTP'), strict=True))[exponent]}"
+    """The number with an SI prefix, for example "12.4 G"."""
+    thousands = min(max(int(math.log10(number)) // 3, 0), 5)
+    prefix = ["", "k", "M", "G", "T", "P"][thousands]
+    return f"{number / 10 ** (3 * thousands):.4g} {prefix}"
 
 
 def _mesh_shape(config: Config, devices: int, fsdp: int) -> tuple[int, int]:
@@ -289,7 +310,7 @@ def _mesh_shape(config: Config, devices: int, fsdp: int) -> tuple[int, int]:
 
 
 def _on(mesh, tree):
-    """The abstract arrays of `tree` with the shardings they get on `mesh`."""
+    """The abstract arrays of `tree`, with their shardings on `mesh`."""
     return jax.tree.map(
         lambda leaf, sharding: leaf.update(sharding=sharding), tree, state_shardings(tree, mesh)
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the training loop looks at between two steps."""
+"""Ctrl-C and SIGTERM as requests to stop, which the training loop checks after each step."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ from jax.experimental import multihost_utils
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM only ask the loop to stop; a second SIGINT acts as usual.
+    """A context in which SIGINT and SIGTERM only ask the loop to stop.
 
-    Among several processes jax's runtime receives SIGTERM and has all of them stop after the same step;
-    SIGINT is passed on to it. In another thread than the main one Python takes no handlers, and nothing
-    changes.
+    A second SIGINT acts as usual. With several processes, jax's runtime handles SIGTERM and stops
+    them all after the same step; SIGINT is passed on to it as SIGTERM. Python allows signal
+    handlers only in the main thread; in any other thread this context changes nothing.
     """
 
     def __init__(self):
@@ -23,7 +23,8 @@ class StopSignals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT,) if self._together else (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT] if self._together else [signal.SIGINT, signal.SIGTERM]
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -32,14 +33,18 @@ class StopSignals:
             self._restore(number)
 
     def stop_after(self, step: int) -> str | None:
-        """The signal, if training is to end after `step`; to be asked once after each."""
+        """The name of the signal if training must end after `step`, else None.
+
+        Call it once after every step.
+        """
         if self._together:
             return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
         return self._received
 
     def _receive(self, number, _frame):
         self._received = signal.Signals(number).name
-        if number == signal.SIGINT:  # A person insists; what repeats SIGTERM is a supervisor.
+        # A second Ctrl-C means it; a second SIGTERM may be no more than a supervisor's repeat.
+        if number == signal.SIGINT:
             self._restore(number)
             if self._together:
                 os.kill(os.getpid(), signal.SIGTERM)
