@@ -15,7 +15,7 @@ install_package() { # install_package EXTRA [VENV]: the package with EXTRA and $
     fi
     "$python" -m venv "$venv"
   fi
-  if [ ! "$stamp" -nt setup.py ]; then
+  if [ ! "$stamp" -nt pyproject.toml ]; then
     echo "installing ddpm-jax${extras:+[$extras]} into $venv" >&2
     "$venv/bin/python" -m pip install --quiet --editable ".${extras:+[$extras]}"
     touch "$stamp"
