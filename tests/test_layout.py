@@ -29,6 +29,7 @@ training
 evaluation
 figures
 cli
+__main__
 """.strip().splitlines()
 
 # Who may import what: the mathematics knows jax and numpy only, and each library has its place.
