@@ -16,7 +16,7 @@ install_package() {
     fi
     "$python" -m venv "$venv"
   fi
-  if [ ! "$stamp" -nt setup.py ]; then
+  if [ ! "$stamp" -nt pyproject.toml ]; then
     echo "installing ddpm-jax${extras:+[$extras]} into $venv" >&2
     "$venv/bin/python" -m pip install --quiet --editable ".${extras:+[$extras]}"
     touch "$stamp"

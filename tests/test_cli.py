@@ -17,7 +17,7 @@ from ddpm_jax import load, to_uint8
 from ddpm_jax.cli import main
 from ddpm_jax.config import to_dict
 
-COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-m", "ddpm_jax"]
 SMALL = [
     "--model.base-channels",
     "4",

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 CIFAR10 = ROOT.parent / "shared/data/cifar10.zip"
-COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-m", "ddpm_jax"]
 # Narrower than small32 and with a larger learning rate: below the linear denoiser in minutes.
 NETWORK = ["--model.base-channels", 16, "--optim.learning-rate", 2e-3, "--optim.warmup-steps", 100]
 NETWORK += ["--optim.ema-decay", 0.99]

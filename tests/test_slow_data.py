@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 FASHION_MNIST = ROOT.parent / "shared/data/fashion_mnist"
-COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-m", "ddpm_jax"]
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),

@@ -20,7 +20,7 @@ from ddpm_jax.devices.processes import BOUND
 
 pytestmark = pytest.mark.slow
 
-COMMAND = [sys.executable, "-c", "import sys; from ddpm_jax.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-m", "ddpm_jax"]
 CONFIG = """
 from ddpm_jax.config import *
 CONFIG = Config(
