@@ -61,7 +61,7 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         (["train", "digits", "--data.source", "folder:/nowhere"], "/nowhere does not exist"),
         (["train", "digits", "--workdir", "/dev/null/x"], "/dev/null/x"),
         (["sample"], "run"),
-        (["sample", "/nowhere"], "/nowhere: there is none; name a run directory"),
+        (["sample", "/nowhere"], "/nowhere: not found; name a run directory"),
     ],
 )
 def test_bad_input_gets_one_clear_line(capsys, monkeypatch, tmp_path, args, says):
@@ -155,7 +155,7 @@ def test_raw_and_averaged_weights_and_steps_are_told_apart(run, tmp_path, capsys
     assert images["ema"].shape == images["raw"].shape
     for args, says in [
         (["--step", "1"], "no checkpoint of step 1; there are 2"),
-        (["-n", "0"], "n: must be at least 1, and at most 2**32, got 0"),
+        (["-n", "0"], "n: must be at least 1 and at most 4294967296, got 0"),
         (["--seed", "-1"], "seed: must be at least 0"),
         (["--batch-size", "0"], "batch_size: must be at least 1"),
         (["--out", "x.jpg"], "must end in .png"),

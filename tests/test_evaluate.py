@@ -235,7 +235,7 @@ def test_neighbours_are_searched_in_the_same_features(run, digits, tmp_path, cap
 
 def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
     for arguments, says in [
-        (("-n", 19), "n: must be at least 20, got 19"),
+        (("-n", 19), "n: must be at least 20 and at most 4294967296, got 19"),
         (("--batch-size", 0), "batch_size: must be at least 1"),
         (
             ("-n", 24),

@@ -65,7 +65,7 @@ def test_a_file_knows_what_was_held_out(run, exported, tmp_path, pictures):
         )
         np.testing.assert_array_equal(of_file, of_run)
     np.savez(tmp_path / "other.npz", images=pictures[:40])
-    with pytest.raises(UserError, match="holds other images than this model was trained on"):
+    with pytest.raises(UserError, match="does not hold the images that this model was trained on"):
         read_split(load_weights(exported), "train", f"npz:{tmp_path}/other.npz")
 
 
@@ -115,7 +115,7 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
     assert not (tmp_path / "x.png").exists()
     (tmp_path / "model.pth").touch()
     for arguments, says in [
-        (("sample", exported, "--weights", "raw"), "holds others; leave --weights raw out"),
+        (("sample", exported, "--weights", "raw"), "holds the others; leave --weights raw out"),
         (("sample", exported, "--step", 4), "holds one set of weights, of step 2"),
         (
             ("likelihood", exported, "--split", "test", "--data", f"npz:{run.parent}/pictures.npz"),
@@ -193,7 +193,7 @@ def test_weights_of_another_network_are_refused_by_field(tiny, run, pictures, tm
     v = dataclasses.replace(tiny, diffusion=dataclasses.replace(tiny.diffusion, prediction="v"))
     with pytest.raises(UserError, match=r"diffusion.prediction 'v', there 'eps'"):
         fit(v, tmp_path / "v", pictures, init_from=run)
-    assert "/nowhere: there is none; name a run directory" in refused(
+    assert "/nowhere: not found; name a run directory" in refused(
         capsys, "train", "digits", "--workdir", tmp_path / "x", "--init-from", "/nowhere"
     )
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import Config, names_where, value_of
+from ddpm_jax.config import Config, names_where, to_dict
 from ddpm_jax.data.images import to_float
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
@@ -135,10 +135,11 @@ def _label(model: Loaded, images: Images, seed: int) -> dict:
         "model": {},
         "diffusion": {},
     }
+    config = to_dict(model.ddpm.config)
     for name in names_where(Config, lambda field: field.network or field.images):
         group, _, field = name.partition(".")
         if group in label:
-            label[group][field] = value_of(model.ddpm.config, name)
+            label[group][field] = config[group][field]
     return label
 
 
