@@ -119,13 +119,13 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
         (("sample", exported, "--step", 4), "holds one set of weights, of step 2"),
         (
             ("likelihood", exported, "--split", "test", "--data", f"npz:{run.parent}/pictures.npz"),
-            "say where with --out",
+            "name one with --out",
         ),
         (
             ("likelihood", exported, "--split", "train", "--out", tmp_path / "x"),
             "had its images from elsewhere",
         ),
-        (("figure", "progressive", exported), "say where with --out"),
+        (("figure", "progressive", exported), "name one with --out"),
         (
             ("export", run, "--format", "safetensors", "--out", tmp_path / "model.bin"),
             "to a file, --out NAME.safet",
