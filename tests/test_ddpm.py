@@ -178,6 +178,7 @@ def test_to_uint8_rounds_and_inverts():
         {"sampler": "ddim", "steps": 4},
         {"sampler": "ddim", "steps": 5, "eta": 0.7, "grid": "quad"},
         {"sampler": "dpm-solver++", "steps": 4},
+        {"sampler": "heun", "steps": 3},
         {"steps": 3, "grid": "leading"},
     ],
 )

@@ -232,15 +232,67 @@ def ode_errors(sampler, strides):
     return np.array(errors)
 
 
-def test_dpm_solver_is_of_second_order_and_ddim_of_first():
-    second, first = (
-        ode_errors(samplers.dpm_solver, (20, 40, 80)),
-        ode_errors(samplers.ddim, (20, 40, 80)),
-    )
+@pytest.mark.parametrize("sampler", [samplers.dpm_solver, samplers.heun])
+def test_solvers_are_of_second_order_and_ddim_of_first(sampler):
+    second = ode_errors(sampler, (20, 40, 80))
+    first = ode_errors(samplers.ddim, (20, 40, 80))
     # Twice the steps: a quarter of the error, and half of it.
     assert ((second[:-1] / second[1:] > 3.3) & (second[:-1] / second[1:] < 5)).all()
     assert ((first[:-1] / first[1:] > 1.7) & (first[:-1] / first[1:] < 2.3)).all()
     assert (second < first / 3).all()
+
+
+def test_heun_is_algorithm_1_of_karras_et_al_in_their_own_coordinates():
+    """In float64 NumPy: x / sqrt(alphas_bar) over sigma, the mean slope, DDIM at the end."""
+    betas = np.linspace(0.02, 0.4, 12)
+    a = np.cumprod(1 - betas)
+    sigma = np.append(np.sqrt((1 - a) / a)[::-1], 0.0)
+    x_T = np.random.default_rng(0).normal(size=(2, *SHAPE))
+
+    def x_0_of(x_t):  # A network that predicts x_0, the same at every step.
+        return np.sin(2 * x_t) + 0.2 * x_t
+
+    x = x_T / np.sqrt(a[-1])
+    for i in range(12):
+        scale = 1 / np.sqrt(1 + sigma[i] ** 2)
+        slope = (x - x_0_of(scale * x)) / sigma[i]
+        end = x + (sigma[i + 1] - sigma[i]) * slope
+        if sigma[i + 1] > 0:
+            scale = 1 / np.sqrt(1 + sigma[i + 1] ** 2)
+            slope_end = (end - x_0_of(scale * end)) / sigma[i + 1]
+            end = x + (sigma[i + 1] - sigma[i]) * (slope + slope_end) / 2
+        x = end
+
+    calls = []
+
+    def network(x_t, t):
+        jax.debug.callback(lambda t: calls.append(int(t[0])), t)
+        return jnp.sin(2 * x_t) + 0.2 * x_t
+
+    got = samplers.heun(
+        Schedule.from_betas(betas),
+        network,
+        None,
+        SHAPE,
+        prediction="x_0",
+        variance="fixed_small",
+        clip=False,
+        x_T=jnp.float32(x_T),
+    )
+    np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-5)
+    jax.effects_barrier()
+    # Two calls a step, the second one step further down, but for the last.
+    assert sorted(calls) == sorted([*range(12), *range(11)])
+
+
+def test_heun_is_finite_where_steps_have_nothing_left_of_the_image():
+    """alphas_bar is 0 in float32 at several steps."""
+    schedule = make_schedule("const", 1000, beta_end=0.2)
+    short = strided(schedule, samplers.time_grid(1000, 10))
+    assert (np.asarray(short.alphas_bar) == 0).sum() > 1
+    options = dict(prediction="x_0", variance="fixed_small")
+    x_0 = samplers.heun(short, lambda x, t: 0.5 * x, keys(2), SHAPE, **options)
+    assert np.isfinite(x_0).all()
 
 
 def test_ddim_encodes_what_it_decodes():
@@ -284,7 +336,7 @@ def test_a_strided_ancestral_chain_has_its_exact_moments(prediction, steps):
     np.testing.assert_allclose([x_0.mean(), x_0.std()], [mean, np.sqrt(var)], atol=0.005)
 
 
-@pytest.mark.parametrize("sampler", [samplers.ancestral, samplers.ddim, samplers.dpm_solver])
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
 def test_every_sampler_starts_from_the_same_noise_however_many_steps(sampler):
     schedule = make_schedule("linear", 20)
     for steps in (1, 3, 20):
@@ -306,13 +358,16 @@ def test_every_sampler_starts_from_the_same_noise_however_many_steps(sampler):
         )
         jax.effects_barrier()
         assert xs.shape == (steps, 2, *SHAPE) and np.isfinite(xs).all()
-        assert [t for _, t in seen] == samplers.time_grid(20, steps)[::-1].tolist()
+        visited = samplers.time_grid(20, steps)[::-1]
+        if sampler is samplers.heun:  # It looks one step ahead from each.
+            visited = np.append(visited[0], visited[1:].repeat(2))
+        assert [t for _, t in seen] == visited.tolist()
         np.testing.assert_array_equal(
             seen[0][0], samplers.gaussian_noise(keys(2), samplers.START, SHAPE)
         )
 
 
-@pytest.mark.parametrize("sampler", [samplers.ancestral, samplers.ddim, samplers.dpm_solver])
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
 def test_a_chain_that_ends_at_pure_noise_can_be_sampled(sampler):
     schedule = make_schedule("jsd", 30)
     image = jnp.linspace(-1, 1, 6).reshape(1, *SHAPE)

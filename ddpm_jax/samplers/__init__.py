@@ -6,11 +6,13 @@ from ddpm_jax.samplers.chain import Chain, Method
 from ddpm_jax.samplers.ddim import ddim, ddim_encode, ddim_step
 from ddpm_jax.samplers.dpm_solver import dpm_solver, dpm_solver_step
 from ddpm_jax.samplers.grids import Grid, time_grid
+from ddpm_jax.samplers.heun import heun
 
 SAMPLERS = {
     "ancestral": ancestral,
     "ddim": ddim,
     "dpm-solver++": dpm_solver,
+    "heun": heun,
 }
 """Every sampler by the name that users choose it by: a new one is a file and a line here."""
 
@@ -29,5 +31,6 @@ __all__ = [
     "dpm_solver_step",
     "example_keys",
     "gaussian_noise",
+    "heun",
     "time_grid",
 ]
