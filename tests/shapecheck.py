@@ -9,7 +9,7 @@ TOWER = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(function):
-    """beartype's check, except for names of a Literal: the functions themselves refuse unknown ones."""
+    """As beartype, but without names of a Literal: the functions refuse unknown ones themselves."""
     for argument, hint in function.__annotations__.items():
         if get_origin(hint) is Literal:
             function.__annotations__[argument] = str

@@ -247,7 +247,7 @@ def test_the_released_codes_tanh_is_near_where_the_decoder_is_likely_and_wrong_i
 
 
 def test_annotated_shapes_and_dtypes_are_checked():
-    """Without the check of conftest.py, each of these would be broadcast or truncated to some result."""
+    """Without the check of conftest.py, each of these would give some result."""
     schedule = make_schedule("linear", 10)
     x_0, t = np.zeros((2, 4, 4, 1), np.float32), np.zeros(2, np.int32)
     q_sample(schedule, x_0, t, x_0)
