@@ -183,8 +183,9 @@ def table(rows: list[tuple[dict, list[dict]]]) -> str:
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for case, rounds in rows:
         cells = [str(value) for value in case.values()]
-        for name in first[0]:
-            cells.append(f"{statistics.median(each[name] for each in rounds):,.4g}")
+        cells.extend(
+            f"{statistics.median(each[name] for each in rounds):,.4g}" for name in first[0]
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

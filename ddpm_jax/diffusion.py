@@ -1,7 +1,6 @@
 """The forward process, its posterior and the learned reverse step (Ho et al. 2020, Eq. 2-13).
 
-Pure functions of arrays. In all of them `t` [B] int32 indexes `schedule`, and x_0, x_t and noise
-are [B,H,W,C] float32, with images in [-1, 1].
+Pure functions of arrays. In all of them `t` indexes `schedule`, and images are in [-1, 1].
 """
 
 from collections.abc import Callable
@@ -11,12 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.schedule import Schedule
+from ddpm_jax.shapes import Array, Float, Int
 
-DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
-"""denoise_fn(x_t [B,H,W,C], timesteps [B] int32) -> output [B,H,W,C].
-
-For a learned variance the output is [B,H,W,2C].
-"""
+DenoiseFn = Callable[[Float[Array, "b h w c"], Int[Array, " b"]], Float[Array, "b h w outputs"]]
+"""denoise_fn(x_t, timesteps) -> output of c channels, or 2 c for a learned variance."""
 
 Prediction = Literal["eps", "x_0", "mean", "v"]
 """The quantity the network predicts: the noise, the image, the posterior mean, or v."""
@@ -33,24 +30,38 @@ LEARNED: tuple[Variance, ...] = ("learned", "learned_range")
 
 
 class MeanVariance(NamedTuple):
-    """p(x_{t-1} | x_t) and the predicted x_0; every field is [B,H,W,C]."""
+    """p(x_{t-1} | x_t) and the predicted x_0."""
 
-    mean: jax.Array
-    variance: jax.Array
-    log_variance: jax.Array
-    x_0: jax.Array
+    mean: Float[Array, "b h w c"]
+    variance: Float[Array, "b h w c"]
+    log_variance: Float[Array, "b h w c"]
+    x_0: Float[Array, "b h w c"]
 
 
-def q_sample(schedule: Schedule, x_0, t, noise):
-    """Eq. 4: a sample of q(x_t | x_0) [B,H,W,C], made with `noise` ~ N(0, I) [B,H,W,C]."""
+def q_sample(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
+) -> Float[jax.Array, "b h w c"]:
+    """Eq. 4: a sample of q(x_t | x_0), made with `noise` ~ N(0, I)."""
     return (
         _at(schedule.sqrt_alphas_bar, t, x_0) * x_0
         + _at(schedule.sqrt_one_minus_alphas_bar, t, x_0) * noise
     )
 
 
-def q_posterior(schedule: Schedule, x_0, x_t, t):
-    """Eq. 6-7: (mean, variance, log_variance) of q(x_{t-1} | x_t, x_0), each [B,H,W,C].
+def q_posterior(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+) -> tuple[
+    Float[jax.Array, "b h w c"],
+    Float[jax.Array, "b h w c"],
+    Float[jax.Array, "b h w c"],
+]:
+    """Eq. 6-7: (mean, variance, log_variance) of q(x_{t-1} | x_t, x_0).
 
     At t = 0 the variance is 0, and log_variance has its value at t = 1.
     """
@@ -65,18 +76,18 @@ def q_posterior(schedule: Schedule, x_0, x_t, t):
 
 def p_mean_variance(
     schedule: Schedule,
-    output,
-    x_t,
-    t,
+    output: Float[Array, "b h w outputs"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
     *,
     prediction: Prediction,
     variance: Variance,
     clip: bool = True,
 ) -> MeanVariance:
-    """Eq. 1 and 11: mean, variance, log_variance and x_0 of p(x_{t-1} | x_t), each [B,H,W,C].
+    """Eq. 1 and 11: mean, variance, log_variance and x_0 of p(x_{t-1} | x_t).
 
-    `output` is the network's output for (x_t, schedule.timesteps[t]): [B,H,W,C], or [B,H,W,2C] for
-    a learned variance. With `clip` the predicted x_0 is clipped to [-1, 1] and the mean computed
+    `output` is the network's output for (x_t, schedule.timesteps[t]): of c channels, or 2 c for a
+    learned variance. With `clip` the predicted x_0 is clipped to [-1, 1] and the mean computed
     from the clipped x_0. If the network predicts the mean, `clip` changes only the returned x_0.
     The variance is always exp(log_variance); the released code's tables differ from that at t = 0.
 
@@ -90,8 +101,15 @@ def p_mean_variance(
     return MeanVariance(mean, jnp.exp(log_variance), log_variance, x_0)
 
 
-def predict_x_0(schedule: Schedule, output, x_t, t, *, prediction: Prediction):
-    """The unclipped x_0 [B,H,W,C] that `output` [B,H,W,C] implies (for eps: from Eq. 4)."""
+def predict_x_0(
+    schedule: Schedule,
+    output: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    *,
+    prediction: Prediction,
+) -> Float[Array, "b h w c"]:
+    """The unclipped x_0 that `output` implies (for eps: from Eq. 4)."""
     if prediction == "eps":
         return (
             _at(schedule.sqrt_recip_alphas_bar, t, x_t) * x_t
@@ -118,7 +136,9 @@ def x_0_denoiser(schedule: Schedule, denoise_fn: DenoiseFn, *, prediction: Predi
     same on both chains.
     """
 
-    def predict(x_t, t):
+    def predict(
+        x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
+    ) -> Float[jax.Array, "b h w outputs"]:
         output = denoise_fn(x_t, t)
         of_mean, of_variance = output[..., : x_t.shape[-1]], output[..., x_t.shape[-1] :]
         return jnp.concatenate(
@@ -128,8 +148,16 @@ def x_0_denoiser(schedule: Schedule, denoise_fn: DenoiseFn, *, prediction: Predi
     return predict
 
 
-def target(schedule: Schedule, x_0, x_t, t, noise, *, prediction: Prediction):
-    """The training target [B,H,W,C] of the network at x_t = q_sample(schedule, x_0, t, noise).
+def target(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
+    *,
+    prediction: Prediction,
+) -> Float[Array, "b h w c"]:
+    """The training target of the network at x_t = q_sample(schedule, x_0, t, noise).
 
     v is sqrt(alphas_bar) noise - sqrt(1 - alphas_bar) x_0 (Salimans & Ho 2022, Section 4).
     """
@@ -147,7 +175,12 @@ def target(schedule: Schedule, x_0, x_t, t, noise, *, prediction: Prediction):
     raise unknown("prediction", prediction, Prediction)
 
 
-def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
+def normal_kl(
+    mean_1: Float[Array, "*#shape"] | float,
+    log_variance_1: Float[Array, "*#shape"] | float,
+    mean_2: Float[Array, "*#shape"] | float,
+    log_variance_2: Float[Array, "*#shape"] | float,
+) -> Float[jax.Array, "*shape"]:
     """KL(N(mean_1, e^log_variance_1) || N(mean_2, e^log_variance_2)) in nats, elementwise."""
     log_ratio = log_variance_1 - log_variance_2
     # expm1(x) - x >= 0, so that rounding cannot make the KL of nearly equal variances negative.
@@ -156,7 +189,9 @@ def normal_kl(mean_1, log_variance_1, mean_2, log_variance_2):
     )
 
 
-def decoder_log_likelihood(x_0, mean, log_variance):
+def decoder_log_likelihood(
+    x_0: Float[Array, "*shape"], mean: Float[Array, "*shape"], log_variance: Float[Array, "*shape"]
+) -> Float[jax.Array, "*shape"]:
     """Eq. 13: log p(x_0 | x_1) in nats, elementwise: a Gaussian integrated over the bin of x_0.
 
     The 256 levels are k / 127.5 - 1 and the bins x_0 +- 1/255; the first and last bins extend to
@@ -175,18 +210,18 @@ def decoder_log_likelihood(x_0, mean, log_variance):
     return jnp.where(x_0 < -0.999, below, jnp.where(x_0 > 0.999, above, inside))
 
 
-def unknown(field: str, value, choices) -> ValueError:
+def unknown(field: str, value: object, choices: object) -> ValueError:
     """The error for a `value` that is not one of `choices`, a Literal."""
     return ValueError(f"{field}: {value!r} is not one of {', '.join(get_args(choices))}")
 
 
-def example_mean(x):
-    """The mean [B] over all axes of x [B, ...] but the first."""
+def example_mean(x: Float[Array, "b ..."]) -> Float[jax.Array, " b"]:
+    """The mean over all axes but the first."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
 def _split_variance(schedule, output, x_t, t, variance):
-    """Splits `output` into (the prediction, the log-variance), each [B,H,W,C]."""
+    """Splits `output` into (the prediction, the log-variance)."""
     learned = variance in LEARNED
     expected = x_t.shape[:-1] + ((2 if learned else 1) * x_t.shape[-1],)
     if output.shape != expected:
@@ -199,7 +234,8 @@ def _split_variance(schedule, output, x_t, t, variance):
     if variance == "fixed_small":
         return output, jnp.broadcast_to(_at(schedule.posterior_log_variance, t, x_t), x_t.shape)
     if variance == "learned":
-        return tuple(jnp.split(output, 2, axis=-1))
+        output, log_variance = jnp.split(output, 2, axis=-1)
+        return output, log_variance
     if variance == "learned_range":
         # Nichol & Dhariwal 2021, Eq. 15, with v in [-1, 1].
         output, v = jnp.split(output, 2, axis=-1)
@@ -211,6 +247,8 @@ def _split_variance(schedule, output, x_t, t, variance):
     raise unknown("variance", variance, Variance)
 
 
-def _at(table, t, x):
-    """table[t] as [B, 1, ..., 1], which multiplies x [B, ...]."""
+def _at(
+    table: Float[jax.Array, " T"], t: Int[Array, " b"], x: Float[Array, "b ..."]
+) -> Float[jax.Array, "b ..."]:
+    """table[t] as [b, 1, ..., 1], which multiplies x."""
     return table[t].reshape(t.shape + (1,) * (x.ndim - 1))

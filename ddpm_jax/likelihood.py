@@ -11,23 +11,24 @@ from ddpm_jax import diffusion, losses
 from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance
 from ddpm_jax.keys import example_keys, gaussian_noise
 from ddpm_jax.schedule import Schedule
+from ddpm_jax.shapes import Array, Float, Integer, Key
 
 
 class BitsPerDim(NamedTuple):
     """The bound of each image and its parts."""
 
-    total: jax.Array
-    """[B] bits/dim: prior + the sum of terms."""
-    prior: jax.Array
-    """[B] bits/dim: L_T."""
-    terms: jax.Array
-    """[B,T] bits/dim: at t = 0 the decoder's L_0 (distortion); at t > 0 the KL term L_t (rate)."""
-    mse: jax.Array
-    """[B,T]: mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
+    total: Float[jax.Array, " b"]
+    """Bits/dim: prior + the sum of terms."""
+    prior: Float[jax.Array, " b"]
+    """Bits/dim: L_T."""
+    terms: Float[jax.Array, "b T"]
+    """Bits/dim: at t = 0 the decoder's L_0 (distortion); at t > 0 the KL term L_t (rate)."""
+    mse: Float[jax.Array, "b T"]
+    """Mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
 
 
-def prior_bits(schedule: Schedule, x_0):
-    """Eq. 5, L_T [B]: KL(q(x_T | x_0) || N(0, I)) of images x_0 [B,H,W,C], in bits/dim."""
+def prior_bits(schedule: Schedule, x_0: Float[Array, "b h w c"]) -> Float[jax.Array, " b"]:
+    """Eq. 5, L_T: KL(q(x_T | x_0) || N(0, I)) of images x_0, in bits/dim."""
     mean = schedule.sqrt_alphas_bar[-1] * x_0
     log_variance = 2 * jnp.log(schedule.sqrt_one_minus_alphas_bar[-1])
     kl = diffusion.normal_kl(mean, log_variance, 0.0, 0.0)
@@ -37,15 +38,15 @@ def prior_bits(schedule: Schedule, x_0):
 def bits_per_dim(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
-    rng,
-    x_0,
+    rng: Key[jax.Array, ""],
+    x_0: Float[Array, "b h w c"],
     *,
-    start=0,
+    start: int | Integer[Array, ""] = 0,
     prediction: Prediction,
     variance: Variance,
     clip: bool = True,
 ) -> BitsPerDim:
-    """Eq. 5 for images x_0 [B,H,W,C] with 256 levels in [-1, 1], with one sample of x_t per step t.
+    """Eq. 5 for images x_0 with 256 levels in [-1, 1], with one sample of x_t per step t.
 
     The noise of image i at step t comes from fold_in(fold_in(rng, start + i), t), so it does not
     depend on the batch. `clip` is as in `p_mean_variance`. Raises ValueError if `rng` is not a
@@ -68,10 +69,12 @@ def bits_per_dim(
     return BitsPerDim(prior + terms.sum(axis=0), prior, terms.T, mse.T)
 
 
-def rate(prior, terms):
-    """Bits/dim sent after 1, ..., T reverse steps [..., T] (the paper's Table 4 and Figure 5).
+def rate(
+    prior: Float[Array, "*batch"] | float, terms: Float[Array, "*batch T"]
+) -> Float[np.ndarray, "*batch T"]:
+    """Bits/dim sent after 1, ..., T reverse steps (the paper's Table 4 and Figure 5).
 
-    Entry k - 1 is L_T plus the terms of t > T - k. `prior` [...] and `terms` [..., T] are as in
+    Entry k - 1 is L_T plus the terms of t > T - k. `prior` and `terms` are as in
     `BitsPerDim`. The last entry and the distortion terms[..., 0] add up to the whole bound.
     """
     terms = np.asarray(terms)

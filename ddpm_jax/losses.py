@@ -1,7 +1,7 @@
 """Training objectives (Ho et al. 2020, Section 3.4): one loss per example; the caller averages.
 
-In all of them x_0, x_t and noise are [B,H,W,C], `t` [B] indexes `schedule`, and `denoise_fn` is
-called once, with (x_t, schedule.timesteps[t]).
+In all of them `t` indexes `schedule`, and `denoise_fn` is called once, with
+(x_t, schedule.timesteps[t]).
 """
 
 import functools
@@ -15,27 +15,28 @@ import jax.numpy as jnp
 from ddpm_jax import diffusion
 from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance
 from ddpm_jax.schedule import Schedule
+from ddpm_jax.shapes import Array, Float, Int
 
 LossName = Literal["simple", "vlb", "hybrid"]
 """The training objectives: each is the function of that name below."""
 
-Weight = Callable[..., jax.Array]
-"""weight(schedule, t [B], *, prediction) -> [B]: factors for each example's squared error."""
+Weight = Callable[..., Float[jax.Array, " b"]]
+"""weight(schedule, t, *, prediction): factors for each example's squared error."""
 
 
 def training_loss(
     name: LossName,
     schedule: Schedule,
     denoise_fn: DenoiseFn,
-    x_0,
-    t,
-    noise,
+    x_0: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
     *,
     prediction: Prediction,
     variance: Variance,
     weight: Weight | None = None,
-):
-    """The objective `name` [B]. `weight` is ignored for "vlb", which has its own weights."""
+) -> Float[jax.Array, " b"]:
+    """The objective `name`. `weight` is ignored for "vlb", which has its own weights."""
     common = (schedule, denoise_fn, x_0, t, noise)
     if name == "simple":
         return simple(*common, prediction=prediction, weight=weight)
@@ -49,15 +50,15 @@ def training_loss(
 def simple(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
-    x_0,
-    t,
-    noise,
+    x_0: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
     *,
     prediction: Prediction,
     weight: Weight | None = None,
     min_snr_gamma: float | None = None,
-):
-    """Eq. 14, L_simple [B]: the mean squared error of the network's output over H, W and C.
+) -> Float[jax.Array, " b"]:
+    """Eq. 14, L_simple: the mean squared error of the network's output over H, W and C.
 
     The target is the quantity that `prediction` names (for eps, the noise). Each example's error is
     multiplied by its `weight`, if given. With `min_snr_gamma` the weight is `min_snr_weight` with
@@ -77,8 +78,10 @@ def simple(
     return _weighted_error(schedule, output, x_0, x_t, t, noise, prediction, weight)
 
 
-def min_snr_weight(schedule: Schedule, t, gamma: float = 5.0, *, prediction: Prediction):
-    """Min-SNR weights [B] for L_simple (Hang et al. 2023, Section 3.4).
+def min_snr_weight(
+    schedule: Schedule, t: Int[Array, " b"], gamma: float = 5.0, *, prediction: Prediction
+) -> Float[jax.Array, " b"]:
+    """Min-SNR weights for L_simple (Hang et al. 2023, Section 3.4).
 
     They turn L_simple into the error of x_0 times min(SNR, gamma), where SNR is
     alphas_bar / (1 - alphas_bar). Raises ValueError for an unknown `prediction`.
@@ -110,15 +113,15 @@ def weight_of(name: str | None, min_snr_gamma: float | None = None) -> Weight | 
 def vlb_terms(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
-    x_0,
-    x_t,
-    t,
+    x_0: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
     *,
     prediction: Prediction,
     variance: Variance,
     clip: bool,
-):
-    """Eq. 5 and 13: the bound's term of each example's step t [B], in bits/dim.
+) -> Float[jax.Array, " b"]:
+    """Eq. 5 and 13: the bound's term of each example's step t, in bits/dim.
 
     At t = 0 it is the decoder's L_0, at t > 0 the KL divergence (L_{t-1} in the paper, which counts
     t from 1). With `clip` the predicted x_0 is clipped to [-1, 1]: set it for evaluation, but not
@@ -131,8 +134,14 @@ def vlb_terms(
     return bound_terms(schedule, p, x_0, x_t, t)
 
 
-def bound_terms(schedule: Schedule, p: diffusion.MeanVariance, x_0, x_t, t):
-    """The terms [B] of `vlb_terms` for a reverse step p = p(x_{t-1} | x_t) that is known."""
+def bound_terms(
+    schedule: Schedule,
+    p: diffusion.MeanVariance,
+    x_0: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+) -> Float[jax.Array, " b"]:
+    """The terms of `vlb_terms` for a reverse step p = p(x_{t-1} | x_t) that is known."""
     mean, _, log_variance = diffusion.q_posterior(schedule, x_0, x_t, t)
     kl = diffusion.example_mean(diffusion.normal_kl(mean, log_variance, p.mean, p.log_variance))
     decoder = -diffusion.example_mean(diffusion.decoder_log_likelihood(x_0, p.mean, p.log_variance))
@@ -142,14 +151,14 @@ def bound_terms(schedule: Schedule, p: diffusion.MeanVariance, x_0, x_t, t):
 def vlb(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
-    x_0,
-    t,
-    noise,
+    x_0: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
     *,
     prediction: Prediction,
     variance: Variance,
-):
-    """Eq. 5: an estimate of L [B] in bits/dim, from one step t: T times its term, unclipped.
+) -> Float[jax.Array, " b"]:
+    """Eq. 5: an estimate of L in bits/dim, from one step t: T times its term, unclipped.
 
     Its mean over t uniform in 0, ..., T-1 is the sum of all terms but L_T, which has no learned
     parameters.
@@ -164,17 +173,17 @@ def vlb(
 def hybrid(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
-    x_0,
-    t,
-    noise,
+    x_0: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
     *,
     prediction: Prediction,
     variance: Variance,
     vlb_weight: float = 0.001,
     weight: Weight | None = None,
     min_snr_gamma: float | None = None,
-):
-    """L_simple + vlb_weight L_vlb [B] (Nichol & Dhariwal 2021, Eq. 16), for a learned variance.
+) -> Float[jax.Array, " b"]:
+    """L_simple + vlb_weight L_vlb (Nichol & Dhariwal 2021, Eq. 16), for a learned variance.
 
     L_vlb sends gradients only to the half of the output's channels that sets the variance.
     """
@@ -190,8 +199,17 @@ def hybrid(
     return mean_loss + vlb_weight * bound
 
 
-def _weighted_error(schedule, output, x_0, x_t, t, noise, prediction, weight):
-    """The mean squared error [B] of what the network predicts, times its weight."""
+def _weighted_error(
+    schedule: Schedule,
+    output: Float[Array, "b h w c"],
+    x_0: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
+    prediction: Prediction,
+    weight: Weight | None,
+) -> Float[jax.Array, " b"]:
+    """The mean squared error of what the network predicts, times its weight."""
     target = diffusion.target(schedule, x_0, x_t, t, noise, prediction=prediction)
     error = diffusion.example_mean(jnp.square(output - target))
     if weight is None:

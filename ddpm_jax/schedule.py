@@ -10,39 +10,42 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
+
+from ddpm_jax.shapes import Float32, Float64, Int32
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """The tables of one diffusion process, each [T] float32 and computed in float64.
+    """The tables of one diffusion process, computed in float64.
 
     A strided chain is a Schedule too: it has fewer betas, and its `timesteps` are the steps of the
     original chain, which the network was trained on.
     """
 
-    betas: jax.Array
+    betas: Float32[jax.Array, " T"]
     """beta_t, the variance added at step t (Eq. 2)."""
-    alphas_bar: jax.Array
+    alphas_bar: Float32[jax.Array, " T"]
     """prod_{s<=t} (1 - beta_s) (Eq. 4)."""
-    sqrt_alphas_bar: jax.Array
-    sqrt_one_minus_alphas_bar: jax.Array
-    sqrt_recip_alphas_bar: jax.Array
+    sqrt_alphas_bar: Float32[jax.Array, " T"]
+    sqrt_one_minus_alphas_bar: Float32[jax.Array, " T"]
+    sqrt_recip_alphas_bar: Float32[jax.Array, " T"]
     """sqrt(1 / alphas_bar), finite even where alphas_bar is 0."""
-    sqrt_recipm1_alphas_bar: jax.Array
+    sqrt_recipm1_alphas_bar: Float32[jax.Array, " T"]
     """sqrt(1 / alphas_bar - 1), finite even where alphas_bar is 0."""
-    posterior_mean_coef_x_0: jax.Array
+    posterior_mean_coef_x_0: Float32[jax.Array, " T"]
     """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0) (Eq. 7)."""
-    posterior_mean_coef_x_t: jax.Array
+    posterior_mean_coef_x_t: Float32[jax.Array, " T"]
     """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0) (Eq. 7)."""
-    posterior_variance: jax.Array
+    posterior_variance: Float32[jax.Array, " T"]
     """Variance of q(x_{t-1} | x_t, x_0) (Eq. 7); 0 at t = 0."""
-    posterior_log_variance: jax.Array
+    posterior_log_variance: Float32[jax.Array, " T"]
     """log posterior_variance, but entry 0 is a copy of entry 1: log 0 would make L_0 infinite."""
-    fixed_large_log_variance: jax.Array
+    fixed_large_log_variance: Float32[jax.Array, " T"]
     """log beta_t, but with entry 0 of posterior_log_variance: for `variance="fixed_large"`."""
-    timesteps: jax.Array
-    """[T] int32: the 0-based steps of the original chain that `denoise_fn` is called with."""
+    timesteps: Int32[jax.Array, " T"]
+    """The 0-based steps of the original chain that `denoise_fn` is called with."""
 
     @property
     def num_timesteps(self) -> int:
@@ -50,7 +53,7 @@ class Schedule:
         return self.betas.shape[0]
 
     @classmethod
-    def from_betas(cls, betas, timesteps=None) -> "Schedule":
+    def from_betas(cls, betas: ArrayLike, timesteps: ArrayLike | None = None) -> "Schedule":
         """The tables for `betas` [T], each in (0, 1]; `timesteps` [T] defaults to 0, 1, ..., T-1.
 
         Raises ValueError if a beta is outside (0, 1] or the shapes differ.
@@ -70,7 +73,7 @@ class Schedule:
             return cls(**arrays, timesteps=jnp.asarray(timesteps, jnp.int32))
 
 
-def _tables(betas: np.ndarray) -> dict[str, np.ndarray]:
+def _tables(betas: Float64[np.ndarray, " T"]) -> dict[str, Float64[np.ndarray, " T"]]:
     alphas_bar = np.cumprod(1 - betas)
     alphas_bar_prev = np.append(1.0, alphas_bar[:-1])
     # `jsd` ends at alphas_bar = 0. A huge but finite reciprocal gives an x_0 that can be clipped;
@@ -93,8 +96,8 @@ def _tables(betas: np.ndarray) -> dict[str, np.ndarray]:
     )
 
 
-def strided(schedule: Schedule, timesteps) -> Schedule:
-    """The chain that visits only the steps `timesteps` [S] of `schedule`, with new betas.
+def strided(schedule: Schedule, timesteps: ArrayLike) -> Schedule:
+    """The chain that visits only the steps `timesteps` of `schedule`, with new betas.
 
     `timesteps` are ascending indices of `schedule`. The new betas are
     beta_i = 1 - alphas_bar[timesteps[i]] / alphas_bar[timesteps[i - 1]], so that alphas_bar at the
@@ -120,8 +123,8 @@ def strided(schedule: Schedule, timesteps) -> Schedule:
     return Schedule.from_betas(betas, np.asarray(schedule.timesteps)[timesteps])
 
 
-Betas = Callable[..., np.ndarray]
-"""betas(T, **parameters) -> float64 [T], each in (0, 1]."""
+Betas = Callable[..., Float64[np.ndarray, " T"]]
+"""betas(T, **parameters) -> one number in (0, 1] for each of T steps."""
 
 SCHEDULES: dict[str, Betas] = {}
 """All noise schedules by name: the functions below that are marked `@named`."""
@@ -133,7 +136,7 @@ def named(betas: Betas) -> Betas:
     return betas
 
 
-def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters) -> Schedule:
+def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters: float) -> Schedule:
     """The Schedule named `name`, one of `SCHEDULES`, with T = `num_timesteps` steps.
 
     `parameters` go to the function of that name below, for example beta_start and beta_end.
@@ -163,56 +166,62 @@ def schedule_parameters(name: str) -> list[str]:
 
 
 @named
-def linear(T, beta_start=1e-4, beta_end=0.02):
-    """Betas [T] from beta_start to beta_end in equal steps (Section 4)."""
+def linear(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Float64[np.ndarray, "{T}"]:
+    """Betas from beta_start to beta_end in equal steps (Section 4)."""
     return np.linspace(beta_start, beta_end, T)
 
 
 @named
-def cosine(T, s=0.008, max_beta=0.999):
-    """Betas [T] of at most max_beta; alphas_bar follows cos^2 (Nichol & Dhariwal 2021, Eq. 17)."""
+def cosine(T: int, s: float = 0.008, max_beta: float = 0.999) -> Float64[np.ndarray, "{T}"]:
+    """Betas of at most max_beta; alphas_bar follows cos^2 (Nichol & Dhariwal 2021, Eq. 17)."""
     f = np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(1 - f[1:] / f[:-1], max_beta)
 
 
 @named
-def quad(T, beta_start=1e-4, beta_end=0.02):
-    """Betas [T] whose square roots increase in equal steps."""
+def quad(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Float64[np.ndarray, "{T}"]:
+    """Betas whose square roots increase in equal steps."""
     return np.linspace(beta_start**0.5, beta_end**0.5, T) ** 2
 
 
 @named
-def const(T, beta_end=0.02):
-    """Betas [T], all beta_end."""
+def const(T: int, beta_end: float = 0.02) -> Float64[np.ndarray, "{T}"]:
+    """Betas, all beta_end."""
     return np.full(T, beta_end)
 
 
 @named
-def jsd(T):
-    """Betas [T] 1/T, 1/(T-1), ..., 1: at the end, nothing is left of the image."""
+def jsd(T: int) -> Float64[np.ndarray, "{T}"]:
+    """Betas 1/T, 1/(T-1), ..., 1: at the end, nothing is left of the image."""
     return 1 / np.arange(T, 0, -1)
 
 
 @named
-def warmup10(T, beta_start=1e-4, beta_end=0.02):
-    """Betas [T], linear over the first 10 % of the steps, then beta_end."""
+def warmup10(
+    T: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> Float64[np.ndarray, "{T}"]:
+    """Betas, linear over the first 10 % of the steps, then beta_end."""
     return _warmup(T, beta_start, beta_end, T // 10)
 
 
 @named
-def warmup50(T, beta_start=1e-4, beta_end=0.02):
-    """Betas [T], linear over the first half of the steps, then beta_end."""
+def warmup50(
+    T: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> Float64[np.ndarray, "{T}"]:
+    """Betas, linear over the first half of the steps, then beta_end."""
     return _warmup(T, beta_start, beta_end, T // 2)
 
 
 @named
-def raised_cosine(T, beta_start=1e-4, beta_end=0.02):
-    """Betas [T] beta_start + (beta_end - beta_start) sin^2(u), u from 0 to pi/2.
+def raised_cosine(
+    T: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> Float64[np.ndarray, "{T}"]:
+    """Betas beta_start + (beta_end - beta_start) sin^2(u), u from 0 to pi/2.
 
     Often called "cosine" too, but different from `cosine`.
     """
     return beta_start + (beta_end - beta_start) * np.sin(np.linspace(0, np.pi / 2, T)) ** 2
 
 
-def _warmup(T, beta_start, beta_end, ramp):
+def _warmup(T: int, beta_start: float, beta_end: float, ramp: int) -> Float64[np.ndarray, "{T}"]:
     return np.append(np.linspace(beta_start, beta_end, ramp), np.full(T - ramp, beta_end))

@@ -17,6 +17,11 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+# The modules whose annotated shapes and dtypes are checked at every call.
+CHECKED = ("schedule", "diffusion", "losses", "likelihood", "models")
+install_import_hook([f"ddpm_jax.{name}" for name in CHECKED], "shapecheck.check")
 
 from ddpm_jax.config import Checkpoint, Config, Data, Diffusion, Model, Optim, Train
 from ddpm_jax.devices.runtime import configure_jax

@@ -1,9 +1,12 @@
 """The process against Bayes' rule, iteration, integrals and NumPy in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 from scipy import integrate, stats
 
 from ddpm_jax import (
@@ -241,3 +244,20 @@ def test_the_released_codes_tanh_is_near_where_the_decoder_is_likely_and_wrong_i
         )
     assert -0.45 < tanh_form(x, x + 4 * std, std) - ours(x + 4 * std) < -0.25
     assert ours(x + 12 * std) < -60 and tanh_form(x, x + 12 * std, std) == np.log(1e-12)
+
+
+def test_annotated_shapes_and_dtypes_are_checked():
+    """Without the check of conftest.py, each of these would give some result."""
+    schedule = make_schedule("linear", 10)
+    x_0, t = np.zeros((2, 4, 4, 1), np.float32), np.zeros(2, np.int32)
+    q_sample(schedule, x_0, t, x_0)
+    for wrong in [
+        (x_0, t, x_0[:1]),  # the noise of one example
+        (x_0, t[:1], x_0),  # the step of one example
+        (x_0[0], t, x_0[0]),  # no examples
+        (x_0, t, x_0.astype(np.uint8)),
+    ]:
+        with pytest.raises(TypeCheckError):
+            q_sample(schedule, *wrong)
+    with pytest.raises(TypeCheckError):
+        dataclasses.replace(schedule, timesteps=schedule.betas)

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Files of the root and rooms: each imports only from those in lines above its own.
 ORDER = """
-errors
+errors shapes
 keys schedule
 diffusion
 losses samplers
@@ -37,9 +37,10 @@ __main__
 """.strip().splitlines()
 
 # The mathematics knows jax and numpy only, and each library has its place.
-MATHEMATICS = {"keys", "schedule", "diffusion", "losses", "samplers", "likelihood"}
+MATHEMATICS = {"shapes", "keys", "schedule", "diffusion", "losses", "samplers", "likelihood"}
 STANDARD = {"collections", "dataclasses", "functools", "inspect", "math", "typing"}
 PLACES = {
+    "jaxtyping": {"shapes"},
     "flax": {"models"},
     "orbax": {"storage/checkpoint"},
     "tyro": {"cli"},
@@ -117,7 +118,7 @@ def test_every_library_has_its_place(path):
         if top in PLACES:
             assert {room(path), place(path)} & PLACES[top], f"{path} imports {imported}"
         if room(path) in MATHEMATICS and top != "ddpm_jax":
-            assert top in {"jax", "numpy", *STANDARD}, f"{path} imports {imported}"
+            assert top in {"jax", "jaxtyping", "numpy", *STANDARD}, f"{path} imports {imported}"
 
 
 def test_the_root_holds_the_paper_and_what_users_call():

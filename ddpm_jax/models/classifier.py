@@ -1,6 +1,7 @@
 """A small classifier whose features replace InceptionV3's when Inception's weights are missing."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,14 @@ import numpy as np
 from flax import linen as nn
 
 from ddpm_jax.models.layers import GroupNorm, conv3x3, dense, draw_kernels
+from ddpm_jax.shapes import Array, Float, Float32, Key
 
 FEATURES = 64
 SMALLEST = 8
 
 
 class Classifier(nn.Module):
-    """Maps uint8 images [B,H,W,C] to (features [B,64], logits [B,classes]), float32.
+    """Maps uint8 images [B,H,W,C] to (features, logits).
 
     3x3 convolutions, each followed by group norm and swish: one to 32 channels, then stride-2
     convolutions to 64 channels until the smaller side is below 8, then one more. The features are
@@ -27,7 +29,9 @@ class Classifier(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(
+        self, images: Array
+    ) -> tuple[Float32[jax.Array, "b 64"], Float32[jax.Array, "b {self.classes}"]]:
         """(features, logits) of uint8 images [B,H,W,C].
 
         Raises ValueError for another shape or type, or a side below 8.
@@ -39,26 +43,32 @@ class Classifier(nn.Module):
             )
         # Applies to convolutions too, so that all devices compute the same features.
         with jax.default_matmul_precision("highest"):
-            x = self._unit(images.astype(jnp.float32) / 127.5 - 1, FEATURES // 2, 1, "first")
+            x = self._unit(jnp.asarray(images, jnp.float32) / 127.5 - 1, FEATURES // 2, 1, "first")
             while min(x.shape[1:3]) >= 8:
                 x = self._unit(x, FEATURES, 2, f"to_{(min(x.shape[1:3]) + 1) // 2}")
             features = self._unit(x, FEATURES, 1, "last").mean(axis=(1, 2))
             return features, dense(self.classes, "logits")(features)
 
-    def _unit(self, x, channels, stride, name):
+    def _unit(
+        self, x: Float[jax.Array, "b h w c"], channels: int, stride: int, name: str
+    ) -> Float[jax.Array, "b rows columns {channels}"]:
         x = conv3x3(channels, name, stride=stride)(x)
         return nn.swish(GroupNorm(8, name=f"{name}_norm")(x))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def init_classifier(network: Classifier, rng, image_shape: tuple[int, int, int]):
+def init_classifier(
+    network: Classifier, rng: Key[jax.Array, ""], image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
     """Fresh float32 parameters for images [H,W,C]."""
     return draw_kernels(network.init(rng, np.zeros((1, *image_shape), np.uint8))["params"], rng)
 
 
 @jax.jit
-def classifier_features(params, images):
-    """(features [B,64], logits [B,K]), float32, of uint8 images [B,H,W,C].
+def classifier_features(
+    params: dict[str, Any], images: Array
+) -> tuple[Float32[jax.Array, "b 64"], Float32[jax.Array, "b classes"]]:
+    """(features, logits) of uint8 images [B,H,W,C].
 
     `params` are the parameters of a `Classifier`.
     """

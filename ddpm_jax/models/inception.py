@@ -7,12 +7,14 @@ versions of that graph. Everything is float32, multiplied in full precision on e
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+
+from ddpm_jax.shapes import Array, Float, Float32, Int32
 
 SIZE = 299
 FEATURES = 2048
@@ -29,15 +31,15 @@ class Conv(NamedTuple):
     padding: str = "SAME"
 
 
-def _average_pool(x):
+def _average_pool(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
-def _max_pool(x):
+def _max_pool(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
     return nn.max_pool(x, (3, 3), padding="SAME")
 
 
-def _halve(x):
+def _halve(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b rows columns c"]:
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
@@ -158,8 +160,10 @@ class ConvUnit(nn.Module):
     conv: Conv
 
     @nn.compact
-    def __call__(self, x):
-        """x [B,H,W,C] -> [B,H',W',conv.channels]."""
+    def __call__(
+        self, x: Float[jax.Array, "b h w c"]
+    ) -> Float[jax.Array, "b rows columns {self.conv.channels}"]:
+        """The activations of x."""
         channels = self.conv.channels
         zeros = nn.initializers.zeros
         ones = nn.initializers.ones
@@ -185,24 +189,28 @@ class ConvUnit(nn.Module):
 class Block(nn.Module):
     """Runs each branch on the same input and concatenates their outputs along the channels."""
 
-    branches: tuple
+    branches: tuple[list, ...]
 
     @nn.compact
-    def __call__(self, x):
-        """x [B,H,W,C] -> [B,H',W',C']."""
+    def __call__(
+        self, x: Float[jax.Array, "b h w c"]
+    ) -> Float[jax.Array, "b rows columns channels"]:
+        """The activations of x, those of the first branch first."""
         return _run(x, self.branches)
 
 
 class Inception(nn.Module):
-    """Maps what `preprocess` returns to (features [B,2048], logits [B,1008]).
+    """Maps what `preprocess` returns to (features, logits).
 
     The logits leave out the last layer's bias, as the original code of the inception score does
     (Salimans et al. 2016).
     """
 
     @nn.compact
-    def __call__(self, x):
-        """x float32 [B,299,299,3] in [-1, 1)."""
+    def __call__(
+        self, x: Float32[jax.Array, "b 299 299 3"]
+    ) -> tuple[Float32[jax.Array, "b 2048"], Float32[jax.Array, "b 1008"]]:
+        """(features, logits) of x in [-1, 1)."""
         x = _chain(x, _STEM)
         for name, branches in _BLOCKS.items():
             x = Block(branches, name=name)(x)
@@ -211,8 +219,8 @@ class Inception(nn.Module):
         return features, jnp.matmul(features, weights, precision="highest")
 
 
-def preprocess(images):
-    """Turns uint8 images [B,H,W,1 or 3] into the network's input: float32 [B,299,299,3] in [-1, 1).
+def preprocess(images: Array) -> Float32[Array, "b 299 299 3"]:
+    """Turns uint8 images [B,H,W,1 or 3] into the network's input in [-1, 1).
 
     Greyscale images get three equal channels. Resizing is bilinear as in TensorFlow 1 without
     aligned corners: between the pixel at floor(i H / 299) and the next one, with no averaging where
@@ -234,16 +242,24 @@ def preprocess(images):
     return (x.repeat(3 // x.shape[-1], axis=-1) - 128) / 128
 
 
-def _resize_places(length: int):
-    """(pixel before, pixel after, fraction of the way between them), each [299]."""
+def _resize_places(
+    length: int,
+) -> tuple[
+    Int32[np.ndarray, "299"],
+    Int32[np.ndarray, "299"],
+    Float32[np.ndarray, "299"],
+]:
+    """(pixel before, pixel after, fraction of the way between them)."""
     place = np.arange(SIZE, dtype=np.float32) * np.float32(length / SIZE)
     before = place.astype(np.int32)
     return before, np.minimum(before + 1, length - 1), place - before.astype(np.float32)
 
 
 @jax.jit
-def inception_features(params, images):
-    """(features [B,2048], logits [B,1008]), float32, of uint8 images [B,H,W,1 or 3].
+def inception_features(
+    params: dict[str, Any], images: Array
+) -> tuple[Float32[jax.Array, "b 2048"], Float32[jax.Array, "b 1008"]]:
+    """(features, logits) of uint8 images [B,H,W,1 or 3].
 
     `params` are what `load_inception` returns.
     """
@@ -251,7 +267,7 @@ def inception_features(params, images):
 
 
 @functools.cache
-def inception_shapes():
+def inception_shapes() -> dict[str, Any]:
     """The parameters as a tree of shapes and types."""
     return jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))[
         "params"

@@ -5,14 +5,19 @@ the time embedding and the softmax are always float32.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
+
+from ddpm_jax.shapes import Array, Float, Int, Key
 
 
-def kernel_limit(scale: float = 1.0):
+def kernel_limit(scale: float = 1.0) -> Callable[..., jax.Array]:
     """An initialiser that returns half the width of a kernel's uniform distribution.
 
     The distribution has mean 0 and variance scale / fan_avg, and `draw_kernels` draws from it. A
@@ -26,7 +31,7 @@ def kernel_limit(scale: float = 1.0):
     return init
 
 
-def draw_kernels(limits, rng):
+def draw_kernels(limits: dict[str, Any], rng: Key[jax.Array, ""]) -> dict[str, Any]:
     """Fresh parameters, given the tree `limits` that a network's `init` returns.
 
     In `limits` each kernel holds half the width of its distribution (see `kernel_limit`). All
@@ -39,16 +44,16 @@ def draw_kernels(limits, rng):
         leaf.size if kernel else 0 for kernel, (_, leaf) in zip(is_kernel, leaves, strict=True)
     ]
     draws = jax.random.uniform(rng, (sum(sizes),), minval=-1, maxval=1)
-    draws = jnp.split(draws, np.cumsum(sizes)[:-1])
+    parts = jnp.split(draws, np.cumsum(sizes)[:-1])
     params = [
         leaf * draw.reshape(leaf.shape) if kernel else leaf
-        for kernel, draw, (_, leaf) in zip(is_kernel, draws, leaves, strict=True)
+        for kernel, draw, (_, leaf) in zip(is_kernel, parts, leaves, strict=True)
     ]
     return jax.tree.unflatten(tree, params)
 
 
-def timestep_embedding(t, dim: int):
-    """Sinusoidal embedding [B, dim] of the 0-based steps `t` [B]: all sines, then all cosines.
+def timestep_embedding(t: Int[Array, " b"], dim: int) -> Float[jax.Array, "b {dim}"]:
+    """Sinusoidal embedding of the 0-based steps `t`: all sines, then all cosines.
 
     Frequencies fall from 1 to 1/10000, both included. Raises ValueError if dim is odd or below 4.
     """
@@ -60,8 +65,10 @@ def timestep_embedding(t, dim: int):
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def dropout(x, keys, rate: float):
-    """Dropout of x [B, ...], with each example's mask drawn from its own key in `keys` [B].
+def dropout(
+    x: Float[Array, "b ..."], keys: Key[jax.Array, " b"], rate: float
+) -> Float[jax.Array, "b ..."]:
+    """Dropout of x, with each example's mask drawn from its own key in `keys`.
 
     flax.linen.Dropout draws one mask for the local batch, so that results depend on the number of
     devices.
@@ -71,7 +78,12 @@ def dropout(x, keys, rate: float):
 
 
 def conv3x3(
-    channels: int, name: str, *, stride: int = 1, scale: float = 1.0, dtype=jnp.float32
+    channels: int,
+    name: str,
+    *,
+    stride: int = 1,
+    scale: float = 1.0,
+    dtype: DTypeLike = jnp.float32,
 ) -> nn.Conv:
     """A 3x3 convolution to `channels`, with SAME padding: (0, 1) for stride 2 and an even size."""
     return nn.Conv(
@@ -85,13 +97,15 @@ def conv3x3(
     )
 
 
-def dense(channels: int, name: str, *, scale: float = 1.0, dtype=jnp.float32) -> nn.Dense:
-    """A dense layer over the last axis to `channels`. On [B,H,W,C] it is a 1x1 convolution."""
+def dense(
+    channels: int, name: str, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32
+) -> nn.Dense:
+    """A dense layer over the last axis to `channels`. On images it is a 1x1 convolution."""
     return nn.Dense(channels, dtype=dtype, kernel_init=kernel_limit(scale), name=name)
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation of [B,H,W,C] over H, W and the channels of a group; returns float32.
+    """Group normalisation over H, W and the channels of a group; returns float32.
 
     Epsilon is 1e-6. Means are taken per channel first and then over the channels of a group. On a
     CPU this is two to six times faster than flax.linen.GroupNorm, which sums across the group's
@@ -101,24 +115,25 @@ class GroupNorm(nn.Module):
     groups: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
+        """The normalised x in float32, whatever its dtype."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        x = x.astype(jnp.float32)
+        x = jnp.asarray(x, jnp.float32)
         x = x - self._group_mean(x)
         # The variance in two passes: E[x^2] - E[x]^2 loses its digits where the mean is large.
         rstd = jax.lax.rsqrt(self._group_mean(x * x) + 1e-6)
         return x * (rstd * scale[None, None, None, :]) + bias[None, None, None, :]
 
-    def _group_mean(self, x):
+    def _group_mean(self, x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b 1 1 c"]:
         B, _, _, C = x.shape
         mean = x.mean(axis=(1, 2)).reshape(B, self.groups, C // self.groups).mean(axis=-1)
         return mean.repeat(C // self.groups, axis=-1)[:, None, None, :]
 
 
 class ResBlock(nn.Module):
-    """A residual block that maps [B,H,W,C] to [B,H,W,channels].
+    """A residual block that maps images to `channels` channels.
 
     Norm, swish, conv, add the time embedding; norm, swish, dropout, conv; add the input.
     """
@@ -126,11 +141,16 @@ class ResBlock(nn.Module):
     channels: int
     norm_groups: int
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, temb, dropout_keys=None):
-        """x [B,H,W,C]; temb [B,D], after its swish; dropout_keys [B], or None for no dropout."""
+    def __call__(
+        self,
+        x: Float[jax.Array, "b h w c"],
+        temb: Float[Array, "b d"],
+        dropout_keys: Key[jax.Array, " b"] | None = None,
+    ) -> Float[jax.Array, "b h w {self.channels}"]:
+        """The output for x and for temb, after its swish. No `dropout_keys`, no dropout."""
         h = nn.swish(GroupNorm(self.norm_groups, name="norm_0")(x))
         h = conv3x3(self.channels, "conv_0", dtype=self.dtype)(h)
         h = h + dense(self.channels, "time", dtype=self.dtype)(temb)[:, None, None, :]
@@ -144,13 +164,14 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over the H*W positions of [B,H,W,C], added to the input."""
+    """Single-head self-attention over the H*W positions, added to the input."""
 
     norm_groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
+        """x plus what its positions attend to."""
         B, H, W, C = x.shape
         h = GroupNorm(self.norm_groups, name="norm")(x)
         q, k, v = (

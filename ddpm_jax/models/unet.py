@@ -1,10 +1,12 @@
 """The paper's U-Net (Ho et al. 2020, Section 4 and Appendix B)."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from ddpm_jax.models.layers import (
     Attention,
@@ -15,10 +17,11 @@ from ddpm_jax.models.layers import (
     draw_kernels,
     timestep_embedding,
 )
+from ddpm_jax.shapes import Array, Float, Float32, Int, Key
 
 
 class UNet(nn.Module):
-    """Maps x [B,H,W,C] and steps t [B] to [B, H, W, out_channels] float32.
+    """Maps images and steps to `out_channels` channels of their size.
 
     H and W must be divisible by 2^(levels - 1), and the channels of every level by `norm_groups`.
     Attention is used at the levels whose smaller side is in `attention_resolutions`, and in the
@@ -36,15 +39,17 @@ class UNet(nn.Module):
     attention_resolutions: tuple[int, ...] = (16,)
     dropout: float = 0.0
     norm_groups: int = 32
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, x, t, dropout_keys=None):
-        """The output for x [B,H,W,C] and t [B].
-
-        `dropout_keys` [B] turns dropout on, with one key per example.
-        """
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Int[Array, " b"],
+        dropout_keys: Key[jax.Array, " b"] | None = None,
+    ) -> Float32[jax.Array, "b h w {self.out_channels}"]:
+        """The output for x and t. `dropout_keys` turns dropout on, with one key per example."""
         x = x.astype(self.dtype)
         temb = self._time_embedding(t)
         block_index = itertools.count()
@@ -100,8 +105,8 @@ class UNet(nn.Module):
             jnp.float32
         )
 
-    def _time_embedding(self, t):
-        """swish(dense(swish(dense(sinusoids)))) [B, 4 * base_channels].
+    def _time_embedding(self, t: Int[Array, " b"]) -> Float[jax.Array, "b {4*self.base_channels}"]:
+        """swish(dense(swish(dense(sinusoids)))).
 
         Every block would begin with the outer swish, so it is applied once here.
         """
@@ -112,7 +117,9 @@ class UNet(nn.Module):
         return nn.swish(temb)
 
 
-def init_params(network: UNet, rng, image_shape: tuple[int, int, int]):
+def init_params(
+    network: UNet, rng: Key[jax.Array, ""], image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
     """Fresh float32 parameters of `network` for images [H,W,C]."""
     x_t = jnp.zeros((1, *image_shape))
     t = jnp.zeros(1, jnp.int32)
