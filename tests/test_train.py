@@ -346,7 +346,7 @@ def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_
 
 
 def test_nothing_is_written_where_nothing_can_be_trained(tiny, pictures, tmp_path):
-    with pytest.raises(UserError, match=r"uint8 images .* are needed"):
+    with pytest.raises(UserError, match=r"images must be uint8 .*"):
         fit(tiny, tmp_path / "run", pictures / 255)
     with pytest.raises(UserError, match="batch_size: 6 is not divisible by the 4 devices"):
         fit(with_(tiny, train={"batch_size": 6}), tmp_path / "run", pictures)
