@@ -320,7 +320,7 @@ def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_
         "model.dropout was 0.2",
     ):
         assert field in str(error.value)
-    with pytest.raises(UserError, match="the data are not those it was started with"):
+    with pytest.raises(UserError, match="the data is not what it was started with"):
         fit(config, tmp_path / "run", pictures[::-1].copy())
     assert (tmp_path / "run/config.json").read_text() == saved
     (tmp_path / "run/config.json").rename(tmp_path / "config.json")
@@ -350,7 +350,7 @@ def test_nothing_is_written_where_nothing_can_be_trained(tiny, pictures, tmp_pat
         fit(tiny, tmp_path / "run", pictures / 255)
     with pytest.raises(UserError, match="batch_size: 6 is not divisible by the 4 devices"):
         fit(with_(tiny, train={"batch_size": 6}), tmp_path / "run", pictures)
-    with pytest.raises(UserError, match="devices: 9 asked for, 4 here"):
+    with pytest.raises(UserError, match="devices: 9 requested, but this machine has 4"):
         fit(with_(tiny, parallel={"devices": 9}), tmp_path / "run", pictures)
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine").mkdir()
