@@ -281,7 +281,7 @@ def test_a_streamed_run_survives_signals_and_killed_workers(place):
         workers = workers_of(program, place)
         os.killpg(program.pid, number)
         code, errors = finish(program)
-        assert code == 0 and "the same command goes on" in errors and "Traceback" not in errors, (
+        assert code == 0 and "run the same command to resume" in errors and "Traceback" not in errors, (
             errors
         )
         wait_until_gone(workers)
