@@ -160,7 +160,8 @@ def test_load_names_what_is_not_there(tiny, pictures, tmp_path):
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     with pytest.raises(
         UserError,
-        match=r"no checkpoint can be used: 2: .* of shape \(4,\), and by the run's config .* \(8,\)",
+        match=r"no checkpoint can be used: 2: .* of shape \(4,\), "
+        r"and by the run's config .* \(8,\)",
     ):
         load(tmp_path / "run")
 
