@@ -182,10 +182,8 @@ def table(rows: list[tuple[dict, list[dict]]]) -> str:
     names = [*case, *first[0]]
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for case, rounds in rows:
-        cells = [str(value) for value in case.values()]
-        cells.extend(
-            f"{statistics.median(each[name] for each in rounds):,.4g}" for name in first[0]
-        )
+        medians = [statistics.median(each[name] for each in rounds) for name in first[0]]
+        cells = [str(value) for value in case.values()] + [f"{value:,.4g}" for value in medians]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -26,7 +26,8 @@ install_import_hook([f"ddpm_jax.{name}" for name in CHECKED], "shapecheck.check"
 from ddpm_jax.config import Checkpoint, Config, Data, Diffusion, Model, Optim, Train
 from ddpm_jax.devices.runtime import configure_jax
 
-configure_jax()  # As the commands do, before anything is computed: all processes then run with the same flags.
+# As the commands do, before anything is computed: all processes then run with the same flags.
+configure_jax()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # And many tests compile the same programs.
 jax.config.update(
@@ -42,7 +43,7 @@ def rng():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A config with a network of some 4,000 parameters, dropout and flips: compiling is what costs."""
+    """A config with a network of about 4,000 parameters, dropout and flips: quick to compile."""
     return Config(
         model=Model(
             base_channels=4,
@@ -106,7 +107,7 @@ def with_source(config, pictures, folder, **groups):
 
 
 def compiled_once(folder):
-    """Environment variables of programs that start again and again: what one has compiled lies in `folder`."""
+    """Environment variables for programs that share their compiled code through `folder`."""
     return {
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -1,9 +1,9 @@
-"""Kills a run with -9 at random moments and compares what it ends with to an uninterrupted run.
+"""Kills a run with -9 at random moments and compares its result with an uninterrupted run's.
 
 crashtest.py [--kills 20] [--saving 8] [--steps 210] [--seed 0] [--folder DIR]
 
-`saving` of the kills wait for a checkpoint that is being written. Prints a line a kill, raises AssertionError if
-the parameters, their average or a line of metrics.jsonl differ.
+`saving` of the kills wait for a checkpoint that is being written. Prints one line per kill. Raises
+AssertionError if the parameters, their average or a line of metrics.jsonl differ.
 """
 
 import argparse
@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-# Few arrays, but large ones: quick to compile, and a checkpoint (9 MB) takes longer to write than a step.
-NETWORK = "--model.base-channels 96 --model.channel-multipliers 1 --model.num-res-blocks 1 --model.dropout 0.1"
-NETWORK += " --model.attention-resolutions --diffusion.num-timesteps 20 --data.image-shape 4 4 1"
-LOOP = "--train.batch-size 4 --train.log-every 1 --train.eval-every 0 --train.sample-every 0 --train.num-samples 1"
-LOOP += " --checkpoint.every 4 --checkpoint.keep 2"
+# A few large arrays: quick to compile, and a checkpoint (9 MB) takes longer to write than a step.
+NETWORK = "--model.base-channels 96 --model.channel-multipliers 1 --model.num-res-blocks 1"
+NETWORK += " --model.dropout 0.1 --model.attention-resolutions --diffusion.num-timesteps 20"
+NETWORK += " --data.image-shape 4 4 1"
+LOOP = "--train.batch-size 4 --train.log-every 1 --train.eval-every 0 --train.sample-every 0"
+LOOP += " --train.num-samples 1 --checkpoint.every 4 --checkpoint.keep 2"
 CHILD = """
 import json, sys
 from ddpm_jax.cli import main
@@ -34,7 +35,10 @@ for args in json.loads(sys.argv[1]):
 
 
 def crashtest(folder: Path, kills: int, saving: int, steps: int, seed: int) -> None:
-    """Trains folder/whole in one go and folder/killed through `kills` kills, `saving` of them at least in a save."""
+    """Trains folder/whole in one go and folder/killed through `kills` kills.
+
+    At least `saving` of the kills happen while a checkpoint is saved.
+    """
     rng = random.Random(seed)
     np.savez(
         folder / "data.npz",
@@ -62,7 +66,8 @@ def crashtest(folder: Path, kills: int, saving: int, steps: int, seed: int) -> N
             else ""
         )
         print(
-            f"{time.monotonic() - started:5.0f} s  kill {number + 1} after step {_last_step(run)}{written}",
+            f"{time.monotonic() - started:5.0f} s  kill {number + 1} "
+            f"after step {_last_step(run)}{written}",
             flush=True,
         )
     with (folder / "killed.log").open("a") as log:
@@ -73,10 +78,12 @@ def crashtest(folder: Path, kills: int, saving: int, steps: int, seed: int) -> N
     assert hits >= saving, f"only {hits} kills while a checkpoint was being written"
     _compare(run, folder / "whole", steps)
     print(
-        f"{time.monotonic() - started:5.0f} s  {kills} kills, {hits} of them while a checkpoint was being written:"
+        f"{time.monotonic() - started:5.0f} s  {kills} kills, "
+        f"{hits} of them while a checkpoint was being written:"
     )
     print(
-        f"parameters and average bit for bit, {steps} lines of metrics the same as of an uninterrupted run"
+        f"parameters and average are bit for bit those of an uninterrupted run, and so are {steps} "
+        "lines of metrics"
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 def fidelity(name: str):
     """torch_fidelity.`name`; skips the test if torch or the library is absent.
 
-    The package imports torchvision, which nothing that is compared here needs, so that its start and its `utils` are
-    left out.
+    Importing the package would import torchvision, which is not needed here, so its `__init__` and
+    its `utils` are left out.
     """
     pytest.importorskip("torch", reason="torch is not installed")
     if "torch_fidelity" not in sys.modules:

@@ -1,4 +1,4 @@
-"""Data whose every number is known: pixels x_0 ~ N(M, S^2), each on its own, and their optimal denoiser."""
+"""Data with known statistics: independent pixels x_0 ~ N(M, S^2), and their optimal denoiser."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,10 @@ def mmse(a):
 
 
 def denoiser(schedule, prediction, extra=None):
-    """The optimal network for `prediction`, E[target | x_t]; `extra(t)` [B] is what it says of the variance."""
+    """The optimal network for `prediction`, E[target | x_t].
+
+    `extra(t)` [B] is its output for the variance.
+    """
 
     def denoise_fn(x_t, timesteps):
         t = jnp.searchsorted(schedule.timesteps, timesteps)
@@ -39,7 +42,10 @@ def denoiser(schedule, prediction, extra=None):
 
 
 def images_and_noise(n=64):
-    """x_0 and noise [1,n,n,1]: every pair of n quantiles of each, so that first and second moments are exact."""
+    """x_0 and noise [1,n,n,1]: every pair of n quantiles of each.
+
+    The first and second moments are then exact.
+    """
     z = stats.norm.ppf((np.arange(n) + 0.5) / n)
     z /= z.std()
     x_0, noise = np.meshgrid(M + S * z, z, indexing="ij")
@@ -63,7 +69,10 @@ class Chain:
         return table
 
     def terms(self, variance):
-        """E[L_t] [T] in bits/dim for reverse steps of that variance [T]; L_0 for bins far narrower than sigma."""
+        """E[L_t] [T] in bits/dim for reverse steps of that variance [T].
+
+        L_0 assumes bins far narrower than sigma.
+        """
         error = self.c_0**2 * mmse(self.a)
         with np.errstate(divide="ignore", invalid="ignore"):
             kl = 0.5 * (np.log(variance / self.posterior) - 1 + (self.posterior + error) / variance)

@@ -1,4 +1,7 @@
-"""Prints L_simple over all of a run's held-out images, sixteen draws of t and noise each: holdout_loss.py RUN."""
+"""Prints L_simple over all held-out images of a run: holdout_loss.py RUN.
+
+Each image gets sixteen draws of t and noise.
+"""
 
 import sys
 

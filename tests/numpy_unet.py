@@ -12,7 +12,7 @@ def dense(p, x):
 
 
 def conv(p, x, stride=1):
-    """SAME 3x3: padding 1 all around for stride 1, one row below and one column right for stride 2."""
+    """SAME 3x3: padding 1 all around for stride 1, a row below and a column right for stride 2."""
     kernel, bias = p["kernel"], p["bias"]
     before = 1 if stride == 1 else 0
     x = np.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
@@ -49,7 +49,7 @@ def attention(p, x, groups):
 
 
 def unet(p, x, t, model):
-    """The output for x [B,H,W,C], t [B] with parameters `p` of the network that `model` configures."""
+    """The output for x [B,H,W,C], t [B] of the network `model` with parameters `p`."""
     groups, levels = model.norm_groups, len(model.channel_multipliers)
     half = model.base_channels // 2
     angles = np.float64(t)[:, None] * np.exp(-np.log(10000) / (half - 1) * np.arange(half))

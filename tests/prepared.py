@@ -42,7 +42,10 @@ def prepare(folder, cls=OwnPictures):
 
 
 class NoTensorFlow:
-    """On sys.meta_path: importing TensorFlow fails, and tfds is not misled as by a None in sys.modules."""
+    """On sys.meta_path: makes importing TensorFlow fail.
+
+    A None in sys.modules would mislead tfds.
+    """
 
     def find_spec(self, name, path=None, target=None):
         return (

@@ -34,7 +34,8 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
     [
         (
             ["tarin"],
-            "no command 'tarin'; there are train, plan, sample, likelihood, evaluate, figure, export",
+            "no command 'tarin'; "
+            "there are train, plan, sample, likelihood, evaluate, figure, export",
         ),
         (["train"], "name the config first"),
         (["train", "digts"], "no file 'digts', and the shipped ones are"),
@@ -175,7 +176,10 @@ def test_a_damaged_run_is_named(tiny, tmp_path, capsys):
 
 
 def test_a_run_killed_softly_goes_on_with_the_same_command(tmp_path):
-    """A process of its own: trains, gets SIGTERM, exits cleanly, resumes to the end, on its own devices."""
+    """A separate process trains, gets SIGTERM, exits cleanly, and resumes to the end.
+
+    It has devices of its own.
+    """
     environment = {**os.environ, "XLA_FLAGS": QUICK, **compiled_once(tmp_path / "xla")}
     command = [
         *COMMAND,
@@ -227,5 +231,6 @@ def test_a_gpu_that_jax_cannot_use_gets_a_line_of_advice(monkeypatch):
 
 def test_the_command_starts_without_jax():
     """--help must not wait for jax, flax or orbax."""
-    code = "import sys; from ddpm_jax.cli import main; main(['--help']); sys.exit('jax' in sys.modules)"
+    code = "import sys; from ddpm_jax.cli import main; main(['--help'])"
+    code += "; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

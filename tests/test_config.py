@@ -98,13 +98,13 @@ def test_the_defaults_are_the_papers_cifar10():
         ),
         (
             lambda: Diffusion(variance="learned"),
-            "diffusion.loss: the simple loss cannot train a learned variance (learned); choose hybrid or "
-            "vlb, or a fixed variance",
+            "diffusion.loss: the simple loss cannot train a learned variance (learned); "
+            "choose hybrid or vlb, or a fixed variance",
         ),
         (
             lambda: Diffusion(loss="hybrid"),
-            "diffusion.loss: hybrid needs a learned variance, and fixed_large is fixed; choose simple, "
-            "or diffusion.variance learned_range",
+            "diffusion.loss: hybrid needs a learned variance, and fixed_large is fixed; "
+            "choose simple, or diffusion.variance learned_range",
         ),
         (
             lambda: Diffusion(loss="vlb", min_snr_gamma=5.0),
@@ -113,19 +113,21 @@ def test_the_defaults_are_the_papers_cifar10():
         ),
         (
             lambda: Diffusion(schedule="jsd", loss="vlb"),
-            "diffusion.prediction: jsd leaves nothing of the image in x_T, so the bound with eps is "
-            "infinite; choose x_0, mean or v, or diffusion.loss simple",
+            "diffusion.prediction: jsd leaves nothing of the image in x_T, so the bound with eps "
+            "is infinite; choose x_0, mean or v, or diffusion.loss simple",
         ),
         (lambda: Diffusion(min_snr_gamma=0.0), "diffusion.min_snr_gamma: must be above 0, got 0.0"),
         (lambda: Data(test="tfds"), "data.test: 'tfds' is not folder:PATH, npz:PATH or tfds:NAME"),
         (
             lambda: Config(data=Data(image_shape=(36, 32, 3))),
-            "data.image_shape: 36x32 is not divisible by 8, which the 4 levels of model.channel_multipliers need",
+            "data.image_shape: 36x32 is not divisible by 8, "
+            "which the 4 levels of model.channel_multipliers need",
         ),
         (lambda: Config(seed=-1), "seed: must be at least 0 and below 4294967296, got -1"),
         (
             lambda: from_dict({"optim": {"lr": 1}}),
-            "optim.lr: unknown field; known are learning_rate, warmup_steps, clip_norm, clip, ema_decay",
+            "optim.lr: unknown field; "
+            "known are learning_rate, warmup_steps, clip_norm, clip, ema_decay",
         ),
         (lambda: from_dict({"optim": 3}), "optim: a table of fields is needed, got 3"),
     ],

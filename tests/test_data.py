@@ -211,9 +211,9 @@ def test_bad_npz_files_are_refused_in_one_line(tmp_path):
 
     good = np.zeros((2, *SHAPE), np.uint8)
     refuse("no array `images`, only pictures", pictures=good)
-    refuse("uint8 images .* are needed, got float32", images=good.astype(np.float32))
+    refuse("images must be uint8 .*, got float32", images=good.astype(np.float32))
     refuse("pass --data.image-shape 4 4 1", images=good[..., 0])
-    refuse("there is not one image", images=good[:0])
+    refuse("no images found", images=good[:0])
     refuse("labels must be 2 integers", images=good, labels=np.zeros(3, int))
     refuse(
         "not an npz file of plain arrays", images=np.array([{"a": 1}, None])

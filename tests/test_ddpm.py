@@ -280,7 +280,10 @@ def test_learned_variances_train_and_sample(tiny, pictures, loss, variance, pred
 
 
 def test_without_clip_the_predicted_image_stays_as_it_is(tiny, monkeypatch):
-    """A network that says x_0 = 3 x_t: sampling and the bound take it at its word, or as no more than 1."""
+    """The network predicts x_0 = 3 x_t.
+
+    Sampling and the bound use that as it is, or clipped to at most 1.
+    """
     monkeypatch.setattr(DDPM, "denoise", lambda ddpm, params, x_t, t: 3 * x_t)
     # Its CDFs take seconds to compile.
     monkeypatch.setattr(losses, "bound_terms", lambda *_: jnp.zeros(2))

@@ -1,8 +1,8 @@
 """Weights in and out against the diffusers library itself: its networks, schedulers and pipeline.
 
 Its tables are float32, and its betas of a step come from ratios of them; ours are float64. Where
-trajectories are compared, its alphas_cumprod is replaced by ours in float64, and so float32 rounding
-within networks and steps is all that is left; one test leaves them and states what they cost.
+trajectories are compared, its alphas_cumprod is replaced by ours in float64, so that only float32
+rounding within networks and steps is left; one test keeps its tables and states what they cost.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def library():
 
 
 def make_unet(library, attention, **fields):
-    """A UNet2DModel with random weights, norms included; `attention` are the levels that have it."""
+    """A UNet2DModel with random weights, norms included; levels `attention` have attention."""
     levels = range(len(fields["block_out_channels"]))
     fields["down_block_types"] = [
         "AttnDownBlock2D" if level in attention else "DownBlock2D" for level in levels
@@ -136,7 +136,7 @@ def test_outputs_are_the_librarys(library, tmp_path, name):
 
 
 def make_chain(library, tmp_path, scheduler, **fields):
-    """(unet, ddpm, params, keys, x_T) of a small network beside `scheduler`; three images' keys and x_T."""
+    """(unet, ddpm, params, keys, x_T) of a small network beside `scheduler`, for three images."""
     small = {
         "sample_size": 8,
         "block_out_channels": [16, 32],
@@ -152,7 +152,7 @@ def make_chain(library, tmp_path, scheduler, **fields):
 
 
 def walk(library, unet, scheduler, x_T, steps, noise_at, options=lambda noise: {}):
-    """x [S,B,H,W,C] after each of the library's `steps`, with the noise `noise_at(t)` [B,H,W,C] injected."""
+    """x [S,B,H,W,C] after each of the library's `steps`, with the noise `noise_at(t)` [B,H,W,C]."""
     scheduler.set_timesteps(steps)
     x, xs = to_torch(library, x_T), []
     with library.torch.no_grad(), pytest.MonkeyPatch.context() as patch:
@@ -217,9 +217,8 @@ def test_a_ddim_trajectory_is_the_librarys(library, tmp_path, eta):
         )
 
     x_0, xs = ours(params, x_T)
-    print(
-        f"DDIM, eta {eta}: {errors(xs, expected).max():.2g}, the image {error(x_0, expected[-1]):.2g}"
-    )
+    worst = errors(xs, expected).max()
+    print(f"DDIM, eta {eta}: {worst:.2g}, the image {error(x_0, expected[-1]):.2g}")
     assert errors(xs, expected).max() < 2e-5
     images = ddpm.sample(
         params, jax.random.key(0), 3, sampler="ddim", steps=50, eta=eta, grid="leading"
@@ -251,14 +250,13 @@ def test_an_ancestral_trajectory_is_the_librarys(library, tmp_path, variance):
         )
 
     _, xs = ours(params, x_T)
-    print(
-        f"ancestral, {variance}: {errors(xs, expected).max():.2g}, the image {errors(xs, expected)[-1]:.2g}"
-    )
+    every = errors(xs, expected)
+    print(f"ancestral, {variance}: {every.max():.2g}, the image {every[-1]:.2g}")
     assert errors(xs, expected).max() < 2e-5
 
 
 def test_what_the_librarys_own_tables_cost(library, tmp_path):
-    """Its float32 betas and their product, over a whole chain of T = 1000: some 4e-5 of the image's range."""
+    """Its float32 betas and their product: about 4e-5 of the image's range over T = 1000."""
     scheduler = library.diffusers.DDPMScheduler()
     unet, ddpm, params, keys, x_T = make_chain(
         library, tmp_path, scheduler, block_out_channels=[8], attention=[], norm_num_groups=4

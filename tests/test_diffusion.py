@@ -222,7 +222,10 @@ def test_the_decoders_gradient_is_finite():
 
 
 def test_the_released_codes_tanh_is_near_where_the_decoder_is_likely_and_wrong_in_the_tails():
-    """0.5 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) for the normal CDF, probabilities floored at 1e-12."""
+    """It takes 0.5 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) for the normal CDF.
+
+    Probabilities are floored at 1e-12.
+    """
 
     def tanh_form(x, mean, std):
         cdf = [

@@ -73,7 +73,7 @@ def test_a_file_samples_what_the_run_samples(run, exported, tmp_path, capsys):
     for number, source in enumerate((run, exported)):
         assert main(["sample", str(source), "-n", "4", "--out", f"{tmp_path}/{number}/"]) == 0
         assert "ema weights of step 2" in capsys.readouterr().err
-    # By samples.json, too, they are the same: a folder begun with the run can be filled up with the file.
+    # samples.json agrees that they are the same: the file can fill up a folder begun with the run.
     for name in ("000003.png", "samples.json"):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 

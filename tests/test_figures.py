@@ -31,7 +31,7 @@ from ddpm_jax.weights.load import load_weights
 
 
 class Stub:
-    """In a DDPM's place: remembers what is asked of the reverse process, and adds each row's own noise once."""
+    """Stands in for a DDPM: records calls of the reverse process, adds each row's noise once."""
 
     schedule = make_schedule()
     image_shape = (4, 4, 1)

@@ -94,7 +94,7 @@ def state(shapes):
 
 
 def test_the_network_has_the_number_of_parameters_it_shall_have(shapes):
-    """21,785,568 without the last layer, moments of 17,216 channels, 2048 x 1008 of the last layer."""
+    """21,785,568 without the last layer, moments of 17,216 channels, 2048 x 1008 in the last."""
     moments = 2 * sum(
         leaf.size
         for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
@@ -194,7 +194,7 @@ def pth(state, tmp_path_factory):
 
 @pytest.mark.interop
 def test_every_layer_is_torch_fidelitys(pth, tmp_path, rng):
-    """From the .pth file by the script and `load_inception` to the features, 1e-4 of each layer's size."""
+    """From the .pth file through the script and `load_inception`, to 1e-4 of each layer's size."""
     module = fidelity("feature_extractor_inceptionv3")
     import torch
 

@@ -77,7 +77,10 @@ def params():
 
 @pytest.fixture(scope="module")
 def tensors(params):
-    """The same as the library names and lays them out, written down here by hand, with attention's new names."""
+    """`params` as the library names and lays them out, with attention's new names.
+
+    Written down here by hand.
+    """
     found = {}
 
     def add(name, p):

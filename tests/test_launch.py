@@ -1,4 +1,4 @@
-"""The launch scripts, with the cluster's commands replaced by some that write down what they are asked."""
+"""The launch scripts, with the cluster's commands replaced by fakes that log their calls."""
 
 import json
 import os
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
 TRAIN = ["--data.source", "folder:/data/my 'own' images", "--train.steps", "7"]
 
-# Logs its arguments, then plays what a list of answers says for commands that contain a word: a line to print and an
-# exit code, the last one again and again.
+# Logs its arguments. If they contain a word that has a list of answers, it gives the next one: a
+# line to print and an exit code. The last answer is repeated.
 PYTHON = f"#!{sys.executable} -IS"  # nothing imported that is not needed: these start in no time
 FAKE = f"""{PYTHON}
 import json, os, sys
@@ -56,7 +56,7 @@ class Fakes:
         path.chmod(0o755)
 
     def answers(self, **answers):
-        """word=[(line, exit code), ...]: what a command with that word in its arguments says, time after time."""
+        """word=[(line, exit code), ...]: the answers, in turn, to commands with that word."""
         (self.folder / "answers").write_text(json.dumps(answers))
 
     def environment(self, **more):
@@ -69,7 +69,7 @@ class Fakes:
 
 
 def options_of(arguments):
-    """The options that `ddpm-jax train CONFIG ...` takes these arguments for; raises where it would refuse them."""
+    """The options of `ddpm-jax train CONFIG ...` for these arguments; raises if refused."""
     name, *rest = arguments
     return parse(TrainOptions, rest, "ddpm-jax train", TrainOptions(load_config(name), ""))
 
@@ -87,7 +87,7 @@ def files_in(folder):
 
 
 def verbs(fakes):
-    """What was asked of the slice: create, scp, install, train, delete; looks at its state left out."""
+    """The commands sent to the slice: create, scp, install, train, delete; not state checks."""
     asked = [call[4] for call in fakes.log() if call[0] == "gcloud"]
     commands = [call[-1] for call in fakes.log() if call[0] == "gcloud"]
     named = [
@@ -180,7 +180,7 @@ def test_a_worker_gets_the_arguments_as_they_were_given(cloud, tmp_path):
     options = options_of(trained[2:])
     assert options.workdir == "gs://bucket/run" and options.config.data.source == TRAIN[1]
 
-    # The machine goes down: everything is sent SIGTERM, and training exits with 0 when it has saved.
+    # The machine goes down: all processes get SIGTERM, and training exits with 0 once it has saved.
     cloud.answers(pgrep=[["", 1]])
     cloud.write(cloud.folder / "bin/ddpm-jax", "#!/bin/bash\nkill -TERM $PPID\nexit 0\n")
     done = subprocess.run(
@@ -321,14 +321,12 @@ def test_kubernetes_starts_as_many_processes_as_pods_each_with_its_number(jobset
         key: value for key, _, value in (argument.partition("=") for argument in arguments[-3:])
     }
     name = jobset["metadata"]["name"]
-    assert (
-        by_host
-        == {
-            "--coordinator": f"{name}-{workers}-0-0.{name}:8476",  # hostname.subdomain, as JobSet gives them
-            "--num-processes": str(job["parallelism"]),
-            "--process-id": "$(JOB_COMPLETION_INDEX)",
-        }
-    )
+    assert by_host == {
+        # hostname.subdomain, as JobSet gives them.
+        "--coordinator": f"{name}-{workers}-0-0.{name}:8476",
+        "--num-processes": str(job["parallelism"]),
+        "--process-id": "$(JOB_COMPLETION_INDEX)",
+    }
     assert job["completions"] == job["parallelism"]
     options = options_of(arguments[:-3])
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}

@@ -76,7 +76,7 @@ def imports(path, tree=None):
 
 
 def file_of(imported):
-    """The file of the package that `imported` names, or holds the name; None for another package."""
+    """The package's file that `imported` names, or that holds it; None for another package."""
     parts = imported.split(".")
     if parts[0] != "ddpm_jax":
         return None

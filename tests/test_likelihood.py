@@ -100,7 +100,10 @@ def test_the_whole_bound_equals_its_closed_form(measured):
 
 
 def test_the_bound_is_tight_where_the_reverse_steps_are_exact(measured):
-    """With the best variance too, p(x_{t-1} | x_t) is the truth: the bound is -log2 p(x_0) and what x_T costs."""
+    """With the best variance, p(x_{t-1} | x_t) is exact.
+
+    The bound is then -log2 p(x_0) plus the cost of x_T.
+    """
     x_0, bits = measured
     options = dict(prediction="eps", variance="learned", clip=False)
     exact = bits_per_dim(

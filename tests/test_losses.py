@@ -69,7 +69,7 @@ def test_min_snr_weighs_the_error_of_the_image(rng, prediction):
     error = x_0 - predict_x_0(schedule, x_t + 0.1 * output, x_t, t, prediction=prediction)
     a = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[t]
     expected = np.minimum(a / (1 - a), 5.0) * np.mean(np.float64(error) ** 2, axis=(1, 2, 3))
-    # At t = 0 a predicted mean is x_0 itself; elsewhere float32 loses digits where x_0 is divided out.
+    # At t = 0 a predicted mean is x_0 itself. At other t, dividing x_0 out loses digits in float32.
     np.testing.assert_allclose(loss, expected, rtol=2e-2 if prediction == "mean" else 1e-3)
     assert (
         losses.min_snr_weight(make_schedule("jsd", 4), np.array([3]), 5.0, prediction="eps") == 1
@@ -129,7 +129,7 @@ def combinations():
 
 
 def linear_network(schedule, channels):
-    """(parameters, apply): an affine map of each pixel, another one at each step and for each output channel."""
+    """(parameters, apply): an affine map of each pixel, one for each step and output channel."""
     shape = (schedule.num_timesteps, 1, 1, channels)
     params = {"slope": jnp.zeros(shape), "offset": jnp.zeros(shape)}
     return params, lambda params, x_t, t: params["slope"][t] * x_t + params["offset"][t]

@@ -1,4 +1,4 @@
-"""The metrics against closed forms, loops in NumPy, scipy, and the scatter that their errors promise."""
+"""Metrics against closed forms, NumPy loops, scipy, and the scatter that their errors promise."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +54,10 @@ def test_frechet_distance_of_round_gaussians(s):
 
 
 def test_frechet_distance_of_gaussians_that_share_their_axes(rng):
-    """Commuting covariances: the squared differences of the standard deviations, many of them 0 or nearly so."""
+    """Commuting covariances: the squared differences of the standard deviations.
+
+    Many of these deviations are 0 or close to it.
+    """
     axes = np.linalg.qr(rng.normal(size=(40, 40)))[0]
     p, q = np.zeros(40), np.zeros(40)
     p[:25], q[10:35] = 10.0 ** -np.arange(25), rng.uniform(1, 2, 25)
@@ -73,7 +76,7 @@ def test_frechet_distance_is_that_of_scipys_matrix_root(rng):
 
 
 def test_fewer_images_than_features_are_no_trouble(rng):
-    """tr (C_a C_b)^(1/2) is then the sum of the singular values of X_a X_b^T, the centred features."""
+    """tr (C_a C_b)^(1/2) is then the sum of the singular values of X_a X_b^T (centred features)."""
     x, y = rng.normal(size=(20, 100)), rng.normal(size=(35, 100)) * 3 + 1
     a, b = metrics.statistics(x), metrics.statistics(y)
     product = (x - x.mean(0)) @ (y - y.mean(0)).T / np.sqrt(19 * 34)
@@ -154,7 +157,7 @@ def test_kernel_distance_is_the_mean_of_the_loops(rng):
 
 @pytest.mark.parametrize("size", [30, 100])
 def test_kernel_distance_has_the_mean_and_the_error_it_says(size):
-    """Of N(0, 1) and N(1, 1) in one dimension, by the moments: 1, 3 and 15 in the cubic's expansion."""
+    """N(0, 1) and N(1, 1) in one dimension, by the moments 1, 3 and 15 in the cubic's expansion."""
     expected = 3 * 1**2 + 3 * (2 - 1) ** 2 + (1 + 3) ** 2
     found = []
     for i in range(60):
@@ -188,7 +191,10 @@ def test_precision_and_recall_are_those_of_the_loops(rng, monkeypatch, block):
 
 
 def test_near_duplicates_far_from_zero_keep_their_distances(rng):
-    """Distances of 0.05 between vectors of length 1e3, which |x|^2 + |y|^2 - 2 x.y in float32 would lose."""
+    """Distances of 0.05 between vectors of length 1e3.
+
+    |x|^2 + |y|^2 - 2 x.y in float32 would lose them.
+    """
     x = 300 + 1e-2 * rng.normal(size=(60, 16))
     y = 300 + 1e-2 * rng.normal(size=(60, 16)) * 1.2
     found = precision_recall(x, y)
@@ -199,7 +205,10 @@ def test_near_duplicates_far_from_zero_keep_their_distances(rng):
 
 
 def test_copies_lie_in_balls_of_radius_zero(rng):
-    """Every image five times, again with the float32 rounding of another batch: all distances 0, all covered."""
+    """Every image five times, and again with the float32 rounding of another batch.
+
+    All distances are 0, and all images are covered.
+    """
     x = np.repeat(np.float32(rng.normal(size=(9, 64))) + 5, 5, axis=0)
     y = x * np.float32(1 + 2e-7)
     assert precision_recall(x, y)[:2] == (1, 1)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.interop
 
 @pytest.fixture
 def features(rng):
-    """(reference [500,24], samples [400,24]) float32, correlated, positive, and unlike each other."""
+    """(reference [500,24], samples [400,24]) float32: correlated, positive, unlike each other."""
     mix = rng.normal(size=(24, 24))
     reference = np.maximum(rng.normal(size=(500, 24)) @ mix + 1, 0)
     return np.float32(reference), np.float32(

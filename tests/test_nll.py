@@ -171,7 +171,8 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path,
     for args, says in [
         (
             ["--split", "test"],
-            "no test images; name some with --split test --data folder:PATH, or choose --split holdout",
+            "no test images; name some with --split test --data folder:PATH, "
+            "or choose --split holdout",
         ),
         (["--split", "test", "--data", "npz:/nowhere"], "cannot read /nowhere"),
         (

@@ -71,7 +71,7 @@ QUICK = {"pmap 2, on_device", "fsdp 2, accumulate 2", "remat"}
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
 )
 def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, monkeypatch, name):
-    """With dropout and flips on: losses and gradient norms step by step, and the parameters after the last."""
+    """With dropout and flips: loss and gradient norm of each step, and the final parameters."""
     monkeypatch.setattr(parallel, "SMALL", 64)
     metrics, state = steps_of(with_(tiny, **WAYS[name]), pictures)
     np.testing.assert_allclose(metrics, plain[0], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The plan: FLOPs against a count by hand and XLA's own, bytes against real arrays, traffic and hours."""
+"""The plan: FLOPs against a count by hand and XLA's, bytes against real arrays, traffic, hours."""
 
 import dataclasses
 import functools
@@ -63,7 +63,7 @@ def state(config):
 
 
 def test_the_cifar10_networks_forward_pass_costs_what_a_count_by_hand_says():
-    """Appendix B layer by layer, multiplications alone, for images of 32^2, 16^2, 8^2 and 4^2 pixels."""
+    """Appendix B layer by layer, multiplications only, at 32^2, 16^2, 8^2 and 4^2 pixels."""
 
     def conv(pixels, c_in, c_out):
         return 9 * pixels * c_in * c_out
@@ -85,7 +85,8 @@ def test_the_cifar10_networks_forward_pass_costs_what_a_count_by_hand_says():
     count += 2 * block(p8, 256, 256) + conv(p4, 256, 256)
     count += 2 * block(p4, 256, 256)
     count += 2 * block(p4, 256, 256) + attention(p4, 256)
-    # Up: three blocks a level, each with a skip: 256 channels until the two from 32x32, and the strided one's 128.
+    # Up: three blocks a level, each with a skip: 256 channels until the two from 32x32, and the
+    # strided one's 128.
     count += 3 * block(p4, 512, 256) + conv(p8, 256, 256)
     count += 3 * block(p8, 512, 256) + conv(p16, 256, 256)
     count += (
@@ -110,7 +111,7 @@ def test_a_step_costs_three_forward_passes(config, planned):
 
 
 def test_flops_are_close_to_those_that_xla_counts():
-    """XLA leaves out the taps on padding, here 4% of a 3x3 kernel's, and adds what is elementwise."""
+    """XLA omits taps on padding, here 4% of a 3x3 kernel's, and adds elementwise operations."""
     model = Model(
         base_channels=64, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=(16,)
     )
@@ -190,7 +191,10 @@ def test_arrays_are_divided_along_the_largest_axis_that_can_be():
 
 
 def test_activations_are_what_the_backward_pass_keeps():
-    """Of (sin(x v) w)^2: x, the cosine and the sine of x v, and sin(x v) w; the parameters are not counted."""
+    """Of (sin(x v) w)^2: x, the cosine and the sine of x v, and sin(x v) w.
+
+    The parameters are not counted.
+    """
 
     class Model:
         image_shape = (4, 4, 1)
@@ -210,7 +214,7 @@ def test_activations_are_what_the_backward_pass_keeps():
 
 
 def test_traffic_is_that_of_a_ring_of_which_every_device_sends_its_part_round(planned, state):
-    """Passes of n - 1 rounds in each of which an n-th goes to the next: one reduces, one gathers."""
+    """Passes of n - 1 rounds, each sending an n-th to the next device: one reduces, one gathers."""
 
     def sent(size, n, passes):
         return sum(size / n for _ in range(passes) for _ in range(n - 1))
@@ -349,7 +353,7 @@ def test_memory_is_about_what_the_compiler_takes(config):
 
 
 def test_utilisation_is_of_the_devices_at_hand(tiny, monkeypatch):
-    """Two devices of a known peak: their FLOP/s by those of an update, whatever is computed twice."""
+    """Two devices of known peak: their FLOP/s over those of an update, recomputation aside."""
     state = jax.eval_shape(functools.partial(update.init_state, DDPM(tiny)))
     mesh = make_mesh(2)
     assert model_flops_rate(DDPM(tiny), state, mesh) is None  # A CPU's peak is not known.

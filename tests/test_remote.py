@@ -21,7 +21,10 @@ from ddpm_jax.storage.files import write_file
 
 
 class Bucket(fsspec.AbstractFileSystem):
-    """What gcsfs shows of a bucket: whole objects by name, no folders but their names' parts, no appending."""
+    """A bucket as gcsfs shows it: whole objects by name, and no appending.
+
+    Its only folders are parts of the objects' names.
+    """
 
     protocol = ("gs", "gcs")
     cachable = False
@@ -36,7 +39,7 @@ class Bucket(fsspec.AbstractFileSystem):
         for name in self.objects:
             if name.startswith(prefix):
                 child, slash, _ = name.removeprefix(prefix).partition("/")
-                # The object PATH/ is the empty folder of the web console: gcsfs lists it as PATH itself.
+                # The object PATH/ is an empty folder of the web console. gcsfs lists it as PATH.
                 found[f"{prefix}{child}".rstrip("/")] = (
                     "directory" if slash or not child else "file"
                 )
@@ -78,7 +81,7 @@ class Upload(io.BytesIO):
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
-    """An empty bucket behind every gs:// path, and a working directory in which nothing may appear."""
+    """An empty bucket behind every gs:// path, and a working directory that must stay empty."""
     here, stub = tmp_path / "here", Bucket()
     here.mkdir()
     monkeypatch.chdir(here)
@@ -99,7 +102,8 @@ def names(bucket, folder):
 def test_a_run_in_a_bucket_trains_resumes_and_is_measured(
     tiny, pictures, bucket, monkeypatch, tmp_path
 ):
-    # Orbax and TensorStore write to gs:// through a driver in C++, past epath: their part lies on the disk here.
+    # Orbax and TensorStore write to gs:// through a driver in C++, past epath. Their files are on
+    # the disk here.
     monkeypatch.setattr(checkpoint, "_folder", lambda workdir: epath.Path(tmp_path / "checkpoints"))
     config = with_source(tiny, pictures, tmp_path, train={"eval_every": 0})
     run, batch_at = "gs://bucket/runs/tiny", Batches.batch_at

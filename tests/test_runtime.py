@@ -1,4 +1,4 @@
-"""What the programme sets for jax: faster on a CPU, nothing over the user's own, nothing at import."""
+"""Settings for jax: faster on a CPU, never over the user's own, none at import."""
 
 import mmap
 import os
@@ -43,7 +43,7 @@ def huge_pages():
 
 
 def report(tmp_path, call="ddpm_jax.configure_jax()", **environment):
-    """[flags before, flags after, cache folder] of a fresh process that calls `call` and then computes."""
+    """[flags before, flags after, cache folder] of a process that runs `call`, then computes."""
     return eval(process(REPORT.format(call=call), {"XDG_CACHE_HOME": str(tmp_path), **environment}))
 
 
@@ -93,7 +93,7 @@ def test_nothing_is_set_for_other_devices_or_an_unknown_jaxlib(tmp_path):
     huge_pages(), reason="the kernel gives huge pages unasked: there are few faults either way"
 )
 def test_temporaries_take_the_same_memory_again():
-    """Page faults of a program whose temporaries are large, where nothing is said and where the user said something."""
+    """Page faults of a program with large temporaries, without and with a user's setting."""
     faults = [
         int(process(FAULTS, own))
         for own in (
@@ -106,7 +106,7 @@ def test_temporaries_take_the_same_memory_again():
 
 
 def test_the_versions_that_know_the_flags_are_listed():
-    """Of the jaxlib at hand: its library holds their names, and names are all that it knows flags by."""
+    """The installed jaxlib's library contains the names of the flags that it knows."""
     library = Path(jaxlib.__file__).parent / "libjax_common.so"
     with (
         open(library, "rb") as file,

@@ -48,7 +48,7 @@ def test_an_oracle_recovers_its_image(prediction, variance):
 
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_gaussian_data_and_their_optimal_denoiser_give_the_chains_exact_moments(variance):
-    """x_0 ~ N(m, s^2) a pixel: every step is affine, so mean and variance follow a recursion in NumPy."""
+    """x_0 ~ N(m, s^2) per pixel: steps are affine, so mean and variance follow a recursion."""
     m, s, T = 0.3, 0.2, 50
     schedule = make_schedule("linear", T, beta_start=2e-3, beta_end=0.3)
 

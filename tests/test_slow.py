@@ -1,4 +1,7 @@
-"""Real training through the command line, minutes each; scripts/test_slow.sh runs them with what they print."""
+"""Real training through the command line, minutes each.
+
+scripts/test_slow.sh runs these tests and shows their output.
+"""
 
 import json
 import os
@@ -38,7 +41,10 @@ def run(*args, cwd, **environment):
 
 
 def test_the_demo_draws_digits(tmp_path):
-    """Its samples are varied, near the real images, and no copies of them; so says their evaluation, too."""
+    """Its samples are varied, near the real images, and no copies of them.
+
+    Their evaluation agrees.
+    """
     run(*COMMAND, "train", "digits", cwd=tmp_path)
     row = run(
         *COMMAND,
@@ -76,7 +82,7 @@ def test_the_demo_draws_digits(tmp_path):
     assert len(set(classes)) == 10
     assert all(len(set(classes[i : i + 64])) >= 9 for i in range(0, 256, 64))
     assert 0.75 < ratio < 1.25 and copies < 0.02 and 0.85 < spread < 1.15
-    # Of pixels of noise they are 0.13, 0.03 and 1.7, of one digit again and again 1.00, 0.00 and 1.0.
+    # For pixels of noise they are 0.13, 0.03 and 1.7; for one repeated digit 1.00, 0.00 and 1.0.
     assert (
         values["proxy_precision_train"] > 0.5
         and values["proxy_recall_train"] > 0.5
@@ -130,7 +136,10 @@ def test_on_colour_images_the_network_beats_every_linear_denoiser(tmp_path):
 
 
 def best_linear_denoiser(folder):
-    """Its held-out L_simple in closed form, for the Gaussian with the training pixels' mean and covariance."""
+    """Its held-out L_simple in closed form.
+
+    For the Gaussian with the mean and covariance of the training pixels.
+    """
     source = load_source(Data(source=f"folder:{folder}", image_shape=(16, 16, 3)))
     train, held_out = split(source, 0.1)
     x, y = (

@@ -1,4 +1,4 @@
-"""Real data sets through tfds, and worker processes that are killed; scripts/test_slow.sh runs them."""
+"""Real data sets through tfds, and killed worker processes; run by scripts/test_slow.sh."""
 
 import gzip
 import hashlib
@@ -35,7 +35,8 @@ import sys, numpy as np
 from ddpm_jax.data import load_source
 def read(data, out, test):
     source = load_source(data, test=test)
-    np.savez(out, images=source.read(np.arange(len(source))), labels=source.labels, fingerprint=source.fingerprint)
+    images = source.read(np.arange(len(source)))
+    np.savez(out, images=images, labels=source.labels, fingerprint=source.fingerprint)
 """
 WITHOUT_TENSORFLOW = """
 import sys
@@ -77,8 +78,9 @@ def in_order(images, labels):
 def test_the_real_fashion_mnist_is_read_without_tensorflow(tmp_path):
     data = (
         "from ddpm_jax.config import Data\n"
-        f"data = Data(source='tfds:fashion_mnist', test='tfds:fashion_mnist', dir={str(tmp_path / 'tfds')!r}, "
-        f"manual_dir={str(FASHION_MNIST)!r}, image_shape=(28, 28, 1))\n"
+        "data = Data(source='tfds:fashion_mnist', test='tfds:fashion_mnist', "
+        f"dir={str(tmp_path / 'tfds')!r}, manual_dir={str(FASHION_MNIST)!r}, "
+        "image_shape=(28, 28, 1))\n"
     )
     start = time.monotonic()
     python(READ + data + f"read(data, {str(tmp_path / 'train.npz')!r}, False)")
@@ -108,7 +110,10 @@ def test_the_real_fashion_mnist_is_read_without_tensorflow(tmp_path):
 
 
 def fake_cifar10(file):
-    """Writes an archive in CIFAR-10's binary format; returns {"train": images [50,32,32,3], "test": ...[10,...]}."""
+    """Writes an archive in CIFAR-10's binary format.
+
+    Returns {"train": images [50,32,32,3], "test": images [10,32,32,3]}.
+    """
     rng = np.random.default_rng(0)
     parts = {f"data_batch_{i}.bin": "train" for i in range(1, 6)} | {"test_batch.bin": "test"}
     images = {"train": [], "test": []}
@@ -139,11 +144,12 @@ def test_cifar10_as_its_config_names_it_is_prepared_from_its_archive(tmp_path):
             "import dataclasses, tensorflow_datasets as tfds\n"
             "from tensorflow_datasets.core.download.checksums import UrlInfo\n"
             "from ddpm_jax.config import load_config\n"
-            f"info = UrlInfo(size={size}, checksum={checksum!r}, filename='cifar-10-binary.tar.gz')\n"
+            f"info = UrlInfo(size={size}, checksum={checksum!r}, "
+            "filename='cifar-10-binary.tar.gz')\n"
             "urls = {'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz': info}\n"
             "tfds.builder_cls('cifar10').url_infos = urls\n"
-            f"data = dataclasses.replace(load_config('cifar10').data, dir={str(tmp_path / place)!r}, "
-            f"manual_dir={str(tmp_path)!r})\n"
+            "data = dataclasses.replace(load_config('cifar10').data, "
+            f"dir={str(tmp_path / place)!r}, manual_dir={str(tmp_path)!r})\n"
             "from ddpm_jax.errors import UserError\n"
             "try:\n"
             f"    read(data, {str(tmp_path / split)!r}, {split == 'test'})\n"
@@ -171,11 +177,11 @@ def test_cifar10_as_its_config_names_it_is_prepared_from_its_archive(tmp_path):
 def test_celeba_hq_as_its_config_names_it_is_prepared_from_its_archive(tmp_path, rng):
     data = (
         "import dataclasses\nfrom ddpm_jax.config import load_config\n"
-        f"data = dataclasses.replace(load_config('celebahq256').data, dir={str(tmp_path / 'tfds')!r}, cache_mb=0, "
+        "data = dataclasses.replace(load_config('celebahq256').data, "
+        f"dir={str(tmp_path / 'tfds')!r}, cache_mb=0, "
     )
-    refused = (
-        data
-        + f"manual_dir={str(tmp_path)!r})\ntry:\n    load_source(data)\nexcept ValueError as error:\n"
+    refused = data + (
+        f"manual_dir={str(tmp_path)!r})\ntry:\n    load_source(data)\nexcept ValueError as error:\n"
     )
     refusal = (
         python(READ + refused + "    print('REFUSED', error, file=sys.stderr)\n")
@@ -194,7 +200,10 @@ def test_celeba_hq_as_its_config_names_it_is_prepared_from_its_archive(tmp_path,
             archive.add(tmp_path / f"{i}.png", f"data256x256/{i}.png")
     python(READ + data + f"manual_dir={str(tmp_path)!r})\nload_source(data)\n")
     out = tmp_path / "read.npy"
-    read = f"source = load_source(data)\nnp.save({str(out)!r}, source.read(np.arange(3)))\nassert source.streamed"
+    read = (
+        f"source = load_source(data)\nnp.save({str(out)!r}, source.read(np.arange(3)))\n"
+        "assert source.streamed"
+    )
     python(WITHOUT_TENSORFLOW + READ + data + ")\n" + read)
     assert sorted(map(bytes, np.load(out))) == sorted(map(bytes, images))
 
@@ -202,7 +211,8 @@ def test_celeba_hq_as_its_config_names_it_is_prepared_from_its_archive(tmp_path,
 CONFIG = """
 from ddpm_jax.config import *
 CONFIG = Config(
-    model=Model(base_channels=4, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), norm_groups=2),
+    model=Model(base_channels=4, channel_multipliers=(1,), num_res_blocks=1,
+                attention_resolutions=(), norm_groups=2),
     diffusion=Diffusion(num_timesteps=10, beta_start=0.01, beta_end=0.5),
     data=Data(source="folder:images", image_shape=(8, 8, 3), cache_mb=0, workers=2),
     train=Train(steps=300, batch_size=8, log_every=1, eval_every=0, num_samples=4),
@@ -281,9 +291,9 @@ def test_a_streamed_run_survives_signals_and_killed_workers(place):
         workers = workers_of(program, place)
         os.killpg(program.pid, number)
         code, errors = finish(program)
-        assert code == 0 and "the same command goes on" in errors and "Traceback" not in errors, (
-            errors
-        )
+        assert code == 0, errors
+        assert "run the same command to resume" in errors, errors
+        assert "Traceback" not in errors, errors
         wait_until_gone(workers)
 
     program = train(place)

@@ -17,7 +17,7 @@ N, BATCH = 20, 8
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """A read function whose pixels are the index and which writes a byte for each batch it reads."""
+    """A read function that returns indices as pixels and writes a byte for each batch it reads."""
 
     file: Path
 

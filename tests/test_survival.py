@@ -1,4 +1,4 @@
-"""What a run survives: damaged checkpoints, a full or read-only disk, a second start, hostile files."""
+"""Runs survive damaged checkpoints, a full or read-only disk, a second start, hostile files."""
 
 import contextlib
 import json
@@ -183,7 +183,8 @@ def test_where_all_are_damaged_nothing_is_changed(run, quiet_config, pictures):
     [
         (
             {"shape": [2**40]},
-            r"is float32 of shape \(1099511627776,\), and by the run's config float32 of shape \(4,\)",
+            r"is float32 of shape \(1099511627776,\), "
+            r"and by the run's config float32 of shape \(4,\)",
         ),
         ({"data_type": "float64"}, r"is float64 of shape \(4,\)"),
         (
@@ -284,7 +285,7 @@ def test_a_read_only_run_can_be_read_and_not_trained(small_disk, whole, quiet_co
 
 @contextlib.contextmanager
 def file_limit(size):
-    """Within it a file may have so many bytes; writing more is an error, for pytest's own output too."""
+    """Limits files to `size` bytes. Writing more is an error, for pytest's own output too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

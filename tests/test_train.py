@@ -160,7 +160,8 @@ def test_load_names_what_is_not_there(tiny, pictures, tmp_path):
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     with pytest.raises(
         UserError,
-        match=r"no checkpoint can be used: 2: .* of shape \(4,\), and by the run's config .* \(8,\)",
+        match=r"no checkpoint can be used: 2: .* of shape \(4,\), "
+        r"and by the run's config .* \(8,\)",
     ):
         load(tmp_path / "run")
 
@@ -320,7 +321,7 @@ def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_
         "model.dropout was 0.2",
     ):
         assert field in str(error.value)
-    with pytest.raises(UserError, match="the data are not those it was started with"):
+    with pytest.raises(UserError, match="the data is not what it was started with"):
         fit(config, tmp_path / "run", pictures[::-1].copy())
     assert (tmp_path / "run/config.json").read_text() == saved
     (tmp_path / "run/config.json").rename(tmp_path / "config.json")
@@ -346,11 +347,11 @@ def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_
 
 
 def test_nothing_is_written_where_nothing_can_be_trained(tiny, pictures, tmp_path):
-    with pytest.raises(UserError, match=r"uint8 images .* are needed"):
+    with pytest.raises(UserError, match=r"images must be uint8 .*"):
         fit(tiny, tmp_path / "run", pictures / 255)
     with pytest.raises(UserError, match="batch_size: 6 is not divisible by the 4 devices"):
         fit(with_(tiny, train={"batch_size": 6}), tmp_path / "run", pictures)
-    with pytest.raises(UserError, match="devices: 9 asked for, 4 here"):
+    with pytest.raises(UserError, match="devices: 9 requested, but this machine has 4"):
         fit(with_(tiny, parallel={"devices": 9}), tmp_path / "run", pictures)
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine").mkdir()

@@ -1,4 +1,4 @@
-"""Images in: a Source is a settled list of images, a BatchReader an endless stream of them."""
+"""Reads images: a Source is a fixed list of images, a BatchReader an endless series of batches."""
 
 from ddpm_jax.data.batches import Batch, Batches, BatchReader, split
 from ddpm_jax.data.load import load_source, open_batches

@@ -1,4 +1,4 @@
-"""Where images come from: the embedded digits, an npz file, an array, a folder, or a data set of tfds."""
+"""Sources of images: the built-in digits, an npz file, an array, a folder or a tfds data set."""
 
 import dataclasses
 import hashlib
@@ -12,20 +12,23 @@ from ddpm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A list of images that is settled and will not change during a run."""
+    """A fixed list of images that does not change during a run."""
 
     names: list[str]
-    """[N] what each image is called: its path in the folder, elsewhere its index."""
+    """[N] the name of each image: its path in a folder, otherwise its index."""
     read: Callable[[np.ndarray], np.ndarray]
-    """Maps indices [B] to their images, uint8 [B,H,W,C]. Raises DataLost for one that cannot be read any more."""
+    """Maps indices [B] to their images, uint8 [B,H,W,C]. Raises DataLost if an image can no longer
+    be read."""
     labels: np.ndarray | None
-    """int32 [N], or None where there are none."""
+    """int32 [N], or None if there are none."""
     fingerprint: str
-    """A hash of all images and labels (of a tfds set: see load_tfds), the same wherever the data lie."""
+    """A hash of all images and labels (for a tfds set, see load_tfds). It does not depend on where
+    they are stored."""
     streamed: bool = False
-    """Whether images are decoded when they are read, instead of lying in memory."""
+    """Whether images are decoded when they are read. Otherwise all of them are in memory."""
     beside: Path | None = None
-    """The folder that the files lie in, where what is computed of them may be kept; None where there are none."""
+    """The folder that holds the image files, where results computed from them may be kept; None if
+    there are no files."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -34,20 +37,23 @@ class Source:
 def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=None) -> Source:
     """A Source of `images` uint8 [N,H,W,C], or [N,H,W] for one channel, with `labels` [N] or None.
 
-    Raises UserError for another dtype or shape, or no images.
+    Raises UserError for another dtype or shape, or if there are no images.
     """
     images = np.asarray(images)
-    images = images[..., None] if images.ndim == 3 else images
+    if images.ndim == 3:
+        images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UserError(
-            f"data: uint8 images [N, H, W, C] are needed, got {images.dtype} {list(images.shape)}"
+            f"data: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}; "
+            "convert them"
         )
     if not len(images):
-        raise UserError("data: there is not one image")
+        raise UserError("data: no images found; at least one is needed")
     if images.shape[1:] != tuple(image_shape):
         shape = " ".join(map(str, images.shape[1:]))
         raise UserError(
-            f"data: the images are {shape}, data.image_shape is {image_shape}; pass --data.image-shape {shape}"
+            f"data: the images are {shape}, but data.image_shape is {image_shape}; "
+            f"pass --data.image-shape {shape}"
         )
     digest = hashlib.blake2b(f"{images.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(images))
@@ -55,35 +61,38 @@ def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=Non
         labels = np.asarray(labels)
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise UserError(
-                f"data: labels must be {len(images)} integers, got {labels.dtype} {list(labels.shape)}"
+                f"data: labels must be {len(images)} integers, one per image, "
+                f"got {labels.dtype} {list(labels.shape)}; fix `labels` or leave it out"
             )
         labels = labels.astype(np.int32)
         digest.update(labels.tobytes())
-    return Source(
-        [str(i) for i in range(len(images))], images.__getitem__, labels, digest.hexdigest()
-    )
+    names = [str(i) for i in range(len(images))]
+    return Source(names, images.__getitem__, labels, digest.hexdigest())
 
 
 def load_npz(path: Path, image_shape: tuple[int, int, int]) -> Source:
-    """The Source of an npz file: `images` as `from_array` takes them, and `labels` if there are any.
+    """The Source of an npz file: `images` as `from_array` takes them, and `labels` if present.
 
-    Raises UserError for a file that cannot be read or holds anything but plain arrays.
+    Raises UserError if the file cannot be read or holds anything but plain arrays.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if "images" not in arrays.files:
+                found = ", ".join(arrays.files) or "nothing"
                 raise UserError(
-                    f"data: {path} has no array `images`, only {', '.join(arrays.files) or 'nothing'}"
+                    f"data: {path} has no array `images`, only {found}; "
+                    "save the images under that name"
                 )
-            source = from_array(
-                arrays["images"],
-                image_shape,
-                arrays["labels"] if "labels" in arrays.files else None,
-            )
+            labels = arrays["labels"] if "labels" in arrays.files else None
+            source = from_array(arrays["images"], image_shape, labels)
             return dataclasses.replace(source, beside=path.parent)
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"data: cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:
-        raise UserError(f"data: {path} is not an npz file of plain arrays") from error
+        raise UserError(
+            f"data: cannot read {path} ({error.strerror or error}); name another file"
+        ) from error
+    except Exception as error:  # A damaged zip or a pickle raises errors of many kinds.
+        raise UserError(
+            f"data: {path} is not an npz file of plain arrays; write it with numpy.savez"
+        ) from error

@@ -1,4 +1,4 @@
-"""Batches that are read ahead, through Grain."""
+"""Reads batches ahead of their use, with Grain."""
 
 import dataclasses
 import multiprocessing
@@ -15,25 +15,30 @@ from ddpm_jax.errors import DataLost
 
 
 class Stream:
-    """The batches of `batches`, the same for any number of worker processes and from any step on.
+    """Reads `batches` ahead. They do not depend on the number of workers or on the first step.
 
-    Asked for one step after the other, it reads on ahead of them; asked for another one, it starts anew there.
-    It holds at most four batches a worker besides the one it hands out, without workers two in all. A worker
-    also holds what the source needs to find its images, and the order of the epoch. Workers import the main
-    script: one that is not the command line calls this under `if __name__ == "__main__":`.
+    While steps are requested in order, it reads ahead; a request for any other step makes it start
+    again there. Besides the batch it returns, it holds at most four batches per worker, or two in
+    all without workers. Each worker also holds the order of the epoch and the data that the source
+    needs to find its images.
+
+    Workers import the main script. A script of your own must call this under
+    `if __name__ == "__main__":`.
     """
 
     def __init__(self, batches: Batches, workers: int):
-        """`workers` 0 reads ahead in a thread of this process."""
-        self.source, self.workers = batches.source, workers
-        # The workers find images by their index, and millions of names would lie in each.
+        """With `workers` 0, a thread of this process reads ahead."""
+        self.source = batches.source
+        self.workers = workers
+        # Workers find images by index. Without this, each would hold a copy of all names.
         self._batches = dataclasses.replace(
             batches, source=dataclasses.replace(batches.source, names=[])
         )
-        self._iterator, self._next = None, None
+        self._iterator = None
+        self._next = None
 
     def batch_at(self, step: int) -> Batch:
-        """As Batches.batch_at. Raises DataLost too where a worker process has died."""
+        """As Batches.batch_at. Also raises DataLost if a worker process has died."""
         if step != self._next:
             self._start(step)
         try:
@@ -41,54 +46,56 @@ class Stream:
         except DataLost:
             self.close()
             raise
-        except RuntimeError as error:  # Grain's word for a worker that was killed.
+        except RuntimeError as error:  # Grain raises it if a worker was killed.
             self.close()
             reason = str(error).partition(". ")[0]
             raise DataLost(
-                f"data: a process that reads images has died ({reason}): there may be too little "
-                "memory, or room in /dev/shm, for data.workers; run the same command again"
+                f"data: a process that reads images has died ({reason}); run the same command "
+                "again, with fewer data.workers if memory or /dev/shm was full"
             ) from error
         self._next = step + 1
         return batch
 
     def places_at(self, step: int) -> Batch:
-        """As Batches.places_at: nothing is read for it."""
+        """As Batches.places_at. Reads no images."""
         return self._batches.places_at(step)
 
     def close(self) -> None:
         """Ends the worker processes."""
         if self._iterator is not None:
             self._iterator.close()
-        self._iterator, self._next = None, None
+        self._iterator = None
+        self._next = None
 
     def _start(self, step: int) -> None:
         self.close()
         steps = grain.MapDataset.range(step, sys.maxsize).map(self._batches.batch_at)
         if self.workers:
-            if (
-                not flags.FLAGS.is_parsed()
-            ):  # Grain reads absl's flags, which this program does not use.
+            # Grain reads absl's flags. This program has none to parse.
+            if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            # The worker itself is what reads ahead: no threads in it.
-            stream = steps.to_iter_dataset(
-                grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-            ).mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1),
-                worker_init_fn=_settle,
+            # The worker processes read ahead, so they need no threads of their own.
+            read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+            processes = grain.MultiprocessingOptions(
+                num_workers=self.workers, per_worker_buffer_size=1
             )
+            stream = steps.to_iter_dataset(read).mp_prefetch(processes, worker_init_fn=_settle)
         else:
-            stream = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+            read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+            stream = steps.to_iter_dataset(read)
         self._iterator = iter(stream)
 
 
 def _settle(worker: int, workers: int) -> None:
-    """Run in a worker when it starts."""
-    # A terminal and a job manager signal all processes: the program decides what that means, and ends the others.
+    """Prepares a worker process when it starts."""
+    # Terminals and job managers signal all processes. Only the main process acts on it, and ends
+    # the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    """Ends this worker when its parent is gone: a parent that is killed cannot end its workers."""
     multiprocessing.parent_process().join()
-    os._exit(1)  # Killed, it ended nobody.
+    os._exit(1)

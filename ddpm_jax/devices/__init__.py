@@ -1,1 +1,1 @@
-"""What a program runs on: the mesh of devices, the processes of several hosts, jax's settings, the progress bar."""
+"""The hardware a program runs on: device meshes, processes, jax's settings, the progress bar."""

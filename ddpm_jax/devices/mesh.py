@@ -1,4 +1,4 @@
-"""The mesh of devices that a programme runs on, and where arrays lie on it."""
+"""The mesh of devices that a program runs on, and how arrays are placed on it."""
 
 import math
 import os
@@ -11,34 +11,40 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.errors import UserError
 
 SMALL = 2**16
-"""Arrays of fewer elements are not worth dividing."""
+"""Arrays with fewer elements are not divided, since that gains too little."""
 
 
 def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
-    """A mesh with the axes `data` and `fsdp` over the first `num_devices` devices, None for all of all processes.
+    """A mesh with the axes `data` and `fsdp` over the first `num_devices` devices.
 
-    Raises UserError if there are not so many, or `fsdp` does not divide them.
+    None means all devices of all processes. Raises UserError if there are too few devices or
+    `fsdp` does not divide their number.
     """
     devices = jax.devices()
     if num_devices is not None and num_devices != len(devices) and jax.process_count() > 1:
         raise UserError(
-            f"parallel.devices: {num_devices} asked for, and with several processes all are used; omit it"
+            f"parallel.devices: {num_devices} requested, but several processes use all "
+            f"{len(devices)}; leave it out"
         )
     if num_devices is not None and num_devices > len(devices):
         raise UserError(
-            f"parallel.devices: {num_devices} asked for, {len(devices)} here ({devices[0].platform})"
+            f"parallel.devices: {num_devices} requested, but this machine has {len(devices)} "
+            f"({devices[0].platform}); lower it or leave it out"
         )
     devices = devices[:num_devices]
     if len(devices) % fsdp:
-        raise UserError(f"parallel.fsdp: {fsdp} does not divide the {len(devices)} devices")
+        raise UserError(
+            f"parallel.fsdp: {fsdp} does not divide the {len(devices)} devices; choose a divisor"
+        )
     shape = (len(devices) // fsdp, fsdp)
     return jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
 
 
 def fsdp_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """How an array of `shape` is divided over the axis `fsdp` of so many devices: along its largest divisible axis.
+    """How an array of `shape` is divided over the mesh axis `fsdp`, which has `fsdp` devices.
 
-    Whole on every device where it has fewer than SMALL elements or no axis divides.
+    It is divided along its largest axis that `fsdp` divides. Each device has the whole array if
+    there is no such axis or the array has fewer than SMALL elements.
     """
     axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or math.prod(shape) < SMALL or not axes:
@@ -48,10 +54,12 @@ def fsdp_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def state_shardings(tree, mesh: Mesh):
-    """Where the leaves of `tree` (arrays or the like) lie: each by `fsdp_spec`."""
-    return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, fsdp_spec(leaf.shape, mesh.shape["fsdp"])), tree
-    )
+    """The sharding of each leaf of `tree`, by `fsdp_spec`. Leaves are arrays or have a `shape`."""
+
+    def sharding_of(leaf):
+        return NamedSharding(mesh, fsdp_spec(leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree.map(sharding_of, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -65,42 +73,49 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def mesh_of(tree) -> Mesh | None:
-    """The mesh that the arrays of `tree` lie on, or None where they are on one device or on the host."""
+    """The mesh that the arrays of `tree` are on, or None if they are on one device or the host."""
     sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+    if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+        return sharding.mesh
+    return None
 
 
 def place(batch, mesh: Mesh | None):
-    """`batch`, which every process has whole, divided over the devices of `mesh`; as it is where that is None."""
+    """`batch`, divided over the devices of `mesh`, or unchanged if that is None.
+
+    Every process must have the whole batch.
+    """
     return batch if mesh is None else _put(batch, batch_sharding(mesh))
 
 
 def replicate(tree, mesh: Mesh):
-    """`tree`, divided over `mesh` or whole in every process, copied to each device of `mesh`."""
+    """`tree`, copied whole to each device of `mesh`.
+
+    It must be divided over `mesh`, or whole in every process.
+    """
     return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh)), tree)
 
 
 def _put(array, sharding):
-    if sharding.is_fully_addressable or (
-        isinstance(array, jax.Array) and not array.is_fully_addressable
-    ):
+    """`array`, placed by `sharding`, which may span several processes."""
+    is_global = isinstance(array, jax.Array) and not array.is_fully_addressable
+    if is_global or sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(
-            _put(jax.random.key_data(array), sharding), impl=jax.random.key_impl(array)
-        )
+        data = _put(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a global batch that this process's devices hold [R], ascending."""
+    """The rows [R] of a global batch that this process's devices hold, in ascending order."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.sort(np.concatenate([np.arange(batch_size)[rows] for rows in slices]))
 
 
 def place_rows(rows: np.ndarray, mesh: Mesh, batch_size: int):
-    """The global batch [batch_size, ...] of which this process has read its `local_rows`."""
+    """The global batch [batch_size, ...], from `rows`, the `local_rows` that this process read."""
     sharding = batch_sharding(mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(rows, sharding)
@@ -108,7 +123,10 @@ def place_rows(rows: np.ndarray, mesh: Mesh, batch_size: int):
 
 
 def on_mesh(tree, mesh: Mesh):
-    """Arrays that each device of this process has a copy of, as arrays of `mesh`; nothing is moved."""
+    """`tree`, whose arrays each device of this process has a copy of, as arrays on `mesh`.
+
+    No data is moved.
+    """
 
     def relabel(leaf):
         copies = [shard.data for shard in leaf.addressable_shards]
@@ -118,7 +136,7 @@ def on_mesh(tree, mesh: Mesh):
 
 
 def fetch(tree):
-    """The arrays of `tree` as NumPy, whole in every process wherever they lie."""
+    """The arrays of `tree`, wherever they are, as whole NumPy arrays in every process."""
     leaf = jax.tree.leaves(tree)[0]
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         tree = jax.jit(lambda tree: tree, out_shardings=replicated(leaf.sharding.mesh))(tree)
@@ -126,14 +144,14 @@ def fetch(tree):
 
 
 def device_advice() -> str | None:
-    """One line for a machine whose NVIDIA GPU this jax cannot use, else None."""
+    """One line of advice if this machine has an NVIDIA GPU that jax cannot use, else None."""
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
         return None
     if not (os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi")):
         return None
     return (
-        "this machine has an NVIDIA GPU but jax runs on the CPU: "
-        "pip install 'ddpm-jax[cuda12]' (or cuda13), or set JAX_PLATFORMS=cpu to stay"
+        "this machine has an NVIDIA GPU, but jax runs on the CPU: "
+        "pip install 'ddpm-jax[cuda12]' (or cuda13), or set JAX_PLATFORMS=cpu to stay on the CPU"
     )
 
 

@@ -1,1 +1,1 @@
-"""Samples and real images compared: likelihood, FID and its relatives, the paper's own figures."""
+"""Measures a model: likelihood, FID and related metrics of its samples, the paper's own numbers."""

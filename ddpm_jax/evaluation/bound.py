@@ -34,10 +34,10 @@ PART = 16
 
 
 class Likelihood(NamedTuple):
-    """What was measured over a whole split; bits are bits per dimension."""
+    """The measurement of a whole split; bits are bits per dimension."""
 
     summary: dict
-    """As in likelihood.json."""
+    """The content of likelihood.json, except for its `run`."""
     terms: np.ndarray
     """[T] the bound's terms, bits: the mean over images and draws."""
     prior: float
@@ -67,11 +67,11 @@ def measure(
     batch_size: int | None = None,
     out: epath.PathLike | None = None,
 ) -> Likelihood:
-    """The bound over all of `images`, `draws` times with fresh noise; resumes with what is there.
+    """The bound over all of `images`, `draws` times with fresh noise; resumes from existing parts.
 
     Earlier draws beyond `draws` count too. Draw d of image i of the split takes its noise from
     fold_in(fold_in(key(seed), d), i). `out` is the folder, by default one in the run's likelihood/.
-    Raises UserError for what cannot be used, or if the folder holds something else's parts.
+    Raises UserError if an argument cannot be used or the folder holds parts of something else.
     """
     label = _label(model, images, seed)
     folder = path_of(out) if out else _home(model, images, seed)
@@ -125,7 +125,7 @@ def draws_of(summary: dict) -> str:
 
 
 def _label(model: Loaded, images: Images, seed: int) -> dict:
-    """What the parts are of; only parts with the same label are joined."""
+    """The description of the parts; only parts with the same label are combined."""
     label = {
         **model.label,
         "split": images.split,
@@ -156,14 +156,14 @@ def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:
 
 
 def _have(files) -> bool:
-    """Whether all are there, as process 0 sees it."""
+    """Whether all files exist, as process 0 sees it."""
     return bool(agreed(all(file.exists() for file in files)))
 
 
 def _make_parts(folder, draw, model: Loaded, images: Images, key, batch_size, progress) -> None:
-    """Writes those parts of a draw that are missing."""
+    """Writes the missing parts of a draw."""
     size = batch_size or 64 * model.devices
-    # In groups of whole parts at fixed places: after a kill the same batches are made again.
+    # Groups of whole parts at fixed places, so that a resumed run makes the same batches.
     group = max(size // PART, 1) * PART
     bits_of = functools.partial(model.ddpm.bits_per_dim, model.params, key, batch_size=size)
     for start in range(0, len(images.indices), group):
@@ -178,7 +178,7 @@ def _make_parts(folder, draw, model: Loaded, images: Images, key, batch_size, pr
 
 
 def _part(bits) -> dict[str, np.ndarray]:
-    """The numbers kept of some images: each one's bits, and sums over the images of curves over t."""
+    """The numbers kept for a few images: the bits of each, and sums over them of curves over t."""
     return {
         "total": bits.total,
         "prior": bits.prior,

@@ -1,4 +1,4 @@
-"""The images that a model was trained on, those that it was not, and those of a test set."""
+"""The images of a split: those a model was trained on, those held out, or those of a test set."""
 
 import dataclasses
 import typing
@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.config import Config, Split
-from ddpm_jax.data import Source, load_source
-from ddpm_jax.data import batches as data_batches
+from ddpm_jax.data import Source, load_source, split
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights.load import Loaded
 
@@ -19,21 +18,24 @@ class Images(NamedTuple):
     split: Split
     source: Source
     indices: np.ndarray
-    """[N] its images of the source."""
+    """[N] the images of the source that belong to the set."""
 
 
 def default_split(config: Config) -> Split:
-    """The split that figures are reported on: test where there is one, as in the paper, else holdout."""
+    """The split to report results on: test if there is one, as in the paper, else holdout.
+
+    If the run has neither, it is test.
+    """
     return "test" if config.data.test or not config.data.holdout else "holdout"
 
 
 def read_split(model: Loaded, split: Split | None = None, data: str | None = None) -> Images:
     """The images of `split`: train and holdout as they were in training, or data.test.
 
-    `split` None is `default_split`. `data` (folder:PATH, npz:PATH or tfds:NAME) is read in place
-    of the config's own. If the training data are not known, train is all of `data`. Raises
-    UserError if the split is empty or unknown, or images of train and holdout are not those of
-    the training.
+    `split` None is `default_split`. `data` (folder:PATH, npz:PATH or tfds:NAME) is read instead of
+    the config's own source. If the training data is not known, train is all of `data`. Raises
+    UserError if the split is empty or unknown, or if the images to take train or holdout from are
+    not those of the training.
     """
     split = split or default_split(model.ddpm.config)
     if split not in typing.get_args(Split):
@@ -43,7 +45,7 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
     config = model.ddpm.config.data
     if split == "holdout" and model.data_fingerprint is None:
         raise UserError(
-            "split: it is not known which images this model held out; choose --split train or test"
+            "split: the images that this model held out are not known; choose --split train or test"
         )
     if config.source == "array" and data is None:
         raise UserError(
@@ -58,13 +60,18 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
             f"data: {data or config.source} does not hold the images that this model was trained "
             "on; name those with --data"
         )
-    trained_on, held_out = data_batches.split(source, config.holdout)
-    indices = trained_on if split == "train" else held_out
+    return _read_part(split, source, config.holdout)
+
+
+def _read_part(part: Split, source: Source, holdout: float) -> Images:
+    """The images of `source` that the run trained on (`part` train) or held out."""
+    train, held_out = split(source, holdout)
+    indices = train if part == "train" else held_out
     if not len(indices):
         raise UserError(
             "split: this run held nothing out (data.holdout 0); choose --split train or test"
         )
-    return Images(split, source, indices)
+    return Images(part, source, indices)
 
 
 def _read_test(model: Loaded, data: str | None) -> Images:

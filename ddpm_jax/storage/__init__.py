@@ -1,1 +1,1 @@
-"""Files: whole or not there, checksums, checkpoints, and the run directory that they lie in."""
+"""Storage: files written completely or not at all, checksums, checkpoints, the run directory."""

@@ -1,13 +1,13 @@
-"""The run directory: what a run is (config.json), what it ran on (run.json), and its weights.
+"""The run directory: the config, a record of the data and each start, and the weights.
 
-config.json    the config, as last started
-run.json       the data's fingerprint and, a start each, versions, devices, XLA flags, PRNG
-metrics.jsonl  one line a tick
-.lock          who trains here now
+config.json    the config of the latest start
+run.json       the data's fingerprint; versions, devices, XLA flags and PRNG of each start
+metrics.jsonl  one line per tick
+.lock          which process trains here now
 checkpoints/   see checkpoint.py
 samples/, samples.png, tensorboard/
-likelihood/    see nll.py
-evaluation/    see evaluate.py
+likelihood/    see evaluation/bound.py
+evaluation/    see evaluation/evaluate.py
 figures/       see figures/
 """
 
@@ -37,6 +37,7 @@ from ddpm_jax.storage.files import locked, path_of, read_json, write_file
 log = logging.getLogger(__name__)
 
 PACKAGES = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+"""The packages that a result depends on."""
 
 
 def load_checkpoint(
@@ -46,33 +47,39 @@ def load_checkpoint(
     step: int | None = None,
     mesh: Mesh | None = None,
 ):
-    """(step, ddpm, params) of the run directory `path`: the averaged weights, or the `raw` ones, of `step`.
+    """(step, ddpm, params) of the run directory `path`: the `ema` or `raw` weights of `step`.
 
-    `step` None is the newest checkpoint. params lie on each device of `mesh`, or on the default device.
-    Raises UserError if this is no run or has no such checkpoint.
+    `ema` is the average. `step` None is the newest checkpoint. params are on each device of `mesh`,
+    or on the default device. Raises UserError if `path` is not a run or has no such checkpoint.
     """
-    parts = {"ema": "ema_params", "raw": "params"}
+    part = {"ema": "ema_params", "raw": "params"}[weights]
     ddpm = DDPM(read_config(path))
     shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
-    sharding = (
-        replicated(mesh) if mesh else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    )
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if mesh is not None:
+        sharding = replicated(mesh)
     abstract = checkpoint.abstract_like(shapes, jax.tree.map(lambda _: sharding, shapes))
-    step, params = checkpoint.restore_part(path, parts[weights], abstract, step)
+    step, params = checkpoint.restore_part(path, part, abstract, step)
     return step, ddpm, params
 
 
 def is_run(path: epath.PathLike) -> bool:
-    """Whether `path` is a run directory, damaged or not. A folder of the diffusers library has a config.json, too."""
+    """Whether `path` is a run directory, damaged or not."""
     file = path_of(path) / "config.json"
+    # A folder of the diffusers library has a config.json too, with a class name in it.
     return file.exists() and b'"_class_name"' not in file.read_bytes()
 
 
 def read_config(path: epath.PathLike) -> Config:
-    """The config of the run directory `path`. Raises UserError if it is none or its config is damaged."""
+    """The config of the run directory `path`.
+
+    Raises UserError if `path` is not a run directory or its config is damaged.
+    """
     file = path_of(path) / "config.json"
     if not file.exists():
-        raise UserError(f"{path}: this is not a run directory, it has no config.json")
+        raise UserError(
+            f"{path}: this is not a run directory (no config.json); name the folder of a run"
+        )
     return from_dict(read_json(file))
 
 
@@ -84,12 +91,14 @@ def start_run(
     devices: str,
     init_from: dict | None = None,
 ):
-    """Makes the run directory or checks that it may be continued with `config` and these data.
+    """Makes the run directory, or checks that the run there can resume with `config` and this data.
 
-    A context manager that gives its path; until it ends no other process can start the run. `init_from` tells
-    which weights it is to start from, None for fresh ones or, if it is there, those it started from.
-    Raises UserError naming every field that differs and would change what is learned, or if `workdir`
-    holds something else or cannot be written; then the run is as it was.
+    A context manager that yields the directory's path. Until it ends, no other process can start
+    the run. `init_from` describes the weights that the run starts from. None means fresh weights,
+    or those that an existing run started from.
+
+    Raises UserError naming every changed field that affects training, or if `workdir` holds
+    something else or cannot be written. The run is then unchanged.
     """
     workdir = path_of(workdir)
     if workdir.exists() and (not workdir.is_dir() or _is_foreign(workdir)):
@@ -97,7 +106,8 @@ def start_run(
             f"workdir: {workdir} is not empty and not a run; choose another with --workdir"
         )
     with locked(workdir):
-        config_file, run_file = workdir / "config.json", workdir / "run.json"
+        config_file = workdir / "config.json"
+        run_file = workdir / "run.json"
         run = {
             "data_fingerprint": source.fingerprint,
             "images": len(source),
@@ -109,35 +119,37 @@ def start_run(
             _check_same(workdir, read_config(workdir), config, run, source, init_from)
         run["starts"].append(_provenance(devices))
         _warn_of_other_bits(run["starts"])
-        wait_for_all("start_run")  # All have looked before one writes.
+        wait_for_all("start_run")  # All processes must have read the files before one writes.
         write_file(run_file, json.dumps(run, indent=1).encode())
         write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
         yield workdir
 
 
 def starts_from(workdir: epath.Path) -> dict | None:
-    """What is known of the weights that the run starts from; None for fresh ones."""
+    """The record of the weights that the run starts from, or None for fresh weights."""
     return _read_run(workdir).get("init_from")
 
 
 def data_fingerprint(run: epath.PathLike) -> str:
-    """Of the images that the run was trained on."""
+    """The fingerprint of the images that the run was trained on."""
     return _read_run(path_of(run))["data_fingerprint"]
 
 
 def _read_run(workdir: epath.Path) -> dict:
-    """What run.json holds."""
-    run = read_json(workdir / "run.json")
+    """The content of run.json."""
+    file = workdir / "run.json"
+    run = read_json(file)
     if not isinstance(run, dict) or not {"data_fingerprint", "images", "starts"} <= run.keys():
-        raise UserError(
-            f"{workdir / 'run.json'}: this is not what a run writes; choose another run"
-        )
+        raise UserError(f"{file}: not the record of a run; restore the file or choose another run")
     return run
 
 
 def _is_foreign(folder: epath.Path) -> bool:
-    """Whether it holds something and is no run. run.json alone is what a start leaves that was killed early."""
-    # A folder made in a bucket's web console lists itself, under a name at which there is nothing.
+    """Whether the folder is neither empty nor a run.
+
+    A start that was killed early leaves run.json alone, which does not count.
+    """
+    # A folder made in a bucket's web console lists itself, under a name that does not exist.
     names = {
         path.name for path in folder.iterdir() if not path.name.startswith(".") and path.exists()
     }
@@ -145,6 +157,7 @@ def _is_foreign(folder: epath.Path) -> bool:
 
 
 def _check_same(workdir, saved: Config, config: Config, run, source: Source, init_from) -> None:
+    """Raises UserError naming every difference from the saved run that affects training."""
     before = flatten(to_dict(saved))
     now = flatten(to_dict(config))
     differences = [
@@ -154,34 +167,38 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source, ini
     ]
     if run["data_fingerprint"] != source.fingerprint:
         differences.append(
-            f"the data are not those it was started with ({run['images']} images, now {len(source)})"
+            f"the data is not what it was started with ({run['images']} images, now {len(source)})"
         )
     if init_from not in (None, run.get("init_from")):
         differences.append(
-            "it started from other weights than --init-from names (leave --init-from out to go on)"
+            "it started from other weights than --init-from names (leave --init-from out to resume)"
         )
     if differences:
         raise UserError(
-            f"{workdir} cannot be continued: {'; '.join(differences)}. Undo that or choose another --workdir"
+            f"{workdir} cannot resume: {'; '.join(differences)}. "
+            "Undo these changes or choose another --workdir"
         )
 
 
 def _warn_of_other_bits(starts: list[dict]) -> None:
-    """The same run to the last bit needs the same programs: tell what is another than before."""
-    if len(starts) > 1:
-        before, now = flatten(starts[-2]), flatten(starts[-1])
-        changes = [
-            f"{name} {before.get(name)!r} -> {now[name]!r}"
-            for name in now
-            if before.get(name) != now[name]
-        ]
-        if changes:
-            log.warning(
-                "the last bits may differ from an uninterrupted run's: %s", ", ".join(changes)
-            )
+    """Warns of everything that changed since the previous start and may change the last bits."""
+    if len(starts) < 2:
+        return
+    before = flatten(starts[-2])
+    now = flatten(starts[-1])
+    changes = [
+        f"{name} {before.get(name)!r} -> {now[name]!r}"
+        for name in now
+        if before.get(name) != now[name]
+    ]
+    if changes:
+        log.warning(
+            "the last bits may differ from those of an uninterrupted run: %s", ", ".join(changes)
+        )
 
 
 def _provenance(devices: str) -> dict:
+    """The record of this start: software, devices and settings that may change the last bits."""
     return {
         "python": platform.python_version(),
         "versions": versions(),
@@ -193,7 +210,7 @@ def _provenance(devices: str) -> dict:
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that a result depends on."""
+    """The versions of PACKAGES; None if a package is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
@@ -205,7 +222,7 @@ def _version(name: str) -> str | None:
 
 
 def digest(params) -> str:
-    """A hash of a tree of arrays: what tells one set of weights from another."""
+    """A hash of a tree of arrays, which identifies a set of weights."""
     hashed = hashlib.blake2b(digest_size=8)
     for leaf in jax.tree.leaves(params):
         hashed.update(np.ascontiguousarray(leaf))

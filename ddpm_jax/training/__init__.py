@@ -1,1 +1,1 @@
-"""Algorithm 1: one update, the loop around it, what it logs, and what a run costs."""
+"""Training (Algorithm 1): one update, the loop around it, its logs, and the cost of a run."""

@@ -1,10 +1,11 @@
-"""The loop around the updates: checkpoints, held-out loss, pictures, signals."""
+"""The training loop: updates, held-out loss, checkpoints, pictures, signals."""
 
 import contextlib
 import dataclasses
 import functools
 import logging
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 def holdout_loss(ddpm: DDPM, params, source: Source, indices: np.ndarray) -> float:
     """The mean loss over the held-out images `indices` of `source`.
 
-    Each image has the same t and noise at every call.
+    Each image gets the same t and noise in every call.
     """
     config = ddpm.config
     mesh = mesh_of(params)
@@ -62,12 +63,12 @@ def fit(
     *,
     init_from: epath.PathLike | None = None,
 ) -> TrainState:
-    """Trains `config` in `workdir`, or goes on with what is there; returns the last state.
+    """Trains `config` in `workdir`, or resumes the run there; returns the last state.
 
-    `images` uint8 [N,H,W,C] take the place of config.data.source. A new run starts from the weights of
-    `init_from` (what `load` takes) instead of fresh ones, and their average from them too. Ctrl-C and
-    SIGTERM end it after the step at hand, with everything saved. Raises UserError for what cannot be
-    used, NonFiniteLoss if training diverges.
+    `images` uint8 [N,H,W,C] replace config.data.source. With `init_from` (anything that `load`
+    takes), a new run and its average start from those weights instead of fresh ones. Ctrl-C and
+    SIGTERM end training after the current step, with everything saved. Raises UserError if an
+    argument cannot be used, NonFiniteLoss if training diverges.
     """
     if images is None:
         source = load_source(config.data)
@@ -75,21 +76,23 @@ def fit(
         source = from_array(images, config.data.image_shape)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source="array"))
     train, held_out = split(source, config.data.holdout)
-    held_out = held_out[
-        np.linspace(0, len(held_out) - 1, min(len(held_out), config.train.eval_images)).astype(int)
-    ]
+    held_out = _spread(held_out, config.train.eval_images)
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     check_batch(config.train, mesh.size)
 
     ddpm = DDPM(config)
-    first = None if init_from is None else weights_for(ddpm, init_from, mesh)
-    # Signals are held back until the last checkpoint is on disk.
+    devices = describe_devices(mesh)
+    params = None
+    label = None
+    if init_from is not None:
+        initial = weights_for(ddpm, init_from, mesh)
+        params = initial.params
+        label = initial.label
+    # Signals must not end the process before the last checkpoint is on disk.
     with (
-        start_run(
-            workdir, config, source, describe_devices(mesh), first and first.label
-        ) as workdir,
+        start_run(workdir, config, source, devices, label) as run,
         StopSignals() as signals,
-        contextlib.closing(Checkpoints(workdir, config.checkpoint.keep)) as checkpoints,
+        contextlib.closing(Checkpoints(run, config.checkpoint.keep)) as checkpoints,
     ):
         log.info(
             "data: %d images, %d of them to train on, fingerprint %s",
@@ -98,31 +101,38 @@ def fit(
             source.fingerprint,
         )
         log.info(
-            "run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)",
-            workdir,
+            "run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)", run
         )
-        state = _first_state(ddpm, mesh, checkpoints, first and first.params, workdir)
-        step, steps = int(state.step), config.train.steps
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        log.info(
-            "%d parameters on %s, step %d of %d", parameters, describe_devices(mesh), step, steps
-        )
-        rows = local_rows(mesh, config.train.batch_size)
-        batches = open_batches(
-            source, train, config.train.batch_size, config.seed, config.data, rows
-        )
+        state = _first_state(ddpm, mesh, checkpoints, params, run)
+        step = int(state.step)
+        steps = config.train.steps
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        log.info("%d parameters on %s, step %d of %d", size, devices, step, steps)
+
+        batch_size = config.train.batch_size
+        rows = local_rows(mesh, batch_size)
+        batches = open_batches(source, train, batch_size, config.seed, config.data, rows)
         with (
             contextlib.closing(batches),
-            contextlib.closing(open_log(workdir, step, steps)) as run_log,
+            contextlib.closing(open_log(run, step, steps)) as run_log,
         ):
             update = Update(ddpm, mesh, batches)
             return _train(update, state, held_out, checkpoints, run_log, signals)
 
 
+def _spread(indices: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of `indices`, evenly spaced."""
+    places = np.linspace(0, len(indices) - 1, min(len(indices), most)).astype(int)
+    return indices[places]
+
+
 def _first_state(
     ddpm: DDPM, mesh: Mesh, checkpoints: Checkpoints, params, workdir: epath.Path
 ) -> TrainState:
-    """The newest checkpoint's state, or one from `params`, None for fresh ones: shapes first, then arrays."""
+    """The state of the newest checkpoint, or else a new one from `params`; None means fresh ones.
+
+    Its shapes are found first, so that every array is made where it belongs on the mesh.
+    """
     init = functools.partial(init_state, ddpm)
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, mesh)
@@ -131,86 +141,128 @@ def _first_state(
         return TrainState(**parts)
     if params is None and starts_from(workdir):
         raise UserError(
-            f"{workdir}: it has no checkpoint yet; name the weights it starts from again with --init-from"
+            f"{workdir}: this run has no checkpoint yet; "
+            "name the weights it starts from again with --init-from"
         )
     return jax.jit(init, out_shardings=shardings)(params)
 
 
 def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState:
-    """The loop, from state.step to config.train.steps or a signal."""
-    ddpm, mesh, config = update.ddpm, update.mesh, update.ddpm.config
-    done, steps = int(state.step), config.train.steps
-    window, stopping = (
-        _Window(done, checkpoints, config.train.batch_size, model_flops_rate(ddpm, state, mesh)),
-        None,
-    )
+    """Updates `state` until config.train.steps or a signal; returns the last state."""
+    ddpm = update.ddpm
+    mesh = update.mesh
+    config = ddpm.config
+    steps = config.train.steps
+    done = int(state.step)
+    full_rate = model_flops_rate(ddpm, state, mesh)
+    window = _Window(done, checkpoints, config.train.batch_size, full_rate)
+    stopping = None
     try:
         while done < steps and not stopping:
             state, metrics = update(state, done)
             window.add(metrics)
             run_log.advance()
             done += 1
-
             stopping = signals.stop_after(done)
-            evaluates = (
-                len(held_out)
-                and config.train.eval_every
-                and _due(done, config.train.eval_every, steps)
-            )
-            draws = not stopping and _due(done, config.train.sample_every, steps)
-            # Drawing may take longer than the time between SIGTERM and SIGKILL, so what is learned is saved before.
-            saves = done == steps or stopping or draws or done % config.checkpoint.every == 0
-            # A line never reaches across a checkpoint, so that an interrupted run writes the same ones.
-            if saves or evaluates or draws or done % config.train.log_every == 0:
-                evaluated = {}
-                if evaluates:
-                    ema_params = replicate(state.ema_params, mesh)
-                    evaluated["holdout_loss"] = holdout_loss(
-                        ddpm, ema_params, update.batches.source, held_out
-                    )
+            due = _due_after(done, config, bool(stopping), len(held_out) > 0)
+
+            evaluated = {}
+            if due.evaluate:
+                evaluated["holdout_loss"] = _evaluate(update, state, held_out)
+            if due.log:
                 run_log.tick(done, window.close(**evaluated))
                 checkpoints.check()
-            if saves:
+            if due.save:
                 checkpoints.save(done, state._asdict())
-            if draws:
+            if due.draw:
                 run_log.pictures(done, _pictures(ddpm, state, mesh))
-            if not window.metrics:
+            if due.log:
                 window.restart_clock()
     except DataLost:
-        # Of several processes one alone knows, and a checkpoint needs them all.
+        # A checkpoint needs all processes. With several, the others do not know of the lost data.
         if jax.process_count() == 1:
             if window.metrics:
                 run_log.tick(done, window.close())
             checkpoints.save(done, state._asdict())
         raise
     if stopping:
-        log.info("%s: saved after step %d of %d; the same command goes on", stopping, done, steps)
-    elif not agreed(bool(run_log.has_pictures(done))):  # The run ended before they were drawn.
+        log.info(
+            "%s: saved after step %d of %d; run the same command to resume", stopping, done, steps
+        )
+    elif not agreed(bool(run_log.has_pictures(done))):  # An earlier start ended before drawing.
         run_log.pictures(done, _pictures(ddpm, state, mesh))
     return state
 
 
+class _Due(NamedTuple):
+    """The work that is due after an update, in the order in which it is done."""
+
+    evaluate: bool
+    log: bool
+    save: bool
+    draw: bool
+
+
+def _due_after(done: int, config: Config, stopping: bool, has_held_out: bool) -> _Due:
+    """The work that is due once `done` updates are made; `stopping` if a signal came."""
+    train = config.train
+    evaluate = (
+        has_held_out and train.eval_every > 0 and _is_due(done, train.eval_every, train.steps)
+    )
+    draw = not stopping and _is_due(done, train.sample_every, train.steps)
+    # Drawing may take longer than the time between SIGTERM and SIGKILL, so save before it.
+    save = stopping or draw or _is_due(done, config.checkpoint.every, train.steps)
+    # No line spans a checkpoint, so that an interrupted run writes the same lines.
+    log_line = save or evaluate or done % train.log_every == 0
+    return _Due(evaluate, log_line, save, draw)
+
+
+def _is_due(done: int, every: int, steps: int) -> bool:
+    """Whether work that is done after every `every` updates (0: none) and after the last is due."""
+    return done == steps or (every > 0 and done % every == 0)
+
+
+def _evaluate(update: Update, state: TrainState, held_out: np.ndarray) -> float:
+    """The held-out loss of the averaged weights."""
+    params = replicate(state.ema_params, update.mesh)
+    return holdout_loss(update.ddpm, params, update.batches.source, held_out)
+
+
+def _pictures(ddpm, state, mesh):
+    """Samples of the averaged weights, from the same noise every time."""
+    rng = run_key(ddpm.config, SAMPLES)
+    return ddpm.sample(replicate(state.ema_params, mesh), rng, ddpm.config.train.num_samples)
+
+
 class _Window:
-    """The metrics of the updates since the last line, left on the device until the next one."""
+    """Collects the metrics of the updates since the last line, on the device until the next."""
 
     def __init__(
         self, step: int, checkpoints: Checkpoints, batch_size: int, full_rate: float | None
     ):
-        self.step, self.checkpoints = step, checkpoints
-        self.batch_size, self.full_rate = batch_size, full_rate
+        self.step = step
+        self.checkpoints = checkpoints
+        self.batch_size = batch_size
+        self.full_rate = full_rate
         self.metrics: list[dict] = []
         self.restart_clock()
 
     def add(self, metrics: dict) -> None:
+        """Adds the metrics of one update."""
         self.metrics.append(metrics)
 
     def restart_clock(self) -> None:
-        """Starts to time anew: what was done since the last line was no update."""
+        """Restarts the timing. It must leave out work that is no update, such as a checkpoint."""
         self.started = time.monotonic()
 
     def close(self, **evaluated: float) -> dict[str, float]:
-        """Means over the window, its rate, and `evaluated`. Raises NonFiniteLoss naming the first bad number."""
-        steps, metrics, self.metrics = len(self.metrics), jax.device_get(self.metrics), []
+        """Empties the window. Returns the means over it, its rates, and `evaluated`.
+
+        Raises NonFiniteLoss naming the first value that is not finite.
+        """
+        metrics = jax.device_get(self.metrics)
+        steps = len(metrics)
+        self.metrics = []
         for number, values in enumerate(metrics, self.step + 1):
             self._check(number, values)
         self.step += steps
@@ -224,26 +276,16 @@ class _Window:
 
     def _check(self, step, values) -> None:
         for name, value in values.items():
-            if not np.isfinite(value):
-                self.checkpoints.wait()
-                last = self.checkpoints.latest_step
-                good = (
-                    "there is no checkpoint yet"
-                    if last is None
-                    else f"the last good checkpoint is {last}"
-                )
-                raise NonFiniteLoss(
-                    f"{name} is {value} at step {step}; {good}. Try a lower optim.learning_rate"
-                )
-
-
-def _pictures(ddpm, state, mesh):
-    rng = run_key(ddpm.config, SAMPLES)
-    return ddpm.sample(replicate(state.ema_params, mesh), rng, ddpm.config.train.num_samples)
-
-
-def _due(done: int, every: int, steps: int) -> bool:
-    return done == steps or (every > 0 and done % every == 0)
+            if np.isfinite(value):
+                continue
+            self.checkpoints.wait()
+            last = self.checkpoints.latest_step
+            good = f"the last good checkpoint is {last}"
+            if last is None:
+                good = "there is no checkpoint yet"
+            raise NonFiniteLoss(
+                f"{name} is {value} at step {step}; {good}. Try a lower optim.learning_rate"
+            )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,1 +1,1 @@
-"""Trained models in and out: runs, .safetensors, diffusers folders, names on huggingface.co, StableHLO."""
+"""Loads and exports trained models: runs, .safetensors, diffusers folders, the Hub, StableHLO."""
