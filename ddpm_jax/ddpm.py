@@ -182,10 +182,10 @@ class DDPM:
         )
 
     def encode(self, params, x_0, *, steps: int | None = None):
-        """The DDIM latents x_T [B,H,W,C] of images x_0 [B,H,W,C] in [-1, 1]; `steps` as in `sample`.
+        """The DDIM latents x_T [B,H,W,C] of images x_0 [B,H,W,C] in [-1, 1].
 
-        `decode` with as many steps takes them back to about x_0. Raises TypeError for images that
-        are not floats.
+        `steps` as in `sample`; `decode` with as many steps takes them back to about x_0. Raises
+        TypeError for images that are not floats.
         """
         _check_images(x_0)
         sampler = self._ddim(steps)

@@ -87,6 +87,6 @@ def random_times(keys, num_timesteps: int):
 
 
 def random_flip(keys, images):
-    """Images [B,H,W,C], each mirrored left to right with probability 1/2 by its key of `keys` [B]."""
+    """Images [B,H,W,C], each mirrored left to right with probability 1/2 by its own key [B]."""
     flip = jax.vmap(jax.random.bernoulli)(fold(keys, FLIP))
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

@@ -84,8 +84,8 @@ class Sampler(Checked):
     def variance(self, diffusion: Diffusion) -> Variance:
         """What a reverse step's variance is taken from.
 
-        The beta of a longer stride is far above what the reverse step needs, and a learned
-        log-variance belongs to steps of length one: a shortened chain takes the posterior's instead.
+        The beta of a longer stride is far too large for a reverse step, and a learned log-variance
+        belongs to steps of length one: a shortened chain takes the posterior's instead.
         """
         of_one_step = diffusion.variance in ("fixed_large", "learned")
         if of_one_step and self.strides(diffusion):

@@ -86,7 +86,7 @@ def test_the_defaults_are_the_papers_cifar10():
         ),
         (
             lambda: Model(base_channels=48),
-            "model.norm_groups: 32 does not divide a level's width, 48",
+            "model.norm_groups: 32 does not divide the width of a level, 48",
         ),
         (
             lambda: Model(dtype="float16"),

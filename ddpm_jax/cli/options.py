@@ -89,7 +89,7 @@ class ModelOptions(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions(ModelOptions):
-    """Draw images from a trained model. Image i of a seed is the same whatever else is asked for."""
+    """Draw images from a trained model. Image i of a seed is the same in every call."""
 
     sampler: SamplerFields = ANCESTRAL
     n: Annotated[int, Range(min=1, max=2**32), tyro.conf.arg(aliases=["-n"])] = 64
@@ -105,7 +105,7 @@ class SampleOptions(ModelOptions):
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodOptions(ModelOptions):
-    """The bound on the negative log-likelihood of all images of a split; resumes where it stopped."""
+    """The bound on the negative log-likelihood of a split's images; resumes where it stopped."""
 
     split: Split | None = None
     """Images trained on, held out, or of data.test; None for test if there is one, else holdout."""

@@ -66,7 +66,8 @@ class Model(Checked):
             width = self.base_channels * multiplier
             if width % self.norm_groups:
                 raise UserError(
-                    f"model.norm_groups: {self.norm_groups} does not divide a level's width, {width}"
+                    f"model.norm_groups: {self.norm_groups} does not divide the width of a level, "
+                    f"{width}"
                 )
 
 
@@ -129,7 +130,8 @@ class Diffusion(Checked):
                 )
         if self.min_snr_gamma is not None and self.weighting not in (None, "min_snr"):
             raise UserError(
-                f"diffusion.min_snr_gamma: weighting {self.weighting!r} does not use it; leave it out"
+                f"diffusion.min_snr_gamma: weighting {self.weighting!r} does not use it; leave it "
+                "out"
             )
 
     @property

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
 
 class BatchReader(Protocol):
-    """What an update reads its batches from: `Batches` in memory, or a `Stream` that reads ahead."""
+    """The source of an update's batches: `Batches` in memory, or a `Stream` that reads ahead."""
 
     source: Source
 
@@ -81,17 +81,18 @@ class Batches:
 
 
 def split(source: Source, holdout: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (to train on, held out) of `source`, about `holdout` of them held out by a hash of the name.
+    """Indices (to train on, held out) of `source`, about `holdout` of them held out.
 
-    An image keeps its side when others come or go. Raises UserError if none is left to train on.
+    A hash of its name decides, so an image keeps its side when others come or go. Raises UserError
+    if none is left to train on.
     """
     held = np.array([_hash01(name) < holdout for name in source.names])
-    train, holdout_indices = np.flatnonzero(~held), np.flatnonzero(held)
+    train = np.flatnonzero(~held)
     if not len(train):
         raise UserError(
             f"data.holdout: {holdout} of {len(source)} images leaves none to train on; lower it"
         )
-    return train, holdout_indices
+    return train, np.flatnonzero(held)
 
 
 def _hash01(name: str) -> float:
@@ -100,6 +101,6 @@ def _hash01(name: str) -> float:
 
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    # NumPy promises that a bit generator's stream never changes, and promises it of nothing above it.
+    # NumPy promises the streams of its bit generators for ever, and nothing that is built on them.
     bits = np.random.Philox(key=[seed, epoch]).random_raw(n)
     return np.argsort(bits, kind="stable")

@@ -6,13 +6,13 @@ k = T is pure noise, k = 0 is the image. The index of q_sample is t = k - 1.
 
 import dataclasses
 import logging
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config.checked import Checked, Range
+from ddpm_jax.config import Checked, Seed, Weights
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
@@ -61,9 +61,9 @@ class RunFigure(Figure):
 
     run: str = dataclasses.field(kw_only=True)
     """Folder of the run, or a model from elsewhere."""
-    seed: Annotated[int, Range(min=0, below=2**32)] = 0
+    seed: Seed = 0
     """Seed of all noise."""
-    weights: Literal["ema", "raw"] | None = None
+    weights: Weights | None = None
     """Averaged weights (ema) or those of the last update (raw); None for a run's averaged weights,
     or for those that a file holds.
     """

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.config.checked import Range
+from ddpm_jax.config import Range
 from ddpm_jax.data.folder import decode
 from ddpm_jax.data.images import to_float, to_uint8
 from ddpm_jax.errors import UserError

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.config.checked import Range
+from ddpm_jax.config import Range
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.progress import progress_bar

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.config.checked import Range
+from ddpm_jax.config import Range
 from ddpm_jax.data.images import grid, to_uint8
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table

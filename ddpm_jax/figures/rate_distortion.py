@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from ddpm_jax.config.checked import Range
+from ddpm_jax.config import Positive, Split
 from ddpm_jax.evaluation.bound import draws_of, measure
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import RunFigure
@@ -23,11 +23,11 @@ class RateDistortion(RunFigure):
     Reuses the results of `ddpm-jax likelihood`.
     """
 
-    split: Literal["train", "holdout", "test"] | None = None
+    split: Split | None = None
     """Which images; None for test if the run's config has one, else holdout."""
-    draws: Annotated[int, Range(min=1)] = 1
+    draws: Positive = 1
     """Minimum number of draws, each with fresh noise; earlier draws count too."""
-    batch_size: Annotated[int, Range(min=1)] | None = None
+    batch_size: Positive | None = None
     """Images at a time; None for 64 per device."""
     data: str | None = None
     """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""

@@ -5,12 +5,11 @@ Needs no run.
 
 import dataclasses
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from ddpm_jax.config import Diffusion, Timesteps
-from ddpm_jax.config.checked import Range
+from ddpm_jax.config import Beta, Diffusion, ScheduleName, Timesteps
 from ddpm_jax.errors import UserError
 from ddpm_jax.figures.base import Figure
 from ddpm_jax.figures.panel import curves
@@ -18,20 +17,18 @@ from ddpm_jax.schedule import make_schedule
 
 PIXEL_STD = 0.5
 
-Name = Literal["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50", "raised_cosine"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Schedules(Figure):
     """alphas_bar, signal-to-noise ratio and KL divergence at each step of one or more schedules."""
 
-    schedules: tuple[Name, ...] = ("linear", "cosine")
+    schedules: tuple[ScheduleName, ...] = ("linear", "cosine")
     """Names of the schedules."""
     num_timesteps: Timesteps = 1000
     """T, the number of diffusion steps."""
-    beta_start: Annotated[float, Range(above=0, max=1)] | None = None
+    beta_start: Beta | None = None
     """First beta of every schedule; None for each schedule's own."""
-    beta_end: Annotated[float, Range(above=0, max=1)] | None = None
+    beta_end: Beta | None = None
     """Last beta of every schedule; None for each schedule's own."""
 
     name: ClassVar[str] = "schedule"

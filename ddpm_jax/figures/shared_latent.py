@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.config.checked import Range
+from ddpm_jax.config import Range
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table

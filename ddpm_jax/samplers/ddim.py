@@ -1,4 +1,4 @@
-"""DDIM (Song et al. 2021): deterministic, or with part of the posterior's noise; and its inverse."""
+"""DDIM (Song et al. 2021): deterministic, or with part of the noise; and its inverse."""
 
 import jax
 import jax.numpy as jnp

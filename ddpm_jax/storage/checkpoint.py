@@ -5,11 +5,8 @@ that reading the weights does not touch the optimiser's. With it a checksum of e
 """
 
 import contextlib
-import gc
 import logging
 import math
-import sys
-import warnings
 
 import jax
 from etils import epath
@@ -19,8 +16,10 @@ from ddpm_jax.devices.processes import is_first, wait_for_all
 from ddpm_jax.errors import UserError
 from ddpm_jax.storage.checksum import checksum
 from ddpm_jax.storage.files import path_of, writing
+from ddpm_jax.storage.orbax_log import demote_orbax_errors
 
 log = logging.getLogger(__name__)
+demote_orbax_errors()
 
 # Words of errors that say nothing of the files' state: another try may read them.
 NOT_DAMAGE = (
@@ -34,16 +33,16 @@ NOT_DAMAGE = (
 
 
 class Checkpoints:
-    """The checkpoints of a run that trains. Saving goes on in the background; `close` waits for it.
+    """The checkpoints of a run that trains, saved in the background; `close` waits for the last.
 
     A checkpoint that cannot be saved is reported as UserError by the next call, once.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int):
-        """Opens `workdir`/checkpoints, made if missing, of which the `keep` newest stay."""
+        """Opens `workdir`/checkpoints, made if missing; the `keep` newest stay."""
         self.folder = _folder(workdir)
         self._failed = False
-        with _quiet(), writing(self.folder):
+        with writing(self.folder):
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
@@ -57,7 +56,7 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def save(self, step: int, parts: dict) -> None:
-        """Starts to save `parts`, a dict of pytrees, as `step`; a step that is there already stays."""
+        """Starts to save `parts`, a dict of pytrees, as `step`; an existing step is kept."""
         if step == self.latest_step:
             return
         about = {"checksums": {name: checksum(part) for name, part in parts.items()}}
@@ -67,10 +66,11 @@ class Checkpoints:
             )
 
     def restore(self, abstract_parts: dict) -> dict | None:
-        """The parts of the newest whole checkpoint, placed as the ShapeDtypeStructs of `abstract_parts` say.
+        """The parts of the newest whole checkpoint, or None if there is none yet.
 
-        None if there is none yet. Damaged ones are reported and renamed to STEP.damaged, which makes
-        room for the step when it is reached again. Raises UserError if all are damaged, or one does not fit.
+        They are placed as the ShapeDtypeStructs of `abstract_parts` say. Damaged checkpoints are
+        reported and renamed to STEP.damaged, which makes room for the step when it is reached
+        again. Raises UserError if all are damaged, or one does not fit.
         """
         if self.latest_step is None:
             return None
@@ -92,17 +92,17 @@ class Checkpoints:
         return parts
 
     def check(self) -> None:
-        """Raises UserError if the last checkpoint could not be saved; does not wait for one that is being saved."""
+        """Raises UserError if the last checkpoint could not be saved; does not wait."""
         if not self._checkpointer.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for what is being saved."""
+        """Waits for the save in progress, if any."""
         with self._reported():
             self._checkpointer.wait()
 
     def close(self) -> None:
-        """Waits for what is being saved, and ends."""
+        """Waits for the save in progress, and ends."""
         with self._reported():
             self._checkpointer.close()
 
@@ -110,8 +110,7 @@ class Checkpoints:
     def _reported(self):
         """Turns what Orbax raises into one line; after that nothing more is raised."""
         try:
-            with _quiet():
-                yield
+            yield
         except Exception as error:
             if self._failed:
                 return
@@ -136,10 +135,9 @@ def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None 
     folder = _folder(workdir)
     if not folder.exists():
         raise UserError(f"{workdir}: there is no checkpoint in this run yet")
-    with _quiet():
-        checkpointer = ocp.training.Checkpointer(folder)
-        steps = _steps(checkpointer)
-        checkpointer.close()
+    checkpointer = ocp.training.Checkpointer(folder)
+    steps = _steps(checkpointer)
+    checkpointer.close()
     if not steps:
         raise UserError(f"{workdir}: there is no checkpoint in this run yet")
     if step is not None and step not in steps:
@@ -155,7 +153,7 @@ def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None 
 
 
 def abstract_like(tree, shardings):
-    """jax.ShapeDtypeStructs of `tree` (arrays or the like), to be placed by `shardings`, a tree like it."""
+    """jax.ShapeDtypeStructs of the arrays of `tree`, placed by `shardings`, a tree like it."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -178,9 +176,10 @@ def _steps(checkpointer) -> list[int]:
 
 
 def _newest_whole(folder, steps, abstract_parts):
-    """(step, parts, {newer step: what is wrong with it}). Raises UserError if none of `steps` can be used.
+    """(step, parts, {newer step: its damage}) of the newest of `steps` that can be used.
 
-    All checkpoints of a run have the same shapes: where an older one fits, one that does not is damaged.
+    All checkpoints of a run have the same shapes: where an older one fits, one that does not is
+    damaged. Raises UserError if none can be used.
     """
     unusable = {}
     for step in reversed(steps):
@@ -190,39 +189,38 @@ def _newest_whole(folder, steps, abstract_parts):
             unusable[step] = error
     reasons = "; ".join(f"{step}: {reason}" for step, reason in unusable.items())
     raise UserError(
-        f"{folder}: no checkpoint can be used: {reasons}. Nothing was changed; put back a copy of one"
+        f"{folder}: no checkpoint can be used: {reasons}. Nothing was changed; put a copy of one "
+        "back"
     )
 
 
 def _load(path, abstract_parts) -> dict:
-    """The parts of one checkpoint. Raises _Unusable, or UserError if it may be whole but cannot be read now."""
-    problem = None
-    with _quiet():
-        try:
-            for name, abstract in abstract_parts.items():
-                checksums = _check_metadata(path, name, abstract)
-            parts = ocp.load_checkpointables(path, abstract_parts)
-            wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
-            if wrong:
-                raise _Unusable(f"by the checksum, not what was saved: {', '.join(wrong)}")
-        except _Unusable as error:
-            problem = error
-        except Exception as error:
-            problem = _Unusable(_reason(error))
-            at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
-            if isinstance(error, at_fault) or any(word in str(problem) for word in NOT_DAMAGE):
-                problem = UserError(f"{path}: this checkpoint cannot be read: {problem}")
-        if problem:
-            gc.collect()  # Tasks that nobody awaits any more complain when they go.
-    if problem:
-        raise problem
+    """The parts of one checkpoint.
+
+    Raises _Unusable, or UserError if it may be whole but cannot be read now.
+    """
+    try:
+        for name, abstract in abstract_parts.items():
+            checksums = _check_metadata(path, name, abstract)
+        parts = ocp.load_checkpointables(path, abstract_parts)
+        wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
+    except _Unusable:
+        raise
+    except Exception as error:  # Orbax raises errors of many kinds, of its own and of others.
+        reason = _reason(error)
+        at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+        if isinstance(error, at_fault) or any(word in reason for word in NOT_DAMAGE):
+            raise UserError(f"{path}: this checkpoint cannot be read: {reason}") from error
+        raise _Unusable(reason) from error
+    if wrong:
+        raise _Unusable(f"its checksum differs from the saved one: {', '.join(wrong)}")
     return parts
 
 
 def _check_metadata(path, part: str, abstract) -> dict[str, int]:
-    """The checksums of all parts. Raises _Unusable if there are none or `part` is not like `abstract`.
+    """The checksums of all parts. No memory is taken for arrays yet.
 
-    No memory is taken for arrays yet.
+    Raises _Unusable if there are none or `part` is not like `abstract`.
     """
     metadata = ocp.metadata(path, part)
     if metadata.metadata is None or not (metadata.custom_metadata or {}).get("checksums"):
@@ -242,7 +240,7 @@ def _check_metadata(path, part: str, abstract) -> dict[str, int]:
 
 
 def _named(tree) -> dict:
-    """{"1.0.count": leaf, ...}: the same for tuples of any name and for the lists that metadata have."""
+    """{"1.0.count": leaf, ...}: the same for named tuples and for the lists in metadata."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
@@ -262,29 +260,11 @@ def _set_aside(path) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, where Orbax puts what happened; what it raises itself speaks of its handlers."""
+    """The innermost cause: Orbax puts the fault there, and speaks of its handlers itself."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).partition("[tensorstore_spec")[0].partition("See full TensorStore")[0]
     words = " ".join(text.split()) or type(error).__name__
-    return (
-        words if len(words) < 300 else f"{words[:140]} ... {words[-140:]}"
-    )  # The system's own words come last.
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Holds back what Orbax and asyncio print of an error beside raising it: pages, from several threads."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels, hooks = [logger.level for logger in loggers], (sys.excepthook, sys.unraisablehook)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        sys.excepthook = sys.unraisablehook = lambda *_: None
-        try:
-            yield
-        finally:
-            sys.excepthook, sys.unraisablehook = hooks
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    if len(words) < 300:
+        return words
+    return f"{words[:140]} ... {words[-140:]}"  # The system's own words come last.

@@ -103,7 +103,7 @@ def load_weights(
     step: int | None = None,
     mesh: Mesh | None = None,
 ) -> Loaded:
-    """As `load`, with what is known of the weights; params are on each device of `mesh`, if given."""
+    """As `load`, with all that is known of the weights; params are on each device of `mesh`."""
     if weights not in (None, "ema", "raw"):
         raise UserError(f"weights: {weights!r} is neither ema nor raw")
     if is_run(path):

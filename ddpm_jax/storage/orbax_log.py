@@ -1,0 +1,34 @@
+"""Orbax's log: each of its threads logs an error, pages long, beside raising it.
+
+The error that is raised becomes one line of ours. The pages go to this module's log at DEBUG, so
+that nothing is lost: logging.getLogger("ddpm_jax").setLevel(logging.DEBUG) shows them.
+"""
+
+import logging
+import traceback
+
+log = logging.getLogger(__name__)
+
+# Orbax logs through absl; asyncio logs errors of Orbax's tasks that nothing waits for any more.
+LOGGERS = ("absl", "asyncio")
+
+
+def demote_orbax_errors() -> None:
+    """Turns Orbax's log into debug messages of this package, from now on and in every thread."""
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, _FromOrbax) for each in logger.filters):
+            logger.addFilter(_FromOrbax())
+
+
+class _FromOrbax(logging.Filter):
+    """Takes the records that come from Orbax's code; all others pass."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        files = [record.pathname]
+        if record.exc_info and record.exc_info[2]:
+            files += [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
+        if not any("/orbax/" in file for file in files):
+            return True
+        log.debug(record.getMessage(), exc_info=record.exc_info)
+        return False
