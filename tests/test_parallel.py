@@ -138,11 +138,11 @@ def test_a_mesh_that_cannot_be_is_refused():
     for make, message in [
         (
             lambda: Config(parallel=Parallel(mode="pmap", fsdp=2)),
-            "parallel.fsdp: pmap keeps a copy",
+            "parallel.fsdp: pmap keeps a whole copy",
         ),
         (
             lambda: Config(optim=Optim(clip="device")),
-            "optim.clip: device is for parallel.mode pmap",
+            "optim.clip: device needs a gradient for each device; choose parallel.mode pmap",
         ),
         (
             lambda: Config(train=Train(accumulate=3)),
@@ -150,7 +150,7 @@ def test_a_mesh_that_cannot_be_is_refused():
         ),
         (
             lambda: Config(model=Model(remat=(4,))),
-            "model.remat: there is no level 4, the last is 3",
+            "model.remat: no level 4; the last is 3",
         ),
     ]:
         with pytest.raises(UserError, match=message):
