@@ -143,7 +143,10 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
             ("export", run, "--format", "stablehlo", "--out", tmp_path),
             "exists already; choose another --out or move",
         ),
-        (("sample", tmp_path / "model.pth"), "model.pth: a pickle can run any program"),
+        (
+            ("sample", tmp_path / "model.pth"),
+            "model.pth: this is a pickle, which can run any program",
+        ),
         (
             (
                 "export",
