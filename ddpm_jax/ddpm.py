@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from ddpm_jax.models import UNet, init_params
 from ddpm_jax.sampler import Sampler, as_sampler
 from ddpm_jax.samplers import ancestral_step, ddim, ddim_encode
 from ddpm_jax.schedule import Schedule, make_schedule, strided
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree
 
 # The order in which the first digests hashed these fields; saved files compare them.
 HASHED_FIRST = (
@@ -84,29 +86,46 @@ class DDPM:
         """(H, W, C) of one image."""
         return self.config.data.image_shape
 
-    def init(self, rng):
+    def init(self, rng: AnyKey) -> PyTree:
         """Fresh parameters: a tree of float32 arrays."""
         return _init(self, rng)
 
-    def denoise(self, params, x_t, t):
-        """The network's output for x_t [B,H,W,C] at the original 0-based steps t [B]; no dropout.
+    def denoise(
+        self, params: PyTree, x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
+    ) -> Float[jax.Array, "b h w outputs"]:
+        """The network's output for x_t at the original 0-based steps t; no dropout.
 
-        [B,H,W,C], or [B,H,W,2C] where the variance is learned.
+        It has 2 C channels where the variance is learned.
         """
-        return self.network.apply({"params": params}, x_t, t)
+        return jnp.asarray(self.network.apply({"params": params}, x_t, t))
 
-    def loss(self, params, rng, x_0, *, rows=None, train: bool = False):
-        """config.diffusion.loss [B] of images x_0 [B,H,W,C] in [-1, 1], t uniform.
+    def loss(
+        self,
+        params: PyTree,
+        rng: AnyKey,
+        x_0: Float[Array, "b h w c"],
+        *,
+        rows: Integer[Array, " b"] | None = None,
+        train: bool = False,
+    ) -> Float[jax.Array, " b"]:
+        """config.diffusion.loss of images x_0 in [-1, 1], t uniform.
 
         Dropout is on only if `train`. Example i draws its t, noise and dropout from
-        fold_in(rng, rows[i]); `rows` [B] are 0, ..., B - 1 unless x_0 is a part of a batch.
+        fold_in(rng, rows[i]); `rows` are 0, ..., B - 1 unless x_0 is a part of a batch.
         Raises TypeError for images that are not floats.
         """
         rows = jnp.arange(len(x_0), dtype=jnp.uint32) if rows is None else rows
         return self.loss_of_examples(params, example_keys(rng, rows), x_0, train=train)
 
-    def loss_of_examples(self, params, keys, x_0, *, train: bool = False):
-        """As `loss`, with the key of each example: `keys` [B]."""
+    def loss_of_examples(
+        self,
+        params: PyTree,
+        keys: AnyKeys,
+        x_0: Float[Array, "b h w c"],
+        *,
+        train: bool = False,
+    ) -> Float[jax.Array, " b"]:
+        """As `loss`, with the key of each example."""
         _check_images(x_0)
         diffusion = self.config.diffusion
         t = random_times(keys, self.schedule.num_timesteps)
@@ -130,14 +149,14 @@ class DDPM:
 
     def sample(
         self,
-        params,
-        rng,
+        params: PyTree,
+        rng: AnyKey,
         n: int,
         *,
         start: int = 0,
         batch_size: int | None = None,
         sampler: Sampler | SamplerName = "ancestral",
-        **options,
+        **options: Any,
     ) -> np.ndarray:
         """Images start, ..., start + n - 1 of the key `rng`, float32 [n,H,W,C] in [-1, 1].
 
@@ -166,12 +185,19 @@ class DDPM:
             result[rows[:count]] = fetch(images)[:count]
         return result
 
-    def reverse(self, params, keys, x, start: int, stop: int = 0):
-        """Algorithm 2 between any two steps: (x, x_0), each [B,H,W,C].
+    def reverse(
+        self,
+        params: PyTree,
+        keys: AnyKeys,
+        x: Float[Array, "b h w c"],
+        start: int,
+        stop: int = 0,
+    ) -> tuple[Float[jax.Array, "b h w c"], Float[jax.Array, "b h w c"]]:
+        """Algorithm 2 between any two steps: (x, x_0).
 
-        x [B,H,W,C] was diffused `start` times (T is pure noise, k is q_sample at t = k - 1), the
+        x was diffused `start` times (T is pure noise, k is q_sample at t = k - 1), the
         x that is returned `stop` times (0 is an image); x_0 is the prediction of the last step.
-        Row i's noise at step t comes from fold_in(keys[i], t), keys [B].
+        Row i's noise at step t comes from fold_in(keys[i], t).
         Raises ValueError unless 0 <= stop < start <= T.
         """
         T = self.schedule.num_timesteps
@@ -181,8 +207,10 @@ class DDPM:
             lambda keys, x: _reverse(self, params, keys, x, start, stop), params, keys, x
         )
 
-    def encode(self, params, x_0, *, steps: int | None = None):
-        """The DDIM latents x_T [B,H,W,C] of images x_0 [B,H,W,C] in [-1, 1].
+    def encode(
+        self, params: PyTree, x_0: Float[Array, "b h w c"], *, steps: int | None = None
+    ) -> Float[jax.Array, "b h w c"]:
+        """The DDIM latents x_T of images x_0 in [-1, 1].
 
         `steps` as in `sample`; `decode` with as many steps takes them back to about x_0. Raises
         TypeError for images that are not floats.
@@ -191,8 +219,10 @@ class DDPM:
         sampler = self._ddim(steps)
         return _share_rows(lambda x_0: _encode(self, sampler, params, x_0), params, x_0)
 
-    def decode(self, params, x_T, *, steps: int | None = None):
-        """Images x_0 [B,H,W,C] of latents x_T [B,H,W,C]: DDIM with eta = 0, nothing clipped."""
+    def decode(
+        self, params: PyTree, x_T: Float[Array, "b h w c"], *, steps: int | None = None
+    ) -> Float[jax.Array, "b h w c"]:
+        """Images x_0 of latents x_T: DDIM with eta = 0, nothing clipped."""
         sampler = self._ddim(steps)
         return _share_rows(lambda x_T: _decode(self, sampler, params, x_T), params, x_T)
 
@@ -202,9 +232,15 @@ class DDPM:
         return sampler
 
     def bits_per_dim(
-        self, params, rng, x_0, *, start: int = 0, batch_size: int | None = None
+        self,
+        params: PyTree,
+        rng: AnyKey,
+        x_0: Float[Array, "b h w c"],
+        *,
+        start: int = 0,
+        batch_size: int | None = None,
     ) -> BitsPerDim:
-        """The bound on -log2 p of images x_0 [B,H,W,C] and its parts, as NumPy arrays.
+        """The bound on -log2 p of images x_0 and its parts, as NumPy arrays.
 
         See `likelihood.bits_per_dim`. Images are those of uint8, x / 127.5 - 1. Image i is diffused
         with noise of fold_in(rng, start + i). `batch_size` and devices as in `sample`.
@@ -216,8 +252,12 @@ class DDPM:
         n = len(x_0)
         T = self.schedule.num_timesteps
         mesh = mesh_of(params)
-        shapes = BitsPerDim(total=(n,), prior=(n,), terms=(n, T), mse=(n, T))
-        result = BitsPerDim(*(np.empty(shape, np.float32) for shape in shapes))
+        result = BitsPerDim(
+            total=np.empty(n, np.float32),
+            prior=np.empty(n, np.float32),
+            terms=np.empty((n, T), np.float32),
+            mse=np.empty((n, T), np.float32),
+        )
         for rows, count in _batches(n, batch_size, mesh):
             first = np.uint32(start + rows[0])
             bits = _bits_per_dim(self, params, rng, place(x_0[rows], mesh), first)
@@ -227,8 +267,14 @@ class DDPM:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def sample_batch(ddpm: DDPM, sampler: Sampler, params, rng, indices):
-    """Images [B,H,W,C] of the key `rng`, one for each of `indices` uint32 [B]."""
+def sample_batch(
+    ddpm: DDPM,
+    sampler: Sampler,
+    params: PyTree,
+    rng: AnyKey,
+    indices: Integer[Array, " b"],
+) -> Float[jax.Array, "b h w c"]:
+    """Images of the key `rng`, one for each of `indices`."""
     schedule, denoise_fn, options = _chain(ddpm, sampler, params)
     x_0 = sampler.method(
         schedule,

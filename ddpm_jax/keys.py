@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float32, Int32, Integer, Shaped
 
 # Folded into the key of a run's seed, beside the numbers of its updates 0, 1, ...
 INIT = 2**32 - 1
@@ -48,7 +49,7 @@ FAMILIES = {
 """The numbers by the key that they are folded into."""
 
 
-def seed_key(seed: int):
+def seed_key(seed: int) -> AnyKey:
     """The key of `seed`, threefry2x32 whatever jax's default implementation is.
 
     Raises UserError unless 0 <= seed < 2**32.
@@ -58,8 +59,8 @@ def seed_key(seed: int):
     return jax.random.key(seed, impl="threefry2x32")
 
 
-def example_keys(rng, indices):
-    """fold_in(rng, i) for each of `indices` [B]: keys [B].
+def example_keys(rng: AnyKey, indices: Integer[Array, " b"]) -> AnyKeys:
+    """fold_in(rng, i) for each of `indices`.
 
     Raises ValueError if `rng` is not a threefry key: draws of the others depend on the batch.
     """
@@ -71,22 +72,24 @@ def example_keys(rng, indices):
     return jax.vmap(lambda i: jax.random.fold_in(rng, i))(indices)
 
 
-def fold(keys, number: int):
-    """fold_in(key, number) for each of `keys` [B]: keys [B]."""
+def fold(keys: AnyKeys, number: int) -> AnyKeys:
+    """fold_in(key, number) for each of `keys`."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def gaussian_noise(keys, number, shape: tuple[int, ...]):
-    """N(0, I) [B, *shape] for `keys` [B]: each example's from its own fold_in(key, number)."""
+def gaussian_noise(
+    keys: AnyKeys, number: int | Integer[Array, ""], shape: tuple[int, ...]
+) -> Float32[jax.Array, "b *shape"]:
+    """N(0, I) of `shape` for each of `keys`: each example's from its own fold_in(key, number)."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), shape))(keys)
 
 
-def random_times(keys, num_timesteps: int):
-    """t [B], uniform in 0, ..., T - 1, from `keys` [B] of examples."""
+def random_times(keys: AnyKeys, num_timesteps: int) -> Int32[jax.Array, " b"]:
+    """t, uniform in 0, ..., T - 1, from `keys` of examples."""
     return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps))(fold(keys, TIME))
 
 
-def random_flip(keys, images):
-    """Images [B,H,W,C], each mirrored left to right with probability 1/2 by its own key [B]."""
+def random_flip(keys: AnyKeys, images: Shaped[Array, "b h w c"]) -> Shaped[jax.Array, "b h w c"]:
+    """Images, each mirrored left to right with probability 1/2 by its own key."""
     flip = jax.vmap(jax.random.bernoulli)(fold(keys, FLIP))
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

@@ -11,19 +11,19 @@ from ddpm_jax import diffusion, losses
 from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance
 from ddpm_jax.keys import example_keys, gaussian_noise
 from ddpm_jax.schedule import Schedule
-from ddpm_jax.shapes import Array, Float, Integer, Key
+from ddpm_jax.shapes import AnyKey, Array, Float, Integer
 
 
 class BitsPerDim(NamedTuple):
     """The bound of each image and its parts."""
 
-    total: Float[jax.Array, " b"]
+    total: Float[Array, " b"]
     """Bits/dim: prior + the sum of terms."""
-    prior: Float[jax.Array, " b"]
+    prior: Float[Array, " b"]
     """Bits/dim: L_T."""
-    terms: Float[jax.Array, "b T"]
+    terms: Float[Array, "b T"]
     """Bits/dim: at t = 0 the decoder's L_0 (distortion); at t > 0 the KL term L_t (rate)."""
-    mse: Float[jax.Array, "b T"]
+    mse: Float[Array, "b T"]
     """Mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
 
 
@@ -38,7 +38,7 @@ def prior_bits(schedule: Schedule, x_0: Float[Array, "b h w c"]) -> Float[jax.Ar
 def bits_per_dim(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
-    rng: Key[jax.Array, ""],
+    rng: AnyKey,
     x_0: Float[Array, "b h w c"],
     *,
     start: int | Integer[Array, ""] = 0,

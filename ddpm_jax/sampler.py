@@ -30,7 +30,7 @@ class Sampler(Checked):
     grid: Grid | None = None
     """How the steps lie among the T; None for the sampler's own grid."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps is None and self.grid is not None:
             raise UserError(f"grid: {self.grid} requires --steps; add it, or leave --grid out")
@@ -97,7 +97,7 @@ ANCESTRAL = Sampler()
 """Algorithm 2 with all T steps."""
 
 
-def as_sampler(sampler: Sampler | SamplerName, **options) -> Sampler:
+def as_sampler(sampler: Sampler | SamplerName, **options: Any) -> Sampler:
     """The Sampler that a name and its options stand for; a Sampler stays as it is.
 
     Raises UserError for what does not fit together, TypeError for unknown options.

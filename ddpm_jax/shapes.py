@@ -7,9 +7,40 @@ The tests check the annotations of the mathematics and of the networks at every 
 
 import jax
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int, Int32, Integer, Key, UInt8
+from jaxtyping import (
+    Float,
+    Float32,
+    Float64,
+    Int,
+    Int32,
+    Integer,
+    Key,
+    PyTree,
+    Shaped,
+    UInt8,
+    UInt32,
+)
 
-__all__ = ["Array", "Float", "Float32", "Float64", "Int", "Int32", "Integer", "Key", "UInt8"]
+__all__ = [
+    "AnyKey",
+    "AnyKeys",
+    "Array",
+    "Float",
+    "Float32",
+    "Float64",
+    "Int",
+    "Int32",
+    "Integer",
+    "PyTree",
+    "Shaped",
+    "UInt8",
+]
 
 Array = jax.Array | np.ndarray
 """An array of either library. What jax computes is a `jax.Array`."""
+
+AnyKey = Key[jax.Array, ""] | UInt32[jax.Array, "2"]
+"""A key of jax.random, typed or of the old style."""
+
+AnyKeys = Key[jax.Array, " b"] | UInt32[jax.Array, "b 2"]
+"""A key for each example, likewise."""

@@ -207,13 +207,11 @@ def test_a_ddim_trajectory_is_the_librarys(library, tmp_path, eta):
     def ours(params, x_T):
         return samplers.ddim(
             *(chain, lambda x, t: ddpm.denoise(params, x, t), keys, ddpm.image_shape),
-            **{
-                "prediction": "eps",
-                "variance": "fixed_small",
-                "eta": eta,
-                "x_T": x_T,
-                "trajectory": True,
-            },
+            prediction="eps",
+            variance="fixed_small",
+            eta=eta,
+            x_T=x_T,
+            trajectory=True,
         )
 
     x_0, xs = ours(params, x_T)
@@ -245,8 +243,11 @@ def test_an_ancestral_trajectory_is_the_librarys(library, tmp_path, variance):
     def ours(params, x_T):
         return samplers.ancestral(
             *(ddpm.schedule, lambda x, t: ddpm.denoise(params, x, t), keys, ddpm.image_shape),
-            **{"prediction": "eps", "variance": diffusion.variance, "clip": diffusion.clip},
-            **{"x_T": x_T, "trajectory": True},
+            prediction="eps",
+            variance=diffusion.variance,
+            clip=diffusion.clip,
+            x_T=x_T,
+            trajectory=True,
         )
 
     _, xs = ours(params, x_T)

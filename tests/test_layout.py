@@ -204,3 +204,30 @@ def test_nothing_is_ever_unpickled():
 def test_configs_promise_something():
     for name, path in shipped_configs().items():
         assert f"ddpm-jax train {name}" in ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def unannotated(function, method=False):
+    """The arguments of a function without a type, and "return" where its result has none."""
+    given = function.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    if method:
+        arguments = arguments[1:]
+    missing = [each.arg for each in arguments if each is not None and each.annotation is None]
+    if function.returns is None and function.name != "__init__":
+        missing.append("return")
+    return missing
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_public_functions_are_annotated(path):
+    """mypy checks the annotations in .ci/run; __init__ and the like are public."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            assert unannotated(node) == [], node.name
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for each in node.body:
+                private = isinstance(each, ast.FunctionDef) and (
+                    each.name.startswith("_") and not each.name.endswith("__")
+                )
+                if isinstance(each, ast.FunctionDef) and not private:
+                    assert unannotated(each, method=True) == [], f"{node.name}.{each.name}"

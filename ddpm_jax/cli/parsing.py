@@ -3,19 +3,24 @@
 import contextlib
 import io
 import re
+from typing import Any, TypeVar
 
 import tyro
 
 from ddpm_jax.errors import UserError
 
+Options = TypeVar("Options")
 
-def parse(kind, args: list[str], prog: str, default=None):
+
+def parse(
+    kind: type[Options], args: list[str], prog: str, default: Options | None = None
+) -> Options:
     """The dataclass `kind` that `args` describe, on top of `default` where there is one.
 
     `prog` is the command as the user typed it. Raises UserError for arguments that are not
     understood; --help prints the help and ends the program.
     """
-    given = {} if default is None else {"default": default}
+    given: dict[str, Any] = {} if default is None else {"default": default}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ddpm_jax.errors import UserError
 
@@ -18,7 +18,7 @@ class Range:
     above: float = -math.inf
     below: float = math.inf
 
-    def __contains__(self, number) -> bool:
+    def __contains__(self, number: float) -> bool:
         return self.min <= number <= self.max and self.above < number < self.below
 
     def __str__(self) -> str:
@@ -36,14 +36,14 @@ class Checked:
 
     GROUP: ClassVar[str | None] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         group = f"{type(self).__name__.lower()}." if self.GROUP is None else self.GROUP
         hints = typing.get_type_hints(type(self), include_extras=True)
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(self):  # type: ignore[arg-type] # every subclass is one
             _check(group + field.name, getattr(self, field.name), hints[field.name])
 
 
-def marks_of(hint, kind: type) -> list:
+def marks_of(hint: Any, kind: type) -> list:
     """The values of type `kind` that the annotation `hint` carries beside the type."""
     if typing.get_origin(hint) is not Annotated:
         return []
@@ -77,7 +77,7 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
 
 def _check_one(label: str, value, kind: type, bounds: Range | None) -> None:
     # bool is an int to Python, and nobody means one by the other. An int for a float is fine.
-    accepted = (int, float) if kind is float else kind
+    accepted: Any = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{label}: {kind.__name__} expected, got {value!r}")
     if bounds is not None and (value not in bounds or not math.isfinite(value)):

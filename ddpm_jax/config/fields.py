@@ -52,7 +52,7 @@ class Model(Checked):
     remat: Annotated[tuple[int, ...], Range(min=0), FREE] = ()
     """Levels (0 is the finest) whose activations are recomputed for the gradient to save memory."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         levels = len(self.channel_multipliers)
         if not levels:
@@ -96,7 +96,7 @@ class Diffusion(Checked):
     min_snr_gamma: Annotated[float | None, Range(above=0), LEARNING] = None
     """Min-SNR weighting with this gamma, e.g. 5: the error of x_0 times min(SNR, gamma)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss == "simple" and self.learns_variance:
             raise UserError(
@@ -171,7 +171,7 @@ class Data(Checked):
     on_device: Annotated[bool, FREE] = False
     """Keep all images (at most cache_mb) in each device's memory."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.source not in ("digits", "array") and not _is_file_source(self.source):
             raise UserError(
@@ -240,7 +240,7 @@ class Parallel(Checked):
     fsdp: Annotated[Positive, FREE] = 1
     """Number of devices that share one copy of parameters, average and optimiser state."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.mode == "pmap" and self.fsdp > 1:
             raise UserError(
@@ -265,7 +265,7 @@ class Config(Checked):
     seed: Annotated[Seed, LEARNING] = 0
     """The key from which all of the run's randomness is derived."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         height, width, _ = self.data.image_shape
         levels = len(self.model.channel_multipliers)

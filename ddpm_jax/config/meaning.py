@@ -44,7 +44,7 @@ def meanings(kind: type, prefix: str = "") -> dict[str, Meaning]:
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         name = prefix + field.name
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             found |= meanings(hint, f"{name}.")
             continue
         marks = marks_of(hint, Meaning)
@@ -59,7 +59,7 @@ def names_where(kind: type, holds: Callable[[Meaning], bool]) -> list[str]:
     return [name for name, meaning in meanings(kind).items() if holds(meaning)]
 
 
-def value_of(config, name: str) -> Any:
+def value_of(config: Any, name: str) -> Any:
     """The value of the field called "model.dropout" or the like."""
     for part in name.split("."):
         config = getattr(config, part)

@@ -23,7 +23,9 @@ class Batch(NamedTuple):
 class BatchReader(Protocol):
     """The source of an update's batches: `Batches` in memory, or a `Stream` that reads ahead."""
 
-    source: Source
+    @property
+    def source(self) -> Source:
+        """The images that batches are made of."""
 
     def batch_at(self, step: int) -> Batch:
         """The rows of batch `step`, with the images themselves."""

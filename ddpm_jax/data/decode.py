@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,18 +26,19 @@ def decode(
     """
     height, width, channels = image_shape
     try:
-        image = Image.open(io.BytesIO(file), formats=_formats(ending or name))
+        opened = Image.open(io.BytesIO(file), formats=_formats(ending or name))
     except Image.DecompressionBombError as error:
         raise UserError(
             f"data: {name} is too large to decode safely: {error}; remove it"
         ) from error
-    with image:
-        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+    with opened:
+        most = Image.MAX_IMAGE_PIXELS
+        if most is not None and opened.width * opened.height > most:
             raise UserError(
-                f"data: {name} has {image.width}x{image.height} pixels, "
+                f"data: {name} has {opened.width}x{opened.height} pixels, "
                 "too many to decode safely; remove it"
             )
-        image = _to_8_bit(ImageOps.exif_transpose(image), MODES[channels])
+        image = _to_8_bit(ImageOps.exif_transpose(opened), MODES[channels])
     if image.width < width or image.height < height:
         raise UserError(
             f"data: {name} is {image.width}x{image.height} pixels, smaller than data.image_shape "
@@ -55,7 +57,7 @@ def check_channels(image_shape: tuple[int, int, int]) -> None:
         )
 
 
-def image_files(names) -> list[str]:
+def image_files(names: Iterable[str]) -> list[str]:
     """Those of `names` (paths with /) with an image file's ending, sorted; hidden ones left out."""
     endings = _endings()
     parts_of = {name: name.split("/") for name in names}

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def load_folder(path: str, data: Data) -> Source:
     cached = len(names) * math.prod(data.image_shape) <= data.cache_mb * 2**20
     pixels = np.empty((len(names) if cached else 0, *data.image_shape), np.uint8)
     decode_at = functools.partial(_decode_at, read_bytes, data.image_shape)
-    digests = {}
+    digests: dict[str, str] = {}
     bad = []
     with warnings.catch_warnings():
         # Pillow only warns about images above MAX_IMAGE_PIXELS; `decode` refuses them.
@@ -58,6 +59,7 @@ def load_folder(path: str, data: Data) -> Source:
             "replace them or name another folder or zip"
         )
     usable = list(digests)
+    read: Callable[[np.ndarray], np.ndarray]
     read = functools.partial(_read, decode_at, usable, list(digests.values()))
     if cached:
         read = pixels[: len(usable)].__getitem__
@@ -127,7 +129,8 @@ class _Zip:
 
     def __call__(self, name: str) -> bytes:
         # An image that is safe to decode has at most 8 bytes per pixel; a zip bomb has more.
-        if self.file.getinfo(name).file_size > 8 * Image.MAX_IMAGE_PIXELS:
+        most = Image.MAX_IMAGE_PIXELS
+        if most is not None and self.file.getinfo(name).file_size > 8 * most:
             raise UserError(f"data: {name} is too large to unpack and decode safely; remove it")
         return self.file.read(name)
 
@@ -185,8 +188,8 @@ def _lost(name: str, why: str) -> DataLost:
 
 
 def _labels(names: list[str]) -> np.ndarray | None:
-    folders = [name.split("/")[-2] if "/" in name else None for name in names]
-    if None in folders:
+    folders = [name.split("/")[-2] for name in names if "/" in name]
+    if len(folders) < len(names):
         return None
     order = {folder: label for label, folder in enumerate(sorted(set(folders)))}
     return np.array([order[folder] for folder in folders], np.int32)

@@ -2,14 +2,19 @@
 
 import io
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.shapes import Array, Float, Float32, UInt8
 
-def to_uint8(x):
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
+
+
+def to_uint8(x: Float[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
     """Images [..., H, W, C] in [-1, 1] as uint8, rounded to the nearest level and clipped.
 
     Returns NumPy for NumPy, else a jax array. The paper's published figures were measured on
@@ -19,7 +24,7 @@ def to_uint8(x):
     return xp.clip(xp.rint((x + 1) * 127.5), 0, 255).astype(xp.uint8)
 
 
-def to_float(images):
+def to_float(images: UInt8[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
     return images.astype(jnp.float32) / 127.5 - 1
 

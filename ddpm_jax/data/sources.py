@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ddpm_jax.errors import UserError
 
@@ -34,7 +35,9 @@ class Source:
         return len(self.names)
 
 
-def from_array(images: np.ndarray, image_shape: tuple[int, int, int], labels=None) -> Source:
+def from_array(
+    images: np.ndarray, image_shape: tuple[int, int, int], labels: ArrayLike | None = None
+) -> Source:
     """A Source of `images` uint8 [N,H,W,C], or [N,H,W] for one channel, with `labels` [N] or None.
 
     Raises UserError for another dtype or shape, or if there are no images.

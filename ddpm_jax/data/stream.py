@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 import grain
 from absl import flags
@@ -34,8 +35,8 @@ class Stream:
         self._batches = dataclasses.replace(
             batches, source=dataclasses.replace(batches.source, names=[])
         )
-        self._iterator = None
-        self._next = None
+        self._iterator: Any = None
+        self._next: int | None = None
 
     def batch_at(self, step: int) -> Batch:
         """As Batches.batch_at. Also raises DataLost if a worker process has died."""
@@ -97,5 +98,7 @@ def _settle(worker: int, workers: int) -> None:
 
 def _end_with_parent() -> None:
     """Ends this worker when its parent is gone: a parent that is killed cannot end its workers."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)

@@ -245,7 +245,7 @@ def _save(file: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     temporary = file.parent / f".{file.name}.{os.getpid()}"
     try:
         with temporary.open("wb") as opened:
-            np.savez(opened, **arrays)
+            np.savez(opened, **arrays)  # type: ignore[arg-type] # an array for allow_pickle?
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

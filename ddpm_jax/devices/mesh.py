@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.shapes import PyTree
 
 SMALL = 2**16
 """Arrays with fewer elements are not divided, since that gains too little."""
@@ -53,7 +54,7 @@ def fsdp_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     return PartitionSpec(*(None,) * largest, "fsdp")
 
 
-def state_shardings(tree, mesh: Mesh):
+def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """The sharding of each leaf of `tree`, by `fsdp_spec`. Leaves are arrays or have a `shape`."""
 
     def sharding_of(leaf):
@@ -72,15 +73,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def mesh_of(tree) -> Mesh | None:
+def mesh_of(tree: PyTree) -> Mesh | None:
     """The mesh that the arrays of `tree` are on, or None if they are on one device or the host."""
     sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
-    if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-        return sharding.mesh
-    return None
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return None
+    return sharding.mesh if sharding.mesh.size > 1 else None
 
 
-def place(batch, mesh: Mesh | None):
+def place(batch: PyTree, mesh: Mesh | None) -> PyTree:
     """`batch`, divided over the devices of `mesh`, or unchanged if that is None.
 
     Every process must have the whole batch.
@@ -88,7 +89,7 @@ def place(batch, mesh: Mesh | None):
     return batch if mesh is None else _put(batch, batch_sharding(mesh))
 
 
-def replicate(tree, mesh: Mesh):
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """`tree`, copied whole to each device of `mesh`.
 
     It must be divided over `mesh`, or whole in every process.
@@ -114,7 +115,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.sort(np.concatenate([np.arange(batch_size)[rows] for rows in slices]))
 
 
-def place_rows(rows: np.ndarray, mesh: Mesh, batch_size: int):
+def place_rows(rows: np.ndarray, mesh: Mesh, batch_size: int) -> jax.Array:
     """The global batch [batch_size, ...], from `rows`, the `local_rows` that this process read."""
     sharding = batch_sharding(mesh)
     if sharding.is_fully_addressable:
@@ -122,7 +123,7 @@ def place_rows(rows: np.ndarray, mesh: Mesh, batch_size: int):
     return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
 
 
-def on_mesh(tree, mesh: Mesh):
+def on_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
     """`tree`, whose arrays each device of this process has a copy of, as arrays on `mesh`.
 
     No data is moved.
@@ -135,11 +136,13 @@ def on_mesh(tree, mesh: Mesh):
     return jax.tree.map(relabel, tree)
 
 
-def fetch(tree):
+def fetch(tree: PyTree) -> PyTree:
     """The arrays of `tree`, wherever they are, as whole NumPy arrays in every process."""
     leaf = jax.tree.leaves(tree)[0]
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        tree = jax.jit(lambda tree: tree, out_shardings=replicated(leaf.sharding.mesh))(tree)
+        # Arrays of several processes lie on a mesh.
+        mesh = leaf.sharding.mesh  # type: ignore[attr-defined]
+        tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(np.asarray, tree)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from numpy.typing import ArrayLike
 
 from ddpm_jax.errors import UserError
 
@@ -83,7 +84,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agreed(value) -> np.ndarray:
+def agreed(value: ArrayLike) -> np.ndarray:
     """Process 0's `value`, a number or an array, in all processes. Waits for all of them."""
     value = np.asarray(value)
     if jax.process_count() == 1:

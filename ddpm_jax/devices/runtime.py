@@ -42,7 +42,8 @@ def configure_jax(compile_cache: bool = True) -> None:
             os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
     if not compile_cache:
         jax.config.update("jax_enable_compilation_cache", False)
-    elif jax.config.jax_compilation_cache_dir is None:
+    # jax adds its options as attributes at run time.
+    elif jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -72,7 +73,7 @@ def _computes_on_cpu() -> bool:
 
     It will if no plugin for another device is installed.
     """
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
     if platforms:
         return platforms.split(",")[0] == "cpu"
     return not any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))

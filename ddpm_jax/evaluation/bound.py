@@ -144,7 +144,7 @@ def _label(model: Loaded, images: Images, seed: int) -> dict:
 
 
 def _home(model: Loaded, images: Images, seed: int) -> epath.Path:
-    split = images.split
+    split: str = images.split
     if split == "test":
         split = f"test-{images.source.fingerprint[:8]}"
     return model.home / "likelihood" / f"{split}-{model.step:08d}-{model.kind}-seed{seed}"

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import inception_shapes
+from ddpm_jax.shapes import PyTree
 
 # Our name of a parameter: (its name in a PyTorch file, the order of its axes there).
 _UNIT = {
@@ -20,7 +22,7 @@ _UNIT = {
 CONVERT = "python scripts/convert_inception.py FILE OUT.safetensors"
 
 
-def load_inception(path):
+def load_inception(path: epath.PathLike) -> PyTree:
     """The parameters for `inception_features`, from a .safetensors or .npz file.
 
     Names and axes are those of a PyTorch state dict, such as `Mixed_5b.branch1x1.conv.weight`. The
@@ -51,7 +53,7 @@ def load_inception(path):
     return from_state_dict(tensors, str(path))
 
 
-def from_state_dict(tensors: dict[str, np.ndarray], title: str):
+def from_state_dict(tensors: dict[str, np.ndarray], title: str) -> PyTree:
     """The parameters for `inception_features` from the tensors; `title` names them in errors."""
     shapes, tree = jax.tree_util.tree_flatten_with_path(inception_shapes())
     left = {name: tensor for name, tensor in tensors.items() if not _is_unused(name)}
@@ -67,7 +69,8 @@ def from_state_dict(tensors: dict[str, np.ndarray], title: str):
 def _take(left, keys, shape, title):
     """Takes the parameter at `keys`, of `shape`, out of the tensors `left`."""
     if keys == ["fc"]:
-        name, axes = "fc.weight", (1, 0)
+        name = "fc.weight"
+        axes: tuple[int, ...] = (1, 0)
     else:
         last, axes = _UNIT[keys[-1]]
         name = ".".join([*keys[:-1], last])

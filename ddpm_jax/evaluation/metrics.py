@@ -20,7 +20,7 @@ class Statistics(NamedTuple):
     """[D] float64."""
     covariance: np.ndarray
     """[D,D] float64, unbiased."""
-    count: int
+    count: int  # type: ignore[assignment] # no one counts a tuple
     """Number of images."""
 
 
@@ -54,7 +54,7 @@ class PrecisionRecall(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    count: int
+    count: int  # type: ignore[assignment] # no one counts a tuple
     mean: np.ndarray
     scatter: np.ndarray  # [D,D]: sum of (x - mean)(x - mean)^T.
 
@@ -93,7 +93,7 @@ def fid_error(
     """
     if groups < 2:
         raise ValueError(f"groups: must be at least 2, got {groups}")
-    parts = [None] * groups
+    parts: list[_Moments | None] = [None] * groups
     offset = 0
     for block in _blocks(features):
         for group in range(groups):
@@ -105,9 +105,10 @@ def fid_error(
         raise ValueError(
             f"features: {offset} images cannot be divided into {groups} groups; use fewer groups"
         )
-    total = functools.reduce(_join, parts)
+    whole = [part for part in parts if part is not None]
+    total = functools.reduce(_join, whole)
     root = _root(reference)
-    left = [_distance(_as_statistics(_without(total, part)), reference, root) for part in parts]
+    left = [_distance(_as_statistics(_without(total, part)), reference, root) for part in whole]
     return float(np.sqrt((groups - 1) * np.var(left)))
 
 
@@ -250,10 +251,10 @@ def _without(total: _Moments, part: _Moments) -> _Moments:
 
 
 def _as_statistics(moments: _Moments | None) -> Statistics:
-    count = 0 if moments is None else moments.count
-    if count < 2:
+    if moments is None or moments.count < 2:
+        count = 0 if moments is None else moments.count
         raise ValueError(f"features: a covariance needs at least 2 images, got {count}")
-    return Statistics(moments.mean, moments.scatter / (count - 1), count)
+    return Statistics(moments.mean, moments.scatter / (moments.count - 1), moments.count)
 
 
 def _root(b: Statistics) -> np.ndarray:

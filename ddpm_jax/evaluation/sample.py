@@ -108,7 +108,7 @@ def _draw(model, indices, seed, sampler, batch_size):
 
 def _runs_of(indices, most: int):
     """`indices`, ascending, in lists of at most `most` consecutive ones."""
-    some = []
+    some: list[int] = []
     for i in indices:
         if some and (i != some[-1] + 1 or len(some) == most):
             yield some

@@ -6,6 +6,7 @@ k = T is pure noise, k = 0 is the image. The index of q_sample is t = k - 1.
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Checked, Seed, Weights
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import example_keys
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float
 from ddpm_jax.storage.files import npz, path_of, write_file
 from ddpm_jax.weights.load import Loaded, home_of, load_weights
 
@@ -91,17 +94,19 @@ class RunFigure(Figure):
         return f"{self.run}, {weights}, seed {self.seed}"
 
 
-def steps_at(num_timesteps: int, fractions) -> list[int]:
+def steps_at(num_timesteps: int, fractions: Iterable[float]) -> list[int]:
     """The steps k nearest to the `fractions` of T, in their order, without repeats."""
     return list(dict.fromkeys(round(num_timesteps * fraction) for fraction in fractions))
 
 
-def keys_of(rng, n: int):
+def keys_of(rng: AnyKey, n: int) -> AnyKeys:
     """The keys fold_in(rng, 0), ..., fold_in(rng, n - 1): [n]."""
     return example_keys(rng, np.arange(n, dtype=np.uint32))
 
 
-def diffused(ddpm, x_0, noise, k: int):
+def diffused(
+    ddpm: DDPM, x_0: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], k: int
+) -> Float[Array, "b h w c"]:
     """x_k [B,H,W,C]: `x_0` after k diffusion steps with `noise`; x_0 itself if k = 0."""
     if k == 0:
         return x_0

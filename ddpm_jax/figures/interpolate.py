@@ -7,15 +7,18 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from ddpm_jax.config import Range
 from ddpm_jax.data.folder import decode
 from ddpm_jax.data.images import to_float, to_uint8
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import RunFigure, diffused, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.keys import START, WAY_BACK, gaussian_noise, seed_key
+from ddpm_jax.shapes import AnyKey, Array, Float, PyTree
 from ddpm_jax.weights.load import Loaded
 
 
@@ -35,11 +38,11 @@ class Interpolate(RunFigure):
     """The run's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override] # fixed in the other figures
         """Stem of the figure's file names."""
         return "interpolate-slerp" if self.slerp else "interpolate"
 
-    def draw(self):
+    def draw(self) -> epath.Path:
         """Writes interpolate.png (interpolate-slerp.png) and .npz.
 
         The .npz holds weight [W], uint8 source [2,H,W,C] and images [R,W,H,W,C], and their k [R].
@@ -58,7 +61,7 @@ class Interpolate(RunFigure):
             note = "Top: mixed on a great circle between the DDIM latents. Bottom: mixed pixels."
             ks = [T, 0]
             rows = ["latents", "pixels"]
-            images = [
+            mixtures = [
                 slerp_latents(ddpm, params, x_0, weights, self.steps),
                 _mix(x_0[:1], x_0[1:], weights),
             ]
@@ -72,8 +75,8 @@ class Interpolate(RunFigure):
             ks = steps_at(T, np.linspace(1, 0, 9))
             rows = [f"k={k}" for k in ks]
             rng = seed_key(self.seed)
-            images = [mix_latents(ddpm, params, rng, x_0, weights, k) for k in ks]
-        images = to_uint8(np.stack([np.asarray(row) for row in images]))
+            mixtures = [mix_latents(ddpm, params, rng, x_0, weights, k) for k in ks]
+        images = to_uint8(np.stack([np.asarray(row) for row in mixtures]))
         ends = np.broadcast_to(sources[:, None], (2, len(rows), *sources.shape[1:]))
         picture = image_table(
             np.concatenate([ends[0][:, None], images, ends[1][:, None]], axis=1),
@@ -87,7 +90,14 @@ class Interpolate(RunFigure):
         )
 
 
-def mix_latents(ddpm, params, rng, x_0, weights, k: int):
+def mix_latents(
+    ddpm: DDPM,
+    params: PyTree,
+    rng: AnyKey,
+    x_0: Float[Array, "b h w c"],
+    weights: Float[Array, " weights"],
+    k: int,
+) -> Float[jax.Array, "weights h w c"]:
     """Images [W,H,W,C]: the two x_0 [2,H,W,C] diffused k steps, mixed by `weights` [W], denoised.
 
     The noise of the two images, and that of the reverse process, is the same for all weights and
@@ -102,13 +112,21 @@ def mix_latents(ddpm, params, rng, x_0, weights, k: int):
     return ddpm.reverse(params, same_noise, mixed, k)[0]
 
 
-def slerp_latents(ddpm, params, x_0, weights, steps: int | None):
+def slerp_latents(
+    ddpm: DDPM,
+    params: PyTree,
+    x_0: Float[Array, "b h w c"],
+    weights: Float[Array, " weights"],
+    steps: int | None,
+) -> Float[jax.Array, "weights h w c"]:
     """Images [W,H,W,C] of latents on the great circle between those of the two x_0 [2,H,W,C]."""
     a, b = ddpm.encode(params, x_0, steps=steps)
     return ddpm.decode(params, slerp(a, b, weights), steps=steps)
 
 
-def slerp(a, b, weights):
+def slerp(
+    a: Float[jax.Array, "*shape"], b: Float[jax.Array, "*shape"], weights: Float[Array, " weights"]
+) -> Float[jax.Array, "weights *shape"]:
     """Spherical interpolation [W, ...] between arrays `a` and `b` by `weights` [W].
 
     Song et al. 2021, Appendix D.5.

@@ -8,9 +8,11 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from ddpm_jax.config import Range
 from ddpm_jax.data.images import to_uint8
+from ddpm_jax.data.sources import Source
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.rows import full_batches
@@ -27,7 +29,7 @@ BLOCK = 1024
 class Nearest(NamedTuple):
     """The images nearest to each query, nearest first."""
 
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment] # no one searches a tuple
     """[Q,N] their places in the searched indices."""
     distance: np.ndarray
     """[Q,N] root mean squared difference of pixels (of 255), or the distance of features."""
@@ -60,11 +62,11 @@ class Neighbours(RunFigure):
     """
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override] # fixed in the other figures
         """Stem of the figure's file names."""
         return "neighbours-features" if self.features else "neighbours"
 
-    def draw(self):
+    def draw(self) -> epath.Path:
         """Writes the picture and .npz.
 
         The .npz holds uint8 samples [n,H,W,C] and neighbours [n,N,H,W,C], index and distance [n,N],
@@ -112,8 +114,8 @@ class Neighbours(RunFigure):
 
     def _space(self, source, indices) -> Space:
         if not self.features:
-            search = functools.partial(nearest, source=source, indices=indices)
-            return Space(search, "the root mean squared difference of pixels, of 255")
+            pixels = functools.partial(nearest, source=source, indices=indices)
+            return Space(pixels, "the root mean squared difference of pixels, of 255")
         mesh = make_mesh()
         root = cache_root(source, self.path().parent / "real")
         if self.inception:
@@ -131,7 +133,12 @@ class Neighbours(RunFigure):
 
 
 def nearest(
-    queries: np.ndarray, count: int, own: np.ndarray | None = None, *, source, indices: np.ndarray
+    queries: np.ndarray,
+    count: int,
+    own: np.ndarray | None = None,
+    *,
+    source: Source,
+    indices: np.ndarray,
 ) -> Nearest:
     """The `count` nearest images to each of uint8 `queries` [Q,H,W,C].
 
@@ -172,7 +179,7 @@ def nearest_features(
 
 
 def distance_between(
-    space: Space, source, indices: np.ndarray, flip: bool, most: int = 256
+    space: Space, source: Source, indices: np.ndarray, flip: bool, most: int = 256
 ) -> float:
     """The median distance from an image to the nearest other one, over at most `most` images.
 
@@ -219,9 +226,9 @@ def _best(found: Nearest, count: int) -> Nearest:
 
 
 def _flatten(images: np.ndarray) -> np.ndarray:
-    return np.float32(images.reshape(len(images), -1)) / 127.5 - 1
+    return images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1
 
 
 def _rmse(image, others) -> np.ndarray:
     difference = np.float64(others) - image
-    return np.sqrt(np.square(difference).mean(axis=(1, 2, 3)))
+    return np.asarray(np.sqrt(np.square(difference).mean(axis=(1, 2, 3))))

@@ -32,10 +32,10 @@ def image_table(
     lines = max(column.count("\n") for column in columns)
     top, bottom = 62 + 14 * lines, 14 + 17 * len(notes)
     total = np.array([left + page + 12, top + height + bottom])
-    figure = Figure(figsize=total / DPI, dpi=DPI)
+    figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI)
     # Placed in whole pixels, so that all pixels of an image are drawn equally large.
     axes = figure.add_axes(
-        [left / total[0], bottom / total[1], width / total[0], height / total[1]]
+        (left / total[0], bottom / total[1], width / total[0], height / total[1])
     )
     axes.imshow(
         picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="none", aspect="auto"
@@ -54,13 +54,13 @@ def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
     Each panel is a dict of `x`, `lines` {label: y}, `xlabel`, `ylabel` and optionally `yscale`.
     """
     total = np.array([430 * len(panels), 420 + 17 * len(notes)])
-    figure = Figure(figsize=total / DPI, dpi=DPI)
+    figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI)
     top, bottom = 1 - 50 / total[1], (75 + 17 * len(notes)) / total[1]
     room = figure.add_gridspec(
         1, len(panels), left=0.06, right=0.985, wspace=0.28, top=top, bottom=bottom
     )
-    for panel, place in zip(panels, room, strict=True):
-        axes = figure.add_subplot(place)
+    for column, panel in enumerate(panels):
+        axes = figure.add_subplot(room[0, column])
         for label, y in panel["lines"].items():
             axes.plot(panel["x"], y, label=label, marker="." if len(y) < 50 else None)
         positive = any(np.nanmax(y, initial=0) > 0 for y in panel["lines"].values())

@@ -5,13 +5,16 @@ import io
 from typing import Annotated, ClassVar
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from ddpm_jax.config import Range
 from ddpm_jax.data.images import grid, to_uint8
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.keys import START, gaussian_noise, seed_key
+from ddpm_jax.shapes import AnyKeys, PyTree
 from ddpm_jax.storage.files import write_file
 
 
@@ -26,7 +29,7 @@ class Progressive(RunFigure):
 
     name: ClassVar[str] = "progressive"
 
-    def draw(self):
+    def draw(self) -> epath.Path:
         """Writes progressive.png, .webp (the animation) and .npz.
 
         The .npz holds k [F] and uint8 x_0 and x, each [F,n,H,W,C].
@@ -54,7 +57,9 @@ class Progressive(RunFigure):
         return self.write(picture, {"k": np.array(ks), "x": x, "x_0": x_0})
 
 
-def chain(ddpm, params, keys, ks: list[int]):
+def chain(
+    ddpm: DDPM, params: PyTree, keys: AnyKeys, ks: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
     """(x_k, the x_0 predicted from it) at each of the descending `ks`: NumPy arrays [F,n,H,W,C].
 
     At k = 0 both are the image. The chain is Algorithm 2 from ks[0] = T, the same that `sample`

@@ -5,9 +5,10 @@ import json
 from typing import ClassVar
 
 import numpy as np
+from etils import epath
 
 from ddpm_jax.config import Positive, Split
-from ddpm_jax.evaluation.bound import draws_of, measure
+from ddpm_jax.evaluation.bound import Likelihood, draws_of, measure
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import RunFigure
 from ddpm_jax.figures.panel import curves
@@ -34,7 +35,7 @@ class RateDistortion(RunFigure):
 
     name: ClassVar[str] = "rate-distortion"
 
-    def draw(self):
+    def draw(self) -> epath.Path:
         """Writes rate-distortion.png, .npz and .json, and prints Table 4.
 
         The .npz holds rate and rmse [T] after 1, ..., T steps, the .json the summary and Table 4.
@@ -74,7 +75,7 @@ class RateDistortion(RunFigure):
         return self.write(picture, {"reverse_steps": k, "rate": result.rate, "rmse": result.rmse})
 
 
-def table_4(result) -> list[dict]:
+def table_4(result: Likelihood) -> list[dict]:
     """The rows of Table 4: after T, 0.9 T, ..., 0.1 T reverse steps."""
     T = len(result.terms)
     steps = dict.fromkeys(max(1, round(T * tenth / 10)) for tenth in range(10, 0, -1))

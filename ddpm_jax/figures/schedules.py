@@ -5,9 +5,10 @@ Needs no run.
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from etils import epath
 
 from ddpm_jax.config import Beta, Diffusion, ScheduleName, Timesteps
 from ddpm_jax.errors import UserError
@@ -33,7 +34,7 @@ class Schedules(Figure):
 
     name: ClassVar[str] = "schedule"
 
-    def draw(self):
+    def draw(self) -> epath.Path:
         """Writes schedule.png and .npz.
 
         The .npz holds NAME_alphas_bar, NAME_snr and NAME_kl (bits/dim, from t = 1 on), each [T].
@@ -46,10 +47,11 @@ class Schedules(Figure):
             parameters = Diffusion(
                 name, self.num_timesteps, self.beta_start, self.beta_end
             ).schedule_parameters
-            betas = np.float64(make_schedule(name, self.num_timesteps, **parameters).betas)
+            schedule = make_schedule(name, self.num_timesteps, **parameters)
+            betas = np.asarray(schedule.betas, np.float64)
             for quantity, values in tables(betas).items():
                 numbers[f"{name}_{quantity}"] = values
-        panels = [
+        panels: list[dict[str, Any]] = [
             {"ylabel": "alphas_bar", "quantity": "alphas_bar"},
             {"ylabel": "signal-to-noise ratio", "quantity": "snr", "yscale": "log"},
             {"ylabel": "KL divergence of a step (bits/dim)", "quantity": "kl", "yscale": "log"},

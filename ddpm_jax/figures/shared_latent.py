@@ -6,13 +6,16 @@ from typing import Annotated, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from ddpm_jax.config import Range
 from ddpm_jax.data.images import to_uint8
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.figures.progressive import chain
 from ddpm_jax.keys import SHARED, seed_key
+from ddpm_jax.shapes import AnyKey, Array, Float, PyTree
 
 SHARES = 3
 
@@ -26,7 +29,7 @@ class SharedLatent(RunFigure):
 
     name: ClassVar[str] = "shared-latent"
 
-    def draw(self):
+    def draw(self) -> epath.Path:
         """Writes shared-latent.png and .npz.
 
         The .npz holds k and spread [K], x_k [K,n,H,W,C] float32 and uint8 samples [K,n,3,H,W,C].
@@ -65,7 +68,9 @@ class SharedLatent(RunFigure):
         )
 
 
-def share(ddpm, params, rng, x_k, k: int):
+def share(
+    ddpm: DDPM, params: PyTree, rng: AnyKey, x_k: Float[Array, "n h w c"], k: int
+) -> Float[jax.Array, "n 3 h w c"]:
     """Three samples x_0 from each x_k [n,H,W,C]: [n,3,H,W,C]. For k = 0, three times the image."""
     x = jnp.repeat(x_k, SHARES, axis=0)
     if k:

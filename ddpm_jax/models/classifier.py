@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from ddpm_jax.models.layers import GroupNorm, conv3x3, dense, draw_kernels
-from ddpm_jax.shapes import Array, Float, Float32, Key
+from ddpm_jax.shapes import AnyKey, Array, Float, Float32
 
 FEATURES = 64
 SMALLEST = 8
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def init_classifier(
-    network: Classifier, rng: Key[jax.Array, ""], image_shape: tuple[int, int, int]
+    network: Classifier, rng: AnyKey, image_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Fresh float32 parameters for images [H,W,C]."""
     return draw_kernels(network.init(rng, np.zeros((1, *image_shape), np.uint8))["params"], rng)
@@ -72,4 +72,6 @@ def classifier_features(
 
     `params` are the parameters of a `Classifier`.
     """
-    return Classifier(params["logits"]["bias"].shape[0]).apply({"params": params}, images)
+    network = Classifier(params["logits"]["bias"].shape[0])
+    # flax: apply returns variables too where they are asked for.
+    return network.apply({"params": params}, images)  # type: ignore[return-value]

@@ -263,7 +263,8 @@ def inception_features(
 
     `params` are what `load_inception` returns.
     """
-    return Inception().apply({"params": params}, preprocess(images))
+    # flax: apply returns variables too where they are asked for.
+    return Inception().apply({"params": params}, preprocess(images))  # type: ignore[return-value]
 
 
 @functools.cache

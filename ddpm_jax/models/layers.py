@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from ddpm_jax.shapes import Array, Float, Int, Key
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int
 
 
 def kernel_limit(scale: float = 1.0) -> Callable[..., jax.Array]:
@@ -31,7 +31,7 @@ def kernel_limit(scale: float = 1.0) -> Callable[..., jax.Array]:
     return init
 
 
-def draw_kernels(limits: dict[str, Any], rng: Key[jax.Array, ""]) -> dict[str, Any]:
+def draw_kernels(limits: dict[str, Any], rng: AnyKey) -> dict[str, Any]:
     """Fresh parameters, given the tree `limits` that a network's `init` returns.
 
     In `limits` each kernel holds half the width of its distribution (see `kernel_limit`). All
@@ -65,9 +65,7 @@ def timestep_embedding(t: Int[Array, " b"], dim: int) -> Float[jax.Array, "b {di
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def dropout(
-    x: Float[Array, "b ..."], keys: Key[jax.Array, " b"], rate: float
-) -> Float[jax.Array, "b ..."]:
+def dropout(x: Float[Array, "b ..."], keys: AnyKeys, rate: float) -> Float[jax.Array, "b ..."]:
     """Dropout of x, with each example's mask drawn from its own key in `keys`.
 
     flax.linen.Dropout draws one mask for the local batch, so that results depend on the number of
@@ -148,7 +146,7 @@ class ResBlock(nn.Module):
         self,
         x: Float[jax.Array, "b h w c"],
         temb: Float[Array, "b d"],
-        dropout_keys: Key[jax.Array, " b"] | None = None,
+        dropout_keys: AnyKeys | None = None,
     ) -> Float[jax.Array, "b h w {self.channels}"]:
         """The output for x and for temb, after its swish. No `dropout_keys`, no dropout."""
         h = nn.swish(GroupNorm(self.norm_groups, name="norm_0")(x))

@@ -17,7 +17,7 @@ from ddpm_jax.models.layers import (
     draw_kernels,
     timestep_embedding,
 )
-from ddpm_jax.shapes import Array, Float, Float32, Int, Key
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Float32, Int
 
 
 class UNet(nn.Module):
@@ -47,7 +47,7 @@ class UNet(nn.Module):
         self,
         x: Float[Array, "b h w c"],
         t: Int[Array, " b"],
-        dropout_keys: Key[jax.Array, " b"] | None = None,
+        dropout_keys: AnyKeys | None = None,
     ) -> Float32[jax.Array, "b h w {self.out_channels}"]:
         """The output for x and t. `dropout_keys` turns dropout on, with one key per example."""
         x = x.astype(self.dtype)
@@ -117,9 +117,7 @@ class UNet(nn.Module):
         return nn.swish(temb)
 
 
-def init_params(
-    network: UNet, rng: Key[jax.Array, ""], image_shape: tuple[int, int, int]
-) -> dict[str, Any]:
+def init_params(network: UNet, rng: AnyKey, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Fresh float32 parameters of `network` for images [H,W,C]."""
     x_t = jnp.zeros((1, *image_shape))
     t = jnp.zeros(1, jnp.int32)

@@ -4,10 +4,13 @@ import jax.numpy as jnp
 
 from ddpm_jax.diffusion import MeanVariance
 from ddpm_jax.samplers.chain import Chain, Method
+from ddpm_jax.shapes import Array, Float, Int
 
 
-def ancestral_step(p: MeanVariance, t, noise):
-    """Algorithm 2, line 4: a draw of p(x_{t-1} | x_t) [B,H,W,C] made from `noise` [B,H,W,C].
+def ancestral_step(
+    p: MeanVariance, t: Int[Array, ""] | int, noise: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """Algorithm 2, line 4: a draw of p(x_{t-1} | x_t) made from `noise`.
 
     `t` is one index for the whole batch. At t = 0 the mean is returned: no noise.
     """

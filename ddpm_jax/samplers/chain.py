@@ -8,7 +8,7 @@ neither on the batch it is drawn in nor on the number of devices.
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from ddpm_jax.diffusion import DenoiseFn, MeanVariance, Prediction, Variance, p_
 from ddpm_jax.keys import START, gaussian_noise
 from ddpm_jax.samplers.grids import Grid
 from ddpm_jax.schedule import Schedule
+from ddpm_jax.shapes import AnyKeys, Array, Float, Int
 
 
 class Chain(NamedTuple):
@@ -55,16 +56,16 @@ class Method:
         self,
         schedule: Schedule,
         denoise_fn: DenoiseFn,
-        keys,
+        keys: AnyKeys | None,
         image_shape: tuple[int, ...],
         *,
         prediction: Prediction,
         variance: Variance,
         clip: bool = True,
-        x_T=None,
+        x_T: Float[Array, "b h w c"] | None = None,
         trajectory: bool = False,
-        **options,
-    ):
+        **options: Any,
+    ) -> Any:
         """Images x_0 [B,H,W,C] float32, one for each of `keys` [B].
 
         schedule      the chain, strided or not; `denoise_fn` gets the original steps,
@@ -86,7 +87,9 @@ class Method:
             )
 
         def noise(t):
-            return gaussian_noise(keys, schedule.timesteps[t], image_shape)
+            # `keys` are None only where nothing is drawn.
+            step = schedule.timesteps[t]
+            return gaussian_noise(keys, step, image_shape)  # type: ignore[arg-type]
 
         def body(carry, t):
             x_t, x_0_before = carry
@@ -95,19 +98,26 @@ class Method:
 
         chain = Chain(schedule, p, noise)
         if x_T is None:
-            x_T = gaussian_noise(keys, START, image_shape)
+            x_T = gaussian_noise(keys, START, image_shape)  # type: ignore[arg-type]
         steps = np.arange(schedule.num_timesteps, dtype=np.int32)[::-1]
         (x_0, _), xs = jax.lax.scan(body, (x_T, jnp.zeros_like(x_T)), steps)
         return (x_0, xs) if trajectory else x_0
 
 
-def previous(schedule: Schedule, t):
+def previous(
+    schedule: Schedule, t: Int[Array, ""] | int
+) -> tuple[Float[jax.Array, ""], Float[jax.Array, ""]]:
     """(sqrt(alphas_bar), sqrt(1 - alphas_bar)) one step before t; (1, 0) before the first."""
     before = jnp.maximum(t - 1, 0)
     alpha = jnp.where(t == 0, 1.0, schedule.sqrt_alphas_bar[before])
     return alpha, jnp.where(t == 0, 0.0, schedule.sqrt_one_minus_alphas_bar[before])
 
 
-def eps_of(schedule: Schedule, x_0, x_t, t):
-    """The eps [B,H,W,C] that leads from x_0 to x_t (Eq. 4 solved for it)."""
+def eps_of(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, ""] | int,
+) -> Float[Array, "b h w c"]:
+    """The eps that leads from x_0 to x_t (Eq. 4 solved for it)."""
     return (x_t - schedule.sqrt_alphas_bar[t] * x_0) / schedule.sqrt_one_minus_alphas_bar[t]

@@ -7,10 +7,19 @@ import numpy as np
 from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance, p_mean_variance
 from ddpm_jax.samplers.chain import Chain, Method, eps_of, previous
 from ddpm_jax.schedule import Schedule
+from ddpm_jax.shapes import Array, Float, Int
 
 
-def ddim_step(schedule: Schedule, x_0, x_t, t, noise, *, eta: float):
-    """DDIM, Eq. 12: x_{t-1} [B,H,W,C] from x_t and the predicted x_0 [B,H,W,C].
+def ddim_step(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, ""] | int,
+    noise: Float[Array, "b h w c"] | float,
+    *,
+    eta: float,
+) -> Float[jax.Array, "b h w c"]:
+    """DDIM, Eq. 12: x_{t-1} from x_t and the predicted x_0.
 
     eps is the one that leads from x_0 to x_t: with a clipped x_0 it is not the network's own. `t`
     is one index of `schedule` for the whole batch.
@@ -39,16 +48,16 @@ posterior's (1). `variance` says how the network was trained, and is not sampled
 def ddim_encode(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
-    x_0,
+    x_0: Float[Array, "b h w c"],
     *,
     prediction: Prediction,
     variance: Variance,
     clip: bool = False,
-):
-    """The latent x_T [B,H,W,C] that `ddim` with eta = 0 and this `clip` takes back to about x_0.
+) -> Float[Array, "b h w c"]:
+    """The latent x_T that `ddim` with eta = 0 and this `clip` takes back to about x_0.
 
     DDIM's ordinary differential equation run upwards (Song et al. 2021, Section 4.3). Each step
-    takes eps from the noise level it comes from, the first one from x_0 [B,H,W,C] itself, so that
+    takes eps from the noise level it comes from, the first one from x_0 itself, so that
     the error of the round trip shrinks with the number of steps.
     """
 

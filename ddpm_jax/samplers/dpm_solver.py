@@ -1,13 +1,21 @@
 """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): deterministic given x_T, of second order."""
 
+import jax
 import jax.numpy as jnp
 
 from ddpm_jax.samplers.chain import Chain, Method, previous
 from ddpm_jax.schedule import Schedule
+from ddpm_jax.shapes import Array, Float, Int
 
 
-def dpm_solver_step(schedule: Schedule, x_0, x_0_before, x_t, t):
-    """One step: x_{t-1} [B,H,W,C] from x_t and the x_0 predicted now and one step earlier.
+def dpm_solver_step(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    x_0_before: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    t: Int[Array, ""] | int,
+) -> Float[jax.Array, "b h w c"]:
+    """One step: x_{t-1} from x_t and the x_0 predicted now and one step earlier.
 
     In lambda = log(alpha / sigma) the data prediction is extrapolated linearly to the middle of
     the step. The first step has no earlier prediction, and the last ends where lambda is infinite:

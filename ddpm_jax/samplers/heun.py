@@ -13,10 +13,18 @@ import jax.numpy as jnp
 from ddpm_jax.samplers.chain import Chain, Method, eps_of, previous
 from ddpm_jax.samplers.ddim import ddim_step
 from ddpm_jax.schedule import Schedule
+from ddpm_jax.shapes import Array, Float, Int
 
 
-def heun_step(schedule: Schedule, x_0, x_t, x_0_end, x_end, t):
-    """One step: x_{t-1} [B,H,W,C] from the slopes at both of its ends, t > 0.
+def heun_step(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    x_t: Float[Array, "b h w c"],
+    x_0_end: Float[Array, "b h w c"],
+    x_end: Float[Array, "b h w c"],
+    t: Int[Array, ""] | int,
+) -> Float[Array, "b h w c"]:
+    """One step: x_{t-1} from the slopes at both of its ends, t > 0.
 
     x_0 was predicted from x_t; `x_end` is DDIM's x_{t-1}, and `x_0_end` was predicted from it.
     `t` is one index of `schedule` for the whole batch.

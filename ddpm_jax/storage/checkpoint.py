@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ddpm_jax.devices.processes import is_first, wait_for_all
 from ddpm_jax.errors import UserError
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.checksum import checksum
 from ddpm_jax.storage.files import path_of, writing
 from ddpm_jax.storage.orbax_log import demote_orbax_errors
@@ -126,7 +127,9 @@ class Checkpoints:
             ) from error
 
 
-def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None = None):
+def restore_part(
+    workdir: epath.PathLike, name: str, abstract: PyTree, step: int | None = None
+) -> tuple[int, PyTree]:
     """(step, part `name` of the run's checkpoint `step`), None for the newest that is not damaged.
 
     `abstract` is the part's tree of jax.ShapeDtypeStruct. Raises UserError if there is no such
@@ -152,7 +155,7 @@ def restore_part(workdir: epath.PathLike, name: str, abstract, step: int | None 
     return found, parts[name]
 
 
-def abstract_like(tree, shardings):
+def abstract_like(tree: PyTree, shardings: PyTree) -> PyTree:
     """jax.ShapeDtypeStructs of the arrays of `tree`, placed by `shardings`, a tree like it."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -181,7 +184,7 @@ def _newest_whole(folder, steps, abstract_parts):
     All checkpoints of a run have the same shapes: where an older one fits, one that does not is
     damaged. Raises UserError if none can be used.
     """
-    unusable = {}
+    unusable: dict[int, _Unusable] = {}
     for step in reversed(steps):
         try:
             return step, _load(folder / str(step), abstract_parts), unusable

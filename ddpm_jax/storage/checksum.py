@@ -10,8 +10,10 @@ import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 
+from ddpm_jax.shapes import PyTree
 
-def checksum(tree) -> int:
+
+def checksum(tree: PyTree) -> int:
     """A number below 2**32, computed from the bits and positions of all elements of `tree`.
 
     It is the same for any sharding, mesh and number of devices or processes. Waits for the arrays,

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -29,7 +31,7 @@ def path_of(path: epath.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def writing(path: epath.PathLike):
+def writing(path: epath.PathLike) -> Iterator[None]:
     """Turns an OSError, of a full or read-only disk for example, into a UserError naming `path`."""
     try:
         yield
@@ -110,7 +112,7 @@ def append_line(path: epath.PathLike, line: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: epath.PathLike):
+def locked(folder: epath.PathLike) -> Iterator[None]:
     """Makes `folder` and holds its `.lock`. Raises UserError if another process does, naming it.
 
     The system releases the lock however the process ends, kill -9 included; the file stays. Paths
@@ -159,7 +161,7 @@ def _take(descriptor: int, folder) -> None:
 def npz(arrays: dict[str, np.ndarray]) -> bytes:
     """A compressed npz file of `arrays`."""
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type] # an array for allow_pickle?
     return file.getvalue()
 
 
@@ -177,7 +179,7 @@ def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def read_json(file: epath.Path):
+def read_json(file: epath.Path) -> Any:
     """The content of a JSON file. Raises UserError naming the file if it cannot be read."""
     try:
         return json.loads(file.read_text())

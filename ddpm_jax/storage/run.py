@@ -18,6 +18,8 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +33,7 @@ from ddpm_jax.devices.mesh import replicated
 from ddpm_jax.devices.processes import wait_for_all
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import seed_key
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage import checkpoint
 from ddpm_jax.storage.files import locked, path_of, read_json, write_file
 
@@ -46,7 +49,7 @@ def load_checkpoint(
     weights: Weights = "ema",
     step: int | None = None,
     mesh: Mesh | None = None,
-):
+) -> tuple[int, DDPM, PyTree]:
     """(step, ddpm, params) of the run directory `path`: the `ema` or `raw` weights of `step`.
 
     `ema` is the average. `step` None is the newest checkpoint. params are on each device of `mesh`,
@@ -55,6 +58,7 @@ def load_checkpoint(
     part = {"ema": "ema_params", "raw": "params"}[weights]
     ddpm = DDPM(read_config(path))
     shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
+    sharding: jax.sharding.Sharding
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if mesh is not None:
         sharding = replicated(mesh)
@@ -90,7 +94,7 @@ def start_run(
     source: Source,
     devices: str,
     init_from: dict | None = None,
-):
+) -> Iterator[epath.Path]:
     """Makes the run directory, or checks that the run there can resume with `config` and this data.
 
     A context manager that yields the directory's path. Until it ends, no other process can start
@@ -108,7 +112,7 @@ def start_run(
     with locked(workdir):
         config_file = workdir / "config.json"
         run_file = workdir / "run.json"
-        run = {
+        run: dict[str, Any] = {
             "data_fingerprint": source.fingerprint,
             "images": len(source),
             "init_from": init_from,
@@ -221,7 +225,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def digest(params) -> str:
+def digest(params: PyTree) -> str:
     """A hash of a tree of arrays, which identifies a set of weights."""
     hashed = hashlib.blake2b(digest_size=8)
     for leaf in jax.tree.leaves(params):

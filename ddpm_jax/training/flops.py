@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.data import Batch
 from ddpm_jax.ddpm import DDPM
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.training.update import train_step
 
 # Dense peak FLOP/s of one jax device: (with float32 networks, with bfloat16 networks).
@@ -39,7 +40,7 @@ def peak_of(device_kind: str, dtype: str) -> float | None:
     return in_bfloat16 if dtype == "bfloat16" else in_float32
 
 
-def model_flops_rate(ddpm: DDPM, state, mesh: Mesh) -> float | None:
+def model_flops_rate(ddpm: DDPM, state: PyTree, mesh: Mesh) -> float | None:
     """Updates per second if the devices of `mesh` ran at their peak, None if the peak is unknown.
 
     A run's updates per second divided by this are its model FLOPs utilisation (Chowdhery et al.
@@ -52,7 +53,7 @@ def model_flops_rate(ddpm: DDPM, state, mesh: Mesh) -> float | None:
     return mesh.size * peak / step_flops(DDPM(dataclasses.replace(ddpm.config, model=model)), state)
 
 
-def step_flops(ddpm: DDPM, state) -> int:
+def step_flops(ddpm: DDPM, state: PyTree) -> int:
     """FLOPs of one update on all devices together, as `count_flops` counts them.
 
     `state` holds arrays or only their shapes.

@@ -6,7 +6,7 @@ Everything is computed from shapes and traced programs; no array is made.
 import functools
 import importlib.util
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import batch_sharding, state_shardings
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import seed_key
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.training.flops import peak_of, step_flops
 from ddpm_jax.training.update import check_batch, init_state, train_step
 
@@ -115,7 +116,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
     )
 
 
-def bytes_a_device(tree) -> int:
+def bytes_a_device(tree: PyTree) -> int:
     """Bytes that a tree of arrays or shapes takes on each device of its sharding."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -123,7 +124,7 @@ def bytes_a_device(tree) -> int:
     )
 
 
-def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
+def activation_bytes(ddpm: DDPM, params: PyTree, batch_size: int) -> int:
     """Bytes of the forward pass that JAX keeps for the backward pass on `batch_size` images.
 
     Parameters are not counted. This is an estimate: XLA recomputes some of these values where that
@@ -146,7 +147,7 @@ def activation_bytes(ddpm: DDPM, params, batch_size: int) -> int:
     return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
 
 
-def ring_traffic(params) -> list[Traffic]:
+def ring_traffic(params: PyTree) -> list[Traffic]:
     """The bytes that devices exchange in a step, over rings of n = data * fsdp devices.
 
     Gradients are float32, as parameters are. For a parameter of N bytes, each device sends:
@@ -185,7 +186,7 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compile: libtpu is not installed; pip install 'ddpm-jax[tpu]'")
     try:
-        tpus = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        tpus: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # libtpu does not document what it raises.
         raise UserError(
             f"compile: {topology!r}: {_first_line(error)}; name a topology such as v5e:2x2"
@@ -202,7 +203,7 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
     try:
-        memory = step.lower(ddpm, state, Batch(images), mesh=mesh).compile().memory_analysis()
+        memory: Any = step.lower(ddpm, state, Batch(images), mesh=mesh).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         return Compiled(topology, tpus[0].device_kind, failure=_first_line(error))
     return Compiled(
@@ -228,6 +229,7 @@ def table(
     source = ""
     if not rate:
         rate = peak_of("NVIDIA A100-SXM4-80GB", dtype)
+        assert rate is not None  # The table of peaks has it.
         precision = "TF32" if dtype == "float32" else dtype
         source = f", assuming an A100's peak in {precision} (set --flops-per-s)"
     gathered = f"{_mib(plan.gathered)}  at most, while they are used"

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,14 +22,14 @@ class StopSignals:
         self._before = {}
         self._together = jax.process_count() > 1
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT] if self._together else [signal.SIGINT, signal.SIGTERM]
             for number in numbers:
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number in list(self._before):
             self._restore(number)
 

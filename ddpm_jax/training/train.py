@@ -30,6 +30,7 @@ from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
 from ddpm_jax.keys import HOLDOUT, SAMPLES
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like
 from ddpm_jax.storage.run import start_run, starts_from
 from ddpm_jax.training.flops import model_flops_rate
@@ -41,7 +42,7 @@ from ddpm_jax.weights.load import weights_for
 log = logging.getLogger(__name__)
 
 
-def holdout_loss(ddpm: DDPM, params, source: Source, indices: np.ndarray) -> float:
+def holdout_loss(ddpm: DDPM, params: PyTree, source: Source, indices: np.ndarray) -> float:
     """The mean loss over the held-out images `indices` of `source`.
 
     Each image gets the same t and noise in every call.

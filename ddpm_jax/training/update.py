@@ -17,6 +17,7 @@ from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import on_mesh, place_rows, replicate, replicated, state_shardings
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import INIT, example_keys, random_flip, seed_key
+from ddpm_jax.shapes import AnyKey, Array, Integer, PyTree, UInt8
 
 
 class TrainState(NamedTuple):
@@ -39,7 +40,7 @@ def make_optimizer(optim: Optim) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adam(learning_rate))
 
 
-def init_state(ddpm: DDPM, params=None) -> TrainState:
+def init_state(ddpm: DDPM, params: PyTree = None) -> TrainState:
     """The state before the first update, from `params` or fresh ones.
 
     The average starts as a copy of the parameters.
@@ -54,7 +55,7 @@ def train_step(
     ddpm: DDPM,
     state: TrainState,
     batch: Batch,
-    pixels=None,
+    pixels: UInt8[Array, "n h w c"] | None = None,
     *,
     mesh: Mesh | None = None,
     axis_name: str | None = None,
@@ -173,7 +174,7 @@ def _on_device(config: Config, source: Source, mesh: Mesh):
     return replicate(source.read(np.arange(len(source))), mesh)
 
 
-def run_key(config: Config, number):
+def run_key(config: Config, number: int | Integer[Array, ""]) -> AnyKey:
     """The key of update `number` of a run, or of one of the run's numbers in keys.py."""
     return jax.random.fold_in(seed_key(config.seed), number)
 

@@ -10,8 +10,12 @@ these fields may have any value: `DDPM.sample` takes `steps` and `grid`. Its gri
 """
 
 import json
+from typing import Any, NoReturn
+
+from etils import epath
 
 from ddpm_jax.config import Config, Data, Diffusion, Model
+from ddpm_jax.diffusion import Variance
 from ddpm_jax.errors import UserError
 
 UNET = {
@@ -104,7 +108,7 @@ NO_VARIANCES = {
 class Fields:
     """The fields of one JSON file, with the library's defaults. Errors name the file and field."""
 
-    def __init__(self, file, values: dict, defaults: dict):
+    def __init__(self, file: epath.Path, values: dict, defaults: dict) -> None:
         """Raises UserError for a field that is not in `defaults`, unless it is null."""
         self.file = file
         self.values = values
@@ -116,17 +120,17 @@ class Fields:
                     "remove it if the model does not use it"
                 )
 
-    def __getitem__(self, name: str):
+    def __getitem__(self, name: str) -> Any:
         return self.values.get(name, self.defaults[name])
 
-    def refuse(self, name: str, must_be: str):
+    def refuse(self, name: str, must_be: str) -> NoReturn:
         """Raises a UserError that gives the field's value and what it must be."""
         absent = "" if name in self.values else " (absent; this is diffusers' default)"
         raise UserError(
             f"{self.file}: {name} is {_shown(self[name])}{absent}; it must be {must_be}"
         )
 
-    def require(self, name: str, value) -> None:
+    def require(self, name: str, value: object) -> None:
         """Refuses any other value than `value`."""
         if self[name] != value:
             self.refuse(name, json.dumps(value))
@@ -147,7 +151,7 @@ class Fields:
             self.refuse(name, "a list of whole numbers of at least 1")
         return self[name]
 
-    def one_of(self, name: str, choices: dict):
+    def one_of(self, name: str, choices: dict) -> Any:
         """The entry of `choices` for the field's value."""
         if not isinstance(self[name], str) or self[name] not in choices:
             self.refuse(name, f"one of {', '.join(choices)}")
@@ -311,13 +315,15 @@ def _read_diffusion(fields: Fields) -> Diffusion:
     if fields["clip_sample"]:
         fields.require("clip_sample_range", 1)
     schedule = fields.one_of("beta_schedule", SCHEDULES)
-    parameters = (
+    parameters: dict[str, Any] = (
         {}
         if schedule == "cosine"
         else {name: _beta(fields, name) for name in ("beta_start", "beta_end")}
     )
     # DDIMScheduler has no variance_type: it samples with the posterior variance.
-    variance = _read_variance(fields) if "variance_type" in fields.defaults else "fixed_small"
+    variance: Variance = (
+        _read_variance(fields) if "variance_type" in fields.defaults else "fixed_small"
+    )
     prediction = fields.one_of("prediction_type", PREDICTIONS)
     T = fields.count("num_train_timesteps")
     try:
@@ -334,7 +340,7 @@ def _read_diffusion(fields: Fields) -> Diffusion:
         raise UserError(f"{fields.file}: {error}") from None
 
 
-def _read_variance(fields: Fields) -> str:
+def _read_variance(fields: Fields) -> Variance:
     if fields["variance_type"] in list(NO_VARIANCES):
         fields.refuse(
             "variance_type",

@@ -9,12 +9,14 @@ import json
 import logging
 
 import jax
+import numpy as np
 from etils import epath
 from safetensors.numpy import save
 
 from ddpm_jax.config import Config
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of, read_json, write_file
 from ddpm_jax.weights.architecture import SCHEDULERS, UNET, Fields, read_config, write_config
 from ddpm_jax.weights.tensors import from_params, read_tensors, to_params
@@ -76,7 +78,7 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
     return config, to_params(_read_weights(unet), shapes, unet)
 
 
-def write_diffusers(path: epath.PathLike, config: Config, params) -> None:
+def write_diffusers(path: epath.PathLike, config: Config, params: PyTree) -> None:
     """Writes a pipeline that diffusers' DDPMPipeline loads; weights are float32.
 
     Settings that only matter for training (loss, data, optimiser) and model.dtype are not saved.
@@ -133,7 +135,7 @@ def _read_weights(folder: epath.Path) -> dict:
         raise UserError(
             f"{index}: its weight_map must name the file of each tensor; download it again"
         )
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for name in sorted(set(of_tensors.values())):
         if "/" in name or not name.endswith(".safetensors"):
             raise UserError(

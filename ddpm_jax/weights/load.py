@@ -12,6 +12,7 @@ from ddpm_jax.config import Config, Weights, names_where, value_of
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import mesh_of, replicate
 from ddpm_jax.errors import UserError
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of
 from ddpm_jax.storage.run import data_fingerprint, digest, is_run, load_checkpoint
 from ddpm_jax.weights.diffusers import is_diffusers, read_diffusers
@@ -81,7 +82,9 @@ def words_of(kind: Kind, step: int | None) -> str:
     return words if step is None else f"{words} of step {step}"
 
 
-def load(path: epath.PathLike, *, weights: Weights | None = None, step: int | None = None):
+def load(
+    path: epath.PathLike, *, weights: Weights | None = None, step: int | None = None
+) -> tuple[DDPM, PyTree]:
     """(ddpm, params) of `path`; params are on the default device.
 
     `path` is one of

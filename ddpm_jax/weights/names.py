@@ -2,8 +2,10 @@
 
 import jax
 
+from ddpm_jax.shapes import PyTree
 
-def flat_params(params) -> dict:
+
+def flat_params(params: PyTree) -> dict:
     """{"stem.kernel": leaf, ...} for a tree of dicts, in the order of its leaves."""
     leaves = jax.tree.leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

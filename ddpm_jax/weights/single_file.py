@@ -12,11 +12,14 @@ from safetensors.numpy import load, save
 from ddpm_jax.config import Config, from_dict, to_dict
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of, write_file
 from ddpm_jax.weights.names import flat_params, nested_params
 
 
-def write_single_file(path: epath.PathLike, config: Config, params, about: dict[str, Any]) -> None:
+def write_single_file(
+    path: epath.PathLike, config: Config, params: PyTree, about: dict[str, Any]
+) -> None:
     """Writes `params` to the .safetensors file `path`; its metadata hold `config` and `about`.
 
     `about` is the provenance. Tensors are named as in the network: down_0_0_block.conv_0.kernel.

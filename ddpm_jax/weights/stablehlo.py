@@ -27,6 +27,7 @@ from jax import export
 from ddpm_jax.config import to_dict
 from ddpm_jax.ddpm import DDPM, sample_batch
 from ddpm_jax.sampler import ANCESTRAL, Sampler
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import npz, path_of, write_file
 from ddpm_jax.weights.names import flat_params, nested_params
 
@@ -36,7 +37,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def write_stablehlo(
     folder: epath.PathLike,
     ddpm: DDPM,
-    params,
+    params: PyTree,
     about: dict,
     sampler: Sampler = ANCESTRAL,
 ) -> None:
@@ -73,7 +74,7 @@ def write_stablehlo(
     write_file(folder / "about.json", json.dumps(described, indent=1).encode())
 
 
-def sampler_program(ddpm: DDPM, params, sampler: Sampler) -> export.Exported:
+def sampler_program(ddpm: DDPM, params: PyTree, sampler: Sampler) -> export.Exported:
     """(params, key data uint32 [2], indices uint32 [B]) -> images float32 [B,H,W,C].
 
     `params` is a dict as `flat_params` makes it.
@@ -86,7 +87,7 @@ def sampler_program(ddpm: DDPM, params, sampler: Sampler) -> export.Exported:
     return _export(sample, params, jax.ShapeDtypeStruct((2,), jnp.uint32), _batch((), jnp.uint32))
 
 
-def denoiser_program(ddpm: DDPM, params) -> export.Exported:
+def denoiser_program(ddpm: DDPM, params: PyTree) -> export.Exported:
     """(params, x_t float32 [B,H,W,C], t int32 [B]) -> output float32 [B,H,W,C or 2C].
 
     `params` is a dict as `flat_params` makes it.

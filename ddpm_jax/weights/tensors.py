@@ -13,6 +13,7 @@ import safetensors
 from etils import epath
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.shapes import PyTree
 
 MODULES = {
     "stem": "conv_in",
@@ -75,7 +76,7 @@ def read_tensors(file: epath.Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def to_params(tensors: dict[str, np.ndarray], shapes, source):
+def to_params(tensors: dict[str, np.ndarray], shapes: PyTree, source: object) -> PyTree:
     """The tree of `tensors`, which have the library's names, in the form of the tree `shapes`.
 
     Raises UserError naming the tensors that are missing, unexpected or of another shape, and
@@ -99,7 +100,7 @@ def to_params(tensors: dict[str, np.ndarray], shapes, source):
     return jax.tree.unflatten(tree, params)
 
 
-def from_params(params) -> dict[str, np.ndarray]:
+def from_params(params: PyTree) -> dict[str, np.ndarray]:
     """The tensors of a tree of parameters, as float32 with the library's names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {
