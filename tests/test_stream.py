@@ -63,6 +63,16 @@ def test_hosts_read_slices_of_the_same_batches(logged):
     assert_same(opened(logged, rows=some).batch_at(4), Batch(batch.image[some], batch.label[some]))
 
 
+def test_places_are_the_same_streamed_or_not(logged):
+    """What an update reads where the images lie on the device (data.on_device)."""
+    whole, stream = Batches(logged, np.arange(N), BATCH, 3), opened(logged)
+    for step in (4, 0):
+        places = stream.places_at(step)
+        assert_same(places, whole.places_at(step))
+        assert_same(Batch(logged.read(places.image), places.label), whole.batch_at(step))
+    stream.close()
+
+
 def test_what_lies_in_memory_is_not_streamed(logged):
     batches = opened(dataclasses.replace(logged, streamed=False))
     assert isinstance(batches, Batches) and batches.batch_at(2).image.shape == (BATCH, 1, 1, 1)

@@ -60,7 +60,8 @@ def test_a_step_is_loss_gradient_update_and_average(tiny, pictures):
     assert_equal_trees(state.params, state.ema_params)
     state = state._replace(step=jnp.int32(3))
     images = pictures[:8]
-    after, metrics = jax.jit(update.train_step, static_argnums=0)(ddpm, state, Batch(images))
+    labelled = Batch(images, np.arange(8, dtype=np.int32))  # Labels come along, unused as yet.
+    after, metrics = jax.jit(update.train_step, static_argnums=0)(ddpm, state, labelled)
 
     rng = jax.random.fold_in(jax.random.key(7), 3)
     x_0 = random_flip(example_keys(rng, jnp.arange(8)), jnp.float32(images) / 127.5 - 1)
