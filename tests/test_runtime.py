@@ -31,9 +31,10 @@ COMPUTE = "jax.jit(lambda x: x + 1)(1.0)"
 
 
 def report(tmp_path, call="ddpm_jax.configure_jax()", then=COMPUTE, **environment):
-    """What a fresh process that calls `call`, then `then`, is set to, for a user with nothing but `environment`.
+    """The settings of a fresh process that runs `call`, then `then`.
 
-    Flags before and after, the cache's folder, and the seconds from which on a program is kept there.
+    XLA's flags before and after, the cache's folder, and how many seconds of compiling a program
+    must take to be kept there. Of the user's settings there are those of `environment` alone.
     """
     others = {
         name: value
