@@ -1,12 +1,22 @@
 """Four fake CPU devices, strict shapes, and the tiny things that many tests share."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
+import shutil
+import subprocess
+import threading
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Compiled programs are kept from one run of the tests to the next, for each kind of CPU its own.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache")
+# In a job of a cluster the commands would look for the job's other processes.
+for name in ("SLURM_JOB_ID", "JOB_COMPLETION_INDEX"):
+    os.environ.pop(name, None)
 # Compiling takes most of the time here: no optimisation in what tests compile themselves.
 QUICK = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
@@ -29,11 +39,26 @@ from ddpm_jax.devices.runtime import configure_jax
 # As the commands do, before anything is computed: all processes then run with the same flags.
 configure_jax()
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# And many tests compile the same programs.
-jax.config.update(
-    "jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache/xla")
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+HANG = 900
+"""Seconds after which a program that a test waits for is taken to hang. None is that slow."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory):
+    """A cache folder of the user's that is empty: what else is kept there decides no test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def package_log():
+    """The package's log as it is at import: a command in an earlier test has changed it."""
+    log = logging.getLogger("ddpm_jax")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
 
 
 @pytest.fixture
@@ -71,12 +96,25 @@ def pictures():
 
 @pytest.fixture(scope="session")
 def run(tiny, pictures, tmp_path_factory):
-    """A run directory of two steps, its pictures in an npz beside it."""
+    """A run directory of two steps, its pictures in an npz beside it; to be read alone."""
     from ddpm_jax import fit
 
     folder = tmp_path_factory.mktemp("runs")
     fit(with_source(tiny, pictures, folder, train={"steps": 2}), folder / "tiny")
-    return folder / "tiny"
+    before = files_of(folder / "tiny")
+    yield folder / "tiny"
+    assert files_of(folder / "tiny") == before, "a test has changed the run that all share"
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """Of the run, for a test that writes into it."""
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+def files_of(folder):
+    """{path: content} of all files below `folder`."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def with_(config, **groups):
@@ -112,6 +150,54 @@ def compiled_once(folder):
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+
+
+def make_old(folder):
+    """Dates the files below `folder` to 1970, so that `made_since` knows those of any clock."""
+    for path in files_of(folder):
+        os.utime(path, (0, 0))
+
+
+def made_since(folder, pattern):
+    """The names of the files below `folder` that were written after `make_old`, sorted."""
+    return sorted(path.name for path in folder.rglob(pattern) if path.stat().st_mtime_ns)
+
+
+def messages(caplog):
+    """What this package has logged; other libraries say what they like."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("ddpm_jax")]
+
+
+@contextlib.contextmanager
+def started(command, **options):
+    """A program that runs, its stdout and stderr in one pipe of text; it ends with the block."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    ) as program:
+        watchdog = threading.Timer(HANG, program.kill)
+        watchdog.start()
+        try:
+            yield program
+        finally:
+            watchdog.cancel()
+            program.kill()
+
+
+def read_until(program, *words):
+    """Waits until the program has written each of `words`, in lines of any order."""
+    missing, said = set(words), []
+    for line in program.stdout:
+        said.append(line)
+        missing -= {word for word in missing if word in line}
+        if not missing:
+            return
+    pytest.fail(f"the program ended without {missing}: {''.join(said)}")
+
+
+def finish(program):
+    """(exit code, what it writes until then)."""
+    said = program.stdout.read()
+    return program.wait(), said
 
 
 def refused(capsys, *args):

@@ -5,12 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK, compiled_once, refused
+from conftest import (
+    QUICK,
+    compiled_once,
+    finish,
+    lines,
+    made_since,
+    make_old,
+    read_until,
+    refused,
+    started,
+)
 from PIL import Image
 
 from ddpm_jax import load, to_uint8
@@ -115,14 +123,12 @@ def test_samples_as_a_grid_as_arrays_and_as_files_are_the_same_images(run, tmp_p
 def test_a_folder_of_samples_is_filled_up(run, tmp_path, capsys):
     args = ["sample", str(run), "--out", f"{tmp_path}/files/", "-n"]
     assert main([*args, "4"]) == 0
-    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "files").glob("*.png")}
     second = (tmp_path / "files/000001.png").read_bytes()
     (tmp_path / "files/000001.png").unlink()
-    time.sleep(0.01)
+    make_old(tmp_path / "files")
     assert main([*args, "6"]) == 0
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "files").glob("*.png")}
-    assert len(after) == 6 and (tmp_path / "files/000001.png").read_bytes() == second
-    assert all(after[name] == files[name] for name in ("000000.png", "000002.png", "000003.png"))
+    assert (tmp_path / "files/000001.png").read_bytes() == second
+    assert made_since(tmp_path / "files", "*.png") == ["000001.png", "000004.png", "000005.png"]
     # Other images than those that are there must not be mixed in.
     assert "choose another folder" in refused(capsys, *args, "4", "--seed", "1")
     assert "choose another folder" in refused(capsys, *args, "4", "--weights", "raw")
@@ -192,31 +198,19 @@ def test_a_run_killed_softly_goes_on_with_the_same_command(tmp_path):
         "1",
         "--train.steps",
     ]
-    process = subprocess.Popen(
-        [*command, "100000"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=120)
-    assert (
-        process.returncode == 0
-        and "SIGTERM: saved after step" in error
-        and "Traceback" not in error
-    )
+    with started([*command, "1000000"], cwd=tmp_path, env=environment) as program:
+        read_until(program, "step 1/1000000")
+        program.send_signal(signal.SIGTERM)
+        code, said = finish(program)
+    assert code == 0 and "SIGTERM: saved after step" in said and "Traceback" not in said
     saved = int(max((tmp_path / "run/checkpoints").iterdir(), key=lambda path: int(path.name)).name)
-    done = subprocess.run(
-        [*command, str(saved + 3)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"step {saved} of {saved + 3}" in done.stderr and "run: run (" in done.stderr
-    steps = [
-        json.loads(line)["step"]
-        for line in Path(tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    ]
-    assert steps == list(range(1, saved + 4))
-    assert Image.open(tmp_path / "run/samples.png").size[0] > 100
+    with started([*command, str(saved + 3)], cwd=tmp_path, env=environment) as program:
+        code, said = finish(program)
+    assert code == 0, said
+    assert f"step {saved} of {saved + 3}" in said and "run: run (" in said
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, saved + 4))
+    with Image.open(tmp_path / "run/samples.png") as picture:
+        assert picture.size[0] > 100
 
 
 def test_a_gpu_that_jax_cannot_use_gets_a_line_of_advice(monkeypatch):

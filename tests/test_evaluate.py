@@ -2,13 +2,12 @@
 
 import functools
 import json
-import shutil
 
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.spatial
-from conftest import refused
+from conftest import made_since, make_old, refused
 from PIL import Image
 
 from ddpm_jax.cli import main
@@ -37,12 +36,6 @@ def quick(monkeypatch):
     """Few steps for the proxy, and files of few images."""
     monkeypatch.setattr(features, "train_classifier", functools.partial(train_classifier, steps=5))
     monkeypatch.setattr(features, "PART", 16)
-
-
-@pytest.fixture
-def copy(run, tmp_path):
-    """Of the run, for results of its own."""
-    return shutil.copytree(run, tmp_path / "run")
 
 
 def loaded(path):
@@ -102,8 +95,7 @@ def test_a_row_is_printed_written_and_made_of_all_images(copy, digits, capsys):
 def test_a_killed_evaluation_goes_on_to_the_same_numbers(copy, digits):
     once = evaluate(loaded(copy), digits, 37, likelihood=False)
     folder = only(copy, "evaluation/*")
-    files = sorted(folder.rglob("*.*"))
-    stamps = {file: file.stat().st_mtime_ns for file in files}
+    make_old(folder)
     for file in [
         folder / "samples/000020.png",
         only(folder, "features-*/00000016-0016-*.npz"),
@@ -111,13 +103,8 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(copy, digits):
     ]:
         file.unlink()
     assert evaluate(loaded(copy), digits, 37, likelihood=False) == once
-    made = [
-        file.name for file in sorted(folder.rglob("*.*")) if file.stat().st_mtime_ns != stamps[file]
-    ]
-    assert [name[:13] for name in made if name.endswith((".png", ".npz"))] == [
-        "00000016-0016",
-        "000020.png",
-    ]
+    assert made_since(folder, "*.png") == ["000020.png"]
+    assert [name[:13] for name in made_since(folder, "*.npz")] == ["00000016-0016"]
     # Images that somebody else put there are not taken for those that were compared before.
     for file in (folder / "samples").glob("*.png"):
         file.write_bytes((folder / "samples/000000.png").read_bytes())
@@ -127,11 +114,9 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(copy, digits):
 
 def test_sample_and_evaluate_share_images(copy, digits, tmp_path):
     assert main(["sample", str(copy), "-n", "30", "--out", f"{tmp_path}/drawn/"]) == 0
-    before = (tmp_path / "drawn/000029.png").stat().st_mtime_ns
+    make_old(tmp_path / "drawn")
     shared = evaluate(loaded(copy), digits, 37, likelihood=False, samples=tmp_path / "drawn")
-    assert (tmp_path / "drawn/000029.png").stat().st_mtime_ns == before and (
-        tmp_path / "drawn/000036.png"
-    ).exists()
+    assert made_since(tmp_path / "drawn", "*.png") == [f"{i:06d}.png" for i in range(30, 37)]
     assert shared == evaluate(loaded(copy), digits, 37, likelihood=False)
 
 

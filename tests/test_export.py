@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import messages, refused
 from safetensors.numpy import load_file, save_file
 from test_train import assert_equal_trees
 
@@ -203,7 +203,7 @@ def test_weights_of_another_network_are_refused_by_field(tiny, run, pictures, tm
 
 def test_other_betas_are_said(tiny, run, caplog):
     weights_for(load(run)[0], run, make_mesh(1))
-    assert not caplog.text
+    assert not messages(caplog)
     diffusion = dataclasses.replace(tiny.diffusion, schedule="const", beta_start=None)
     weights_for(DDPM(dataclasses.replace(tiny, diffusion=diffusion)), run, make_mesh(1))
-    assert "other betas" in caplog.text
+    assert "other betas" in messages(caplog)[0]

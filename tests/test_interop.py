@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import messages
 from safetensors.numpy import save
 
 from ddpm_jax import DDPM, Config, UserError
@@ -180,11 +181,11 @@ def test_a_pipeline_and_its_lone_unet_are_read(tmp_path, tensors, params, caplog
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     assert is_diffusers(tmp_path) and is_diffusers(tmp_path / "unet")
     config, found = read_diffusers(tmp_path)
-    assert config.diffusion == Diffusion(variance="fixed_small") and not caplog.records
+    assert config.diffusion == Diffusion(variance="fixed_small") and not messages(caplog)
     assert_same(found, params)
     with caplog.at_level(logging.WARNING):
         assert read_diffusers(tmp_path / "unet")[0] == CONFIG
-    assert "this U-Net has no scheduler; using the paper's" in caplog.records[0].getMessage()
+    assert "this U-Net has no scheduler; using the paper's" in messages(caplog)[0]
     (tmp_path / "scheduler/scheduler_config.json").unlink()
     assert "scheduler_config.json: is missing" in refusal(read_diffusers, tmp_path)
 

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import HANG, finish, read_until, started
 
 from ddpm_jax.cli.options import TrainOptions
 from ddpm_jax.cli.parsing import parse
@@ -77,7 +77,7 @@ def options_of(arguments):
 def launch(fakes, *arguments, **environment):
     command = [SCRIPTS / "launch_tpu_pod.sh", *arguments]
     return subprocess.run(
-        command, env=fakes.environment(**environment), capture_output=True, text=True, timeout=60
+        command, env=fakes.environment(**environment), capture_output=True, text=True, timeout=HANG
     )
 
 
@@ -171,7 +171,7 @@ def test_a_worker_gets_the_arguments_as_they_were_given(cloud, tmp_path):
     (tmp_path / "log").unlink()
     cloud.answers(pgrep=[["", 0], ["", 1]])
     done = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path / "home", env=cloud.environment(), timeout=30
+        ["bash", "-c", command], cwd=tmp_path / "home", env=cloud.environment(), timeout=HANG
     )
     assert done.returncode == 0
     pkill, *looks, trained = cloud.log()
@@ -184,7 +184,7 @@ def test_a_worker_gets_the_arguments_as_they_were_given(cloud, tmp_path):
     cloud.answers(pgrep=[["", 1]])
     cloud.write(cloud.folder / "bin/ddpm-jax", "#!/bin/bash\nkill -TERM $PPID\nexit 0\n")
     done = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path / "home", env=cloud.environment(), timeout=30
+        ["bash", "-c", command], cwd=tmp_path / "home", env=cloud.environment(), timeout=HANG
     )
     assert done.returncode == 75
 
@@ -246,7 +246,7 @@ def test_slurm_starts_the_tasks_and_passes_their_exit_code_on(tmp_path):
     environment = fakes.environment(SLURM_JOB_ID="17", SLURM_CPUS_PER_TASK="8")
     assert (
         subprocess.run(
-            ["bash", SCRIPTS / "slurm.sbatch", *arguments], env=environment, timeout=30
+            ["bash", SCRIPTS / "slurm.sbatch", *arguments], env=environment, timeout=HANG
         ).returncode
         == 3
     )
@@ -259,18 +259,17 @@ def test_slurm_starts_the_tasks_and_passes_their_exit_code_on(tmp_path):
 
 @pytest.mark.parametrize(("code", "queued"), [(0, True), (1, False)])
 def test_slurm_saves_before_the_time_limit_and_queues_the_job_again(tmp_path, code, queued):
-    fakes = Fakes(tmp_path, "scancel scontrol")
-    # Tasks that take a while to save after scancel told them to.
-    waits = 'until [ -e "$FAKES/log" ]; do sleep 0.05; done'
-    tasks = f'#!/bin/bash\necho > "$FAKES/started"\n{waits}\nsleep 0.2\nexit {code}\n'
+    fakes = Fakes(tmp_path, "scontrol")
+    # Tasks that end when scancel tells them to: it writes into a pipe that they read.
+    os.mkfifo(tmp_path / "told")
+    fakes.write(tmp_path / "bin/scancel", FAKE + 'open(f"{here}/told", "w").close()\n')
+    tasks = f'#!/bin/bash\necho started\nread < "$FAKES/told"\nexit {code}\n'
     fakes.write(tmp_path / "bin/srun", tasks)
     environment = fakes.environment(SLURM_JOB_ID="17", SLURM_CPUS_PER_TASK="8")
-    job = subprocess.Popen(["bash", SCRIPTS / "slurm.sbatch", "cifar10"], env=environment)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=30) == code
+    with started(["bash", SCRIPTS / "slurm.sbatch", "cifar10"], env=environment) as job:
+        read_until(job, "started")
+        job.send_signal(signal.SIGUSR1)
+        assert finish(job)[0] == code
     told = [["scancel", "--signal=TERM", "17"], ["scontrol", "requeue", "17"]]
     assert fakes.log() == (told if queued else told[:1])
 
@@ -340,21 +339,24 @@ def test_a_pod_that_was_told_to_go_does_not_pass_for_one_that_has_finished(
 ):
     """The container's command, run by a shell here."""
     (container,) = of_pods(jobset)[2]["containers"]
-    waits = f"""{PYTHON}
-import json, os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))
+    program = f"""{PYTHON}
+import json, os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 with open(os.environ["FAKES"] + "/log", "w") as log:
     log.write(json.dumps(sys.argv[1:]) + "\\n")
-time.sleep(30 if {told} else 0)
+print("started", flush=True)
+if {told}:
+    signal.sigwait([signal.SIGTERM])
 sys.exit({code})
 """
     fakes = Fakes(tmp_path, "")
-    fakes.write(tmp_path / "bin/ddpm-jax", waits)
-    pod = subprocess.Popen([*container["command"], *container["args"]], env=fakes.environment())
-    deadline = time.monotonic() + 30
-    while told and not fakes.log() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if told:
-        pod.send_signal(signal.SIGTERM)
-    assert pod.wait(timeout=30) == exits
+    fakes.write(tmp_path / "bin/ddpm-jax", program)
+    # The shell says when it waits: it has set its trap by then.
+    fakes.write(tmp_path / "functions", 'wait() { echo waits; builtin wait "$@"; }\n')
+    environment = fakes.environment(BASH_ENV=str(tmp_path / "functions"))
+    with started([*container["command"], *container["args"]], env=environment) as pod:
+        read_until(pod, "started", "waits")
+        if told:
+            pod.send_signal(signal.SIGTERM)
+        assert finish(pod)[0] == exits
     assert fakes.log() == [["train", *container["args"][2:]]]

@@ -122,7 +122,7 @@ def test_a_killed_measurement_goes_on_to_the_same_answer(run, measured, tmp_path
     assert len(calls) == 2 * batches
 
 
-def test_the_command_prints_a_table_and_writes_it(run, tmp_path, capsys, measured):
+def test_the_command_prints_a_table_and_writes_it(run, copy, capsys, measured):
     out, result = measured
     args = ["likelihood", str(run), "--batch-size", "3", "--out", str(out)]
     assert main([*args, "--draws", "2"]) == 0
@@ -130,34 +130,33 @@ def test_the_command_prints_a_table_and_writes_it(run, tmp_path, capsys, measure
     assert (
         f"{result.summary['total']:.5f}" in printed and "ema weights of step 2, 2 draws" in printed
     )
-    assert main(["likelihood", str(run), "--split", "train", "--batch-size", "64"]) == 0
+    assert main(["likelihood", str(copy), "--split", "train", "--batch-size", "64"]) == 0
     assert (
         "1 draw\n" in (text := capsys.readouterr().out)
         and text.count("needs --draws 2 or more") == 1
     )
-    assert (run / "likelihood/train-00000002-ema-seed0/likelihood.json").exists()
+    assert (copy / "likelihood/train-00000002-ema-seed0/likelihood.json").exists()
 
 
-def test_other_processes_and_test_sets_do_not_share_parts(run, measured, tmp_path, pictures):
+def test_other_processes_and_test_sets_do_not_share_parts(copy, measured, tmp_path, pictures):
     out, _ = measured
-    (tmp_path / "copy").mkdir()
-    for name in ("run.json", "checkpoints"):
-        (tmp_path / "copy" / name).symlink_to(run / name)
-    config = json.loads((run / "config.json").read_text())
+    written = (copy / "config.json").read_text()
+    config = json.loads(written)
     config["diffusion"]["variance"] = "fixed_small"
-    (tmp_path / "copy/config.json").write_text(json.dumps(config))
+    (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(
         UserError, match=r"diffusion.variance 'fixed_large', not 'fixed_small'; choose another"
     ):
-        measure(tmp_path / "copy", "holdout", out=out)
+        measure(copy, "holdout", out=out)
+    (copy / "config.json").write_text(written)
     for n in (2, 3):
         np.savez(tmp_path / f"{n}.npz", images=pictures[:n])
-        assert measure(run, "test", data=f"npz:{tmp_path}/{n}.npz").summary["images"] == n
+        assert measure(copy, "test", data=f"npz:{tmp_path}/{n}.npz").summary["images"] == n
     # What a kill leaves before the first file is whole is in nobody's way.
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed/.label.json.tmp").touch()
     assert (
-        measure(run, "test", data=f"npz:{tmp_path}/2.npz", out=tmp_path / "killed").summary[
+        measure(copy, "test", data=f"npz:{tmp_path}/2.npz", out=tmp_path / "killed").summary[
             "images"
         ]
         == 2

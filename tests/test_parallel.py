@@ -19,7 +19,7 @@ from ddpm_jax.devices.mesh import (
     replicate,
     state_shardings,
 )
-from ddpm_jax.devices.processes import in_cluster, join
+from ddpm_jax.devices.processes import BOUND, in_cluster, join
 from ddpm_jax.training.update import Update, init_state
 
 
@@ -182,6 +182,26 @@ def test_rows_of_all_devices_are_the_batch():
 def test_processes_that_cannot_be_are_refused(given, says):
     with pytest.raises(UserError, match=says):
         join(*given)
+
+
+def test_processes_hear_in_time_of_one_that_has_died(monkeypatch):
+    """In test_slow_processes.py one dies; benchmarks/death.py measures how long the other lives."""
+    given = {}
+    monkeypatch.setattr(
+        jax.distributed,
+        "initialize",
+        lambda *where, heartbeat_timeout_seconds: given.update(
+            where=where, seconds=heartbeat_timeout_seconds
+        ),
+    )
+    monkeypatch.setattr(jax.config, "update", given.__setitem__)
+    join("localhost:1", 2, 1)
+    assert given == {
+        "where": ("localhost:1", 2, 1),
+        "seconds": BOUND - 10,
+        "jax_cpu_collectives_implementation": "gloo",
+        "jax_cpu_enable_async_dispatch": False,
+    }
 
 
 def test_clusters_are_known_by_their_environment():

@@ -5,16 +5,16 @@ import hashlib
 import importlib.util
 import io
 import os
+import select
 import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK, compiled_once, lines
+from conftest import HANG, QUICK, compiled_once, finish, lines, read_until, started
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -82,18 +82,14 @@ def test_the_real_fashion_mnist_is_read_without_tensorflow(tmp_path):
         f"dir={str(tmp_path / 'tfds')!r}, manual_dir={str(FASHION_MNIST)!r}, "
         "image_shape=(28, 28, 1))\n"
     )
-    start = time.monotonic()
     python(READ + data + f"read(data, {str(tmp_path / 'train.npz')!r}, False)")
-    print(f"\nfashion_mnist: prepared and read in {time.monotonic() - start:.0f} s", end="")
     prepared = np.load(tmp_path / "train.npz")
     (
         tmp_path / "tfds/fashion_mnist/3.0.1/ddpm_jax-train-28x28x1.npz"
     ).unlink()  # What was decoded there.
     for split, prefix in [("train", "train"), ("test", "t10k")]:
-        start = time.monotonic()
         out = tmp_path / f"{split}2.npz"
         python(WITHOUT_TENSORFLOW + READ + data + f"read(data, {str(out)!r}, {split == 'test'})")
-        print(f", {split} decoded without TensorFlow in {time.monotonic() - start:.0f} s", end="")
         read = np.load(out)
         images, labels = (
             idx(FASHION_MNIST / f"{prefix}-images-idx3-ubyte.gz"),
@@ -215,7 +211,7 @@ CONFIG = Config(
                 attention_resolutions=(), norm_groups=2),
     diffusion=Diffusion(num_timesteps=10, beta_start=0.01, beta_end=0.5),
     data=Data(source="folder:images", image_shape=(8, 8, 3), cache_mb=0, workers=2),
-    train=Train(steps=300, batch_size=8, log_every=1, eval_every=0, num_samples=4),
+    train=Train(steps=1_000_000, batch_size=8, log_every=1, eval_every=0, num_samples=4),
     checkpoint=Checkpoint(every=1000),
 )
 """
@@ -237,78 +233,67 @@ def train(place, *options, workdir="run"):
     """A started program, in a process group of its own."""
     command = [*COMMAND, "train", "streamed.py", "--workdir", workdir, *options]
     environment = {**os.environ, "XLA_FLAGS": QUICK, **compiled_once(place / "xla")}
-    return subprocess.Popen(
-        command,
-        cwd=place,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(program):
-    _, errors = program.communicate(timeout=300)
-    return program.returncode, errors
+    return started(command, cwd=place, env=environment, start_new_session=True)
 
 
 def losses(place, workdir="run"):
     return {line["step"]: line["loss"] for line in lines(place / workdir)}
 
 
-def workers_of(program, place):
-    """Its worker processes, once it has trained some steps."""
-    file = place / "run/metrics.jsonl"
-    before = file.read_text().count("\n") if file.exists() else 0
-    while not file.exists() or file.read_text().count("\n") < before + 5:
-        assert program.poll() is None, program.communicate()[1]
-        time.sleep(0.1)
+def children(program):
+    """{number: command} of its processes."""
     lists = Path(f"/proc/{program.pid}/task").glob("*/children")  # Of each thread its own.
-    children = [int(pid) for file in lists for pid in file.read_text().split()]
-    names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-    workers = [pid for pid, name in names.items() if "spawn_main" in name]
+    numbers = [int(number) for file in lists for number in file.read_text().split()]
+    return {number: Path(f"/proc/{number}/cmdline").read_text() for number in numbers}
+
+
+def workers_of(program):
+    """{number: descriptor} of its workers, once it has trained a few steps.
+
+    A descriptor can be read when its process has ended.
+    """
+    for _ in range(5):
+        read_until(program, "/1000000")
+    names = children(program)
+    workers = {number: os.pidfd_open(number) for number in names if "spawn_main" in names[number]}
     assert len(workers) == 2, names
     return workers
 
 
-def gone(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
-
-
 def wait_until_gone(workers):
-    deadline = time.monotonic() + 20
-    while not all(map(gone, workers)):
-        assert time.monotonic() < deadline, "workers outlive their program"
-        time.sleep(0.1)
+    for descriptor in workers.values():
+        assert select.select([descriptor], [], [], HANG)[0], "workers outlive their program"
+        os.close(descriptor)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 def test_a_streamed_run_survives_signals_and_killed_workers(place):
     # Ctrl-C and a job manager's SIGTERM reach the workers too: the program saves as ever.
     for number in (signal.SIGINT, signal.SIGTERM):
-        program = train(place)
-        workers = workers_of(program, place)
-        os.killpg(program.pid, number)
-        code, errors = finish(program)
-        assert code == 0, errors
-        assert "run the same command to resume" in errors, errors
-        assert "Traceback" not in errors, errors
+        with train(place) as program:
+            workers = workers_of(program)
+            os.killpg(program.pid, number)
+            code, said = finish(program)
+        assert code == 0 and "run the same command to resume" in said, said
+        assert "Traceback" not in said, said
         wait_until_gone(workers)
 
-    program = train(place)
-    workers = workers_of(program, place)
-    os.kill(workers[0], signal.SIGKILL)
-    code, errors = finish(program)
-    assert code == 2 and "ddpm-jax: data: a process that reads images has died" in errors, errors
+    with train(place) as program:
+        workers = workers_of(program)
+        os.kill(min(workers), signal.SIGKILL)
+        code, said = finish(program)
+    assert code == 2 and "ddpm-jax: data: a process that reads images has died" in said, said
     wait_until_gone(workers)
 
-    program = train(place)
-    workers = workers_of(program, place)
-    program.kill()
-    program.communicate()
-    wait_until_gone(workers)
+    with train(place) as program:
+        workers = workers_of(program)
+        program.kill()
+        wait_until_gone(workers)
 
-    assert finish(train(place))[0] == 0
-    assert finish(train(place, "--data.workers", "0", workdir="whole"))[0] == 0
+    steps = 3 + max(int(path.name) for path in (place / "run/checkpoints").iterdir())
+    for workdir, workers in (("run", "2"), ("whole", "0")):
+        options = ["--train.steps", str(steps), "--data.workers", workers]
+        with train(place, *options, workdir=workdir) as program:
+            code, said = finish(program)
+        assert code == 0, said
     assert losses(place) == losses(place, "whole")

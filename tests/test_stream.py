@@ -1,12 +1,15 @@
 """Batches that are read ahead are those that are not."""
 
+import contextlib
 import dataclasses
 import multiprocessing
-import time
+import os
+import select
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import HANG
 
 from ddpm_jax.config import Data
 from ddpm_jax.data import Batch, Batches, from_array, open_batches
@@ -17,28 +20,49 @@ N, BATCH = 20, 8
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """A read function that returns indices as pixels and writes a byte for each batch it reads."""
+    """A read function whose pixels are the index. It writes a byte into a pipe for each batch."""
 
-    file: Path
+    pipe: Path
 
     def __call__(self, indices):
-        with self.file.open("ab") as file:
-            file.write(b".")
-        if self.file.with_suffix(".lost").exists():
+        pipe = os.open(self.pipe, os.O_RDWR)  # Does not wait for a reader.
+        os.write(pipe, b".")
+        os.close(pipe)
+        if self.pipe.with_suffix(".lost").exists():
             raise DataLost("data: 7.png was there at the start")
         return np.uint8(indices)[:, None, None, None]
 
-    def settled(self):
-        """How many batches were read when no more come."""
-        before, now = -1, 0
-        while before != now:
-            time.sleep(0.3)
-            before, now = now, self.file.stat().st_size
-        return now
+
+class Reads:
+    """The test's end of that pipe."""
+
+    def __init__(self, pipe):
+        os.mkfifo(pipe)
+        self.file, self.seen = os.open(pipe, os.O_RDWR | os.O_NONBLOCK), 0
+
+    def wait_for(self, count):
+        """Waits until so many batches have been read in all."""
+        while self.seen < count:
+            assert select.select([self.file], [], [], HANG)[0], f"{self.seen} of {count} are read"
+            self.in_all()
+
+    def in_all(self):
+        """How many have been read."""
+        with contextlib.suppress(BlockingIOError):
+            self.seen += len(os.read(self.file, 1000))
+        return self.seen
 
 
 @pytest.fixture
-def logged(tmp_path):
+def reads(tmp_path):
+    reads = Reads(tmp_path / "log")
+    yield reads
+    os.close(reads.file)
+
+
+@pytest.fixture
+def logged(tmp_path, reads):
+    """Images that are their indices, and whose reads are counted."""
     source = from_array(np.zeros((N, 1, 1), np.uint8), (1, 1, 1), np.arange(N))
     return dataclasses.replace(source, read=Log(tmp_path / "log"), streamed=True)
 
@@ -83,24 +107,36 @@ def test_a_thread_reads_ahead_from_any_step(logged):
     batches, stream = Batches(logged, np.arange(N), BATCH, 3), opened(logged)
     for step in (0, 1, 2, 7, 8, 3, 3, 4):
         assert_same(stream.batch_at(step), batches.batch_at(step))
-    before = logged.read.settled()
-    stream.batch_at(5)
-    assert logged.read.settled() - before == 1  # It stays as far ahead as it is.
     stream.close()
     assert_same(stream.batch_at(6), batches.batch_at(6))
     stream.close()
 
 
-def test_processes_read_the_same_not_too_far_ahead_and_tell_of_lost_data(logged):
+def test_a_thread_is_one_batch_ahead(logged, reads):
+    stream = opened(logged)
+    for step in range(5):
+        stream.batch_at(step)
+        reads.wait_for(step + 2)
+    stream.close()  # No more come.
+    assert reads.in_all() == 6
+
+
+def test_processes_read_the_same_not_too_far_ahead_and_tell_of_lost_data(logged, reads):
+    others = multiprocessing.active_children()
     batches, stream = Batches(logged, np.arange(N), BATCH, 3), opened(logged, workers=2)
     read = [stream.batch_at(step) for step in range(5, 12)]
-    assert 7 < logged.read.settled() <= 7 + 4 * 2
     for step, batch in enumerate(read, 5):
         assert_same(batch, batches.batch_at(step))
+    reads.wait_for(2 * 7 + 2)  # Those above, here and there, and one that each is ahead.
+    workers = set(multiprocessing.active_children()) - set(others)
+    assert len(workers) == 2
 
-    logged.read.file.with_suffix(".lost").touch()
+    logged.read.pipe.with_suffix(".lost").touch()
     with pytest.raises(DataLost, match=r"data: 7.png was there at the start"):
         for step in range(12, 30):
-            stream.batch_at(step)
-    assert not multiprocessing.active_children()
+            read.append(stream.batch_at(step))
+    for worker in workers:
+        worker.join(HANG)
+        assert not worker.is_alive()
+    assert reads.in_all() <= 7 + len(read) + 4 * 2
     stream.close()

@@ -11,6 +11,7 @@ import numpy as np
 import prepared
 import pytest
 import tensorflow_datasets as tfds
+from conftest import messages
 from PIL import Image
 
 from ddpm_jax import UserError
@@ -102,7 +103,7 @@ def test_the_cache_is_used_checked_and_done_without(data, monkeypatch, caplog):
     again = load_source(data)
     np.testing.assert_array_equal(everything(again), images)
     np.testing.assert_array_equal(again.labels, source.labels)
-    assert again.fingerprint == source.fingerprint and not caplog.records
+    assert again.fingerprint == source.fingerprint and not messages(caplog)
 
     whole = bytearray(file.read_bytes())
     whole[whole.index(images[20].tobytes())] ^= 1
