@@ -9,8 +9,8 @@ import traceback
 
 log = logging.getLogger(__name__)
 
-# Orbax logs through absl; asyncio logs errors of Orbax's tasks that nothing waits for any more.
-LOGGERS = ("absl", "asyncio")
+# Orbax logs through absl and the root; asyncio logs errors of tasks that Orbax waits for no more.
+LOGGERS = ("absl", "asyncio", "root")
 
 
 def demote_orbax_errors() -> None:
@@ -25,10 +25,10 @@ class _FromOrbax(logging.Filter):
     """Takes the records that come from Orbax's code; all others pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        files = [record.pathname]
+        sources = [record.pathname, record.getMessage()]  # asyncio's messages name the task's file.
         if record.exc_info and record.exc_info[2]:
-            files += [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
-        if not any("/orbax/" in file for file in files):
+            sources += [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
+        if not any("/orbax/" in source for source in sources):
             return True
         log.debug(record.getMessage(), exc_info=record.exc_info)
         return False
