@@ -45,10 +45,11 @@ HANG = 900
 
 
 @pytest.fixture(scope="session", autouse=True)
-def user_cache(tmp_path_factory):
-    """A cache folder of the user's that is empty: what else is kept there decides no test."""
+def surroundings(tmp_path_factory):
+    """The same on every machine: an empty cache folder of the user's, and the terminal's width."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("COLUMNS", "80")
         yield
 
 

@@ -103,8 +103,9 @@ def test_fid_error_is_the_jackknife_computed_anew(rng):
 
 
 def test_fid_error_is_the_scatter_over_fresh_images():
+    """The tolerance is 6 standard errors of the scatter, whatever a version of NumPy draws."""
     reference = gaussian(np.zeros(3), np.eye(3))
-    draws = [np.random.default_rng(i).normal(size=(400, 3)) * 1.3 + 0.2 for i in range(200)]
+    draws = [np.random.default_rng(i).normal(size=(400, 3)) * 1.3 + 0.2 for i in range(600)]
     scatter = np.std([frechet_distance(metrics.statistics(x), reference) for x in draws])
     typical = np.sqrt(np.mean([metrics.fid_error(x, reference) ** 2 for x in draws[:60]]))
     assert typical == pytest.approx(scatter, rel=0.2)
@@ -155,18 +156,21 @@ def test_kernel_distance_is_the_mean_of_the_loops(rng):
     )
 
 
-@pytest.mark.parametrize("size", [30, 100])
+@pytest.mark.parametrize("size", [30, 60])
 def test_kernel_distance_has_the_mean_and_the_error_it_says(size):
-    """N(0, 1) and N(1, 1) in one dimension, by the moments 1, 3 and 15 in the cubic's expansion."""
+    """N(0, 1) and N(1, 1) in one dimension, by the moments 1, 3 and 15 in the cubic's expansion.
+
+    The tolerances are 6 standard errors.
+    """
     expected = 3 * 1**2 + 3 * (2 - 1) ** 2 + (1 + 3) ** 2
     found = []
-    for i in range(60):
+    for i in range(300):
         draws = np.random.default_rng(i)
         found.append(
             kernel_distance(draws.normal(size=(300, 1)), draws.normal(size=(300, 1)) + 1, 20, size)
         )
     means, scatter = [each.mean for each in found], np.std([each.mean for each in found])
-    assert np.mean(means) == pytest.approx(expected, abs=4 * scatter / np.sqrt(60))
+    assert np.mean(means) == pytest.approx(expected, abs=6 * scatter / np.sqrt(300))
     assert np.sqrt(np.mean([each.error**2 for each in found])) == pytest.approx(scatter, rel=0.35)
 
 

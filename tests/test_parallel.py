@@ -122,14 +122,13 @@ def test_each_device_clips_its_own_gradient_before_the_mean(tiny, pictures):
 
 
 def test_the_largest_divisible_axis_is_divided_and_small_arrays_are_not():
-    assert fsdp_spec((3, 3, 128, 512), 4) == PartitionSpec(None, None, None, "fsdp")
-    assert fsdp_spec((3, 3, 512, 130), 4) == PartitionSpec(None, None, "fsdp")
-    assert (
-        fsdp_spec((1001, 1001), 4)
-        == fsdp_spec((512,), 4)
-        == fsdp_spec((512, 512), 1)
-        == PartitionSpec()
-    )
+    assert fsdp_spec((3, 3, 256, 512), 8) == PartitionSpec(None, None, None, "fsdp")
+    assert fsdp_spec((3, 3, 512, 256), 8) == PartitionSpec(None, None, "fsdp")
+    for shape in ((512, 131), (512, 1031)):
+        assert fsdp_spec(shape, 8) == PartitionSpec("fsdp"), shape
+    for shape in ((512, 127), (512,), (511, 1031)):
+        assert fsdp_spec(shape, 8) == PartitionSpec(), shape
+    assert fsdp_spec((512, 512), 1) == PartitionSpec()
 
 
 def test_a_mesh_that_cannot_be_is_refused():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import refused
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from ddpm_jax import DDPM, UserError
 from ddpm_jax.cli import main
@@ -176,18 +176,6 @@ def test_bytes_are_those_of_real_arrays_on_a_mesh_of_their_shardings(planned, st
     assert planned.opt_state == held(state.opt_state)
     assert planned.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert 2 * planned.parameters < planned.params < 4 * planned.parameters
-
-
-def test_arrays_are_divided_along_the_largest_axis_that_can_be():
-    assert fsdp_spec((3, 3, 256, 512), 8) == PartitionSpec(None, None, None, "fsdp")
-    assert fsdp_spec((3, 3, 512, 256), 8) == PartitionSpec(None, None, "fsdp")
-    assert fsdp_spec((512, 131), 8) == fsdp_spec((512, 1031), 8) == PartitionSpec("fsdp")
-    assert (
-        fsdp_spec((512, 127), 8)
-        == fsdp_spec((511, 1031), 8)
-        == fsdp_spec((512, 512), 1)
-        == PartitionSpec()
-    )
 
 
 def test_activations_are_what_the_backward_pass_keeps():
