@@ -27,6 +27,13 @@ class Range:
         return " and ".join(bound for bound in bounds if "inf" not in bound)
 
 
+@dataclasses.dataclass(frozen=True)
+class Metavar:
+    """The name that help gives to a field's value: RUN, PATH."""
+
+    name: str
+
+
 class Checked:
     """Checks every field's type and range when the dataclass is made; raises UserError naming it.
 
