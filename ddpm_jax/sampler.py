@@ -22,13 +22,13 @@ class Sampler(Checked):
     GROUP: ClassVar[str] = ""
 
     sampler: SamplerName = "ancestral"
-    """The paper's Algorithm 2 (ancestral), or one that needs few steps."""
+    """The paper's Algorithm 2 (ancestral), or a sampler that needs fewer steps."""
     steps: Positive | None = None
-    """Steps taken of the T; None for all."""
+    """Number of reverse steps; None for all T."""
     eta: Annotated[float | None, Range(min=0, max=1)] = None
-    """Noise of a ddim step, from 0 to 1; None for 0."""
+    """With ddim: noise of each step, from 0 to 1; None for 0."""
     grid: Grid | None = None
-    """How the steps lie among the T; None for the sampler's own grid."""
+    """With --steps: how the steps are spaced among the T; None for the sampler's own grid."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +105,9 @@ def as_sampler(sampler: Sampler | SamplerName, **options: Any) -> Sampler:
     if not isinstance(sampler, Sampler):
         return Sampler(sampler, **options)
     if options:
-        raise TypeError(f"{', '.join(options)}: the Sampler that was passed already says this")
+        raise TypeError(
+            f"{', '.join(options)}: not allowed beside a Sampler; set it in the Sampler"
+        )
     return sampler
 
 

@@ -42,11 +42,14 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
     [
         (
             ["tarin"],
-            "no command 'tarin'; "
-            "there are train, plan, sample, likelihood, evaluate, figure, export",
+            "'tarin' is not a command; "
+            "choose one of train, plan, sample, likelihood, evaluate, figure, export",
         ),
-        (["train"], "name the config first"),
-        (["train", "digts"], "no file 'digts', and the shipped ones are"),
+        (["train"], "train: CONFIG is missing; run ddpm-jax train CONFIG"),
+        (
+            ["train", "digts"],
+            "config: 'digts' is not a file or a shipped config; the shipped ones are",
+        ),
         (["train", "digits", "--optim.learning-rat", "1"], "--optim.learning-rate"),
         (["train", "digits", "--optim.learning-rate", "fast"], "learning-rate"),
         (
@@ -69,7 +72,7 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         ),
         (["train", "digits", "--data.source", "folder:/nowhere"], "/nowhere does not exist"),
         (["train", "digits", "--workdir", "/dev/null/x"], "/dev/null/x"),
-        (["sample"], "run"),
+        (["sample"], "RUN is missing; see ddpm-jax sample --help"),
         (["sample", "/nowhere"], "/nowhere: not found; name a run directory"),
     ],
 )

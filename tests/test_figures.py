@@ -283,10 +283,13 @@ def test_mirrored_copies_are_found(copy, pictures, monkeypatch):
     [
         (["figure"], "is not one of rate-distortion, progressive"),
         (["figure", "seven", "RUN"], "figure: 'seven' is not one of rate-distortion"),
-        (["figure", "progressive"], "run"),
+        (["figure", "progressive"], "RUN is missing; see ddpm-jax figure progressive --help"),
         (["figure", "progressive", "/nowhere"], "/nowhere: this is not a run directory"),
         (["figure", "progressive", "RUN", "--n", "0"], "ddpm-jax: n: must be at least 1, got 0"),
-        (["figure", "progressive", "RUN", "--out", "x.jpg"], "out: x.jpg must end in .png"),
+        (
+            ["figure", "progressive", "RUN", "--out", "x.jpg"],
+            "out: must end in .png and not be a folder, got x.jpg",
+        ),
         (["figure", "progressive", "RUN", "--out", "/dev/null/x.png"], "/dev/null"),
         (
             ["figure", "schedule", "--num-timesteps", "100000000000"],
@@ -295,7 +298,7 @@ def test_mirrored_copies_are_found(copy, pictures, monkeypatch):
         (["figure", "progressive", "RUN", "--seed", "-1"], "seed: must be at least 0"),
         (
             ["figure", "interpolate", "RUN", "--between", "0", "99"],
-            "there is no image number 99; choose from 0 to",
+            "there is no image 99; choose an index from 0 to",
         ),
         (
             ["figure", "interpolate", "RUN", "--between", "0", "nowhere.png"],

@@ -137,19 +137,19 @@ def test_a_mesh_that_cannot_be_is_refused():
     for make, message in [
         (
             lambda: Config(parallel=Parallel(mode="pmap", fsdp=2)),
-            "parallel.fsdp: pmap keeps a whole copy",
+            "parallel.fsdp: parallel.mode pmap keeps a whole copy",
         ),
         (
             lambda: Config(optim=Optim(clip="device")),
-            "optim.clip: device needs a gradient for each device; choose parallel.mode pmap",
+            "optim.clip: device needs one gradient per device; choose parallel.mode pmap",
         ),
         (
             lambda: Config(train=Train(accumulate=3)),
-            "accumulate: 3 does not divide train.batch_size 128",
+            "accumulate: 3 does not divide train.batch_size 128; choose a divisor",
         ),
         (
             lambda: Config(model=Model(remat=(4,))),
-            "model.remat: no level 4; the last is 3",
+            "model.remat: there is no level 4; choose from 0 to 3",
         ),
     ]:
         with pytest.raises(UserError, match=message):

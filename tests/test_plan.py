@@ -263,7 +263,7 @@ def test_the_command_prints_it_all(capsys):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ([], "plan: name the config first"),
+        ([], "plan: CONFIG is missing"),
         (["digits", "--devices", "-1"], "devices: must be at least 1, got -1"),
         (["digits", "--devices", "3"], "train.batch_size: 32 is not divisible by the 3 devices"),
         (["digits", "--devices", "4", "--fsdp", "3"], "fsdp: 3 does not divide the 4 devices"),

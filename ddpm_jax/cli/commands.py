@@ -28,16 +28,19 @@ USAGE = """usage: ddpm-jax COMMAND ...
 
   train CONFIG     train a model, or resume a run; CONFIG is a file or one of
                    {configs}
-  plan CONFIG      memory, FLOPs, traffic and hours of that run; writes nothing
+  plan CONFIG      estimate memory, FLOPs and hours of a run; writes nothing
   sample RUN       draw images from a trained model
-  likelihood RUN   bits per dimension of a whole split
-  evaluate RUN     IS, FID, KID, precision and recall of samples, and likelihood
+  likelihood RUN   measure the bits per dimension of a split
+  evaluate RUN     measure IS, FID, KID, precision, recall and likelihood
   export RUN       write a .safetensors file, a diffusers folder or StableHLO
   figure NAME RUN  draw one of the paper's figures; NAME is one of
                    {figures}
                    (schedule needs no RUN)
 
-ddpm-jax COMMAND --help shows the options, ddpm-jax --version the version."""
+A RUN is the run directory of a training, a .safetensors file, a diffusers
+folder, or a model's name on huggingface.co.
+
+ddpm-jax COMMAND --help shows the options; ddpm-jax --version, the version."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -83,7 +86,7 @@ def _run(args: list[str]) -> int:
     elif command in COMMANDS:
         COMMANDS[command](rest)
     else:
-        raise UserError(f"no command {command!r}; there are {', '.join(COMMANDS)}")
+        raise UserError(f"{command!r} is not a command; choose one of {', '.join(COMMANDS)}")
     return 0
 
 
@@ -131,7 +134,7 @@ def _config_first(command: str, args: list[str]) -> tuple[str, str, list[str]]:
     if args in (["-h"], ["--help"]):
         return "CONFIG", "digits", args
     if not args or args[0].startswith("-"):
-        raise UserError(f"{command}: name the config first: ddpm-jax {command} CONFIG [--options]")
+        raise UserError(f"{command}: CONFIG is missing; run ddpm-jax {command} CONFIG [--options]")
     return args[0], args[0], args[1:]
 
 
@@ -186,8 +189,8 @@ def _evaluate(args: list[str]) -> None:
     model = _load(options)
     if model.kind == "raw" and options.weights != "raw":
         raise UserError(
-            f"weights: the weights of {options.run} are not averaged; pass --weights raw to "
-            "evaluate them all the same"
+            f"weights: {options.run} holds no averaged weights; pass --weights raw to "
+            "evaluate the raw ones"
         )
     result = evaluate(
         model,
@@ -212,7 +215,7 @@ def _figure(args: list[str]) -> None:
     if name not in FIGURES:
         names = ", ".join(FIGURES)
         raise UserError(
-            f"figure: {name!r} is not one of {names}; ddpm-jax figure NAME RUN [--options]"
+            f"figure: {name!r} is not one of {names}; run ddpm-jax figure NAME RUN [--options]"
         )
     from ddpm_jax import figures
     from ddpm_jax.cli.parsing import parse

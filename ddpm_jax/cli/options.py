@@ -21,13 +21,13 @@ class Launch:
     """How the program starts."""
 
     compile_cache: bool = True
-    """Keep compiled programs in the user's cache folder, for a faster next start."""
+    """Store compiled programs in the user's cache folder, so that later starts are faster."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """Address of process 0 of several hosts; TPU pods, SLURM and Kubernetes need no option."""
+    """Address of process 0 of several; found automatically on TPU pods, SLURM and Kubernetes."""
     num_processes: int | None = None
-    """Number of processes."""
+    """With --coordinator: number of processes."""
     process_id: int | None = None
-    """Number of this process, from 0."""
+    """With --coordinator: number of this process, from 0."""
 
 
 Launched = Annotated[Launch, tyro.conf.arg(name="")]
@@ -35,13 +35,13 @@ Launched = Annotated[Launch, tyro.conf.arg(name="")]
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """Train a model, or resume the run in the workdir."""
+    """Train a model, or resume the run in --workdir."""
 
     config: ConfigFields
     workdir: Path
-    """Folder of the run, made if it is missing."""
+    """Run directory; created if it does not exist."""
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Start from these weights: a run, .safetensors, a diffusers folder, its name on the hub."""
+    """Start a new run from the weights of this RUN, anything that `ddpm-jax sample` takes."""
     launch: Launched = Launch()
 
 
@@ -54,20 +54,20 @@ class Machine(Checked):
     devices: Positive = 1
     """Number of devices that share the batch."""
     fsdp: Positive | None = None
-    """Number of devices that share one copy of the state; None for parallel.fsdp."""
+    """Number of devices that share one copy of the training state; None for parallel.fsdp."""
     flops_per_s: Annotated[float | None, Range(above=0)] = None
-    """Peak FLOP/s of a device; None for an A100's, in TF32 or bfloat16 as the model computes."""
+    """Peak FLOP/s of one device; None for an A100's, in TF32 or bfloat16 as model.dtype says."""
     utilisation: Annotated[float, Range(above=0, max=1)] = 0.3
-    """Part of the peak that the run is assumed to reach."""
+    """Fraction of the peak that the run is assumed to reach."""
     memory_gib: Annotated[float | None, Range(above=0)] = None
-    """Memory of a device in GiB, to say whether the run fits; None to skip that."""
+    """Memory of one device in GiB, to check whether the run fits; None to skip the check."""
     compile: Annotated[str | None, tyro.conf.arg(metavar="TOPOLOGY")] = None
-    """Also compile the step for TPUs (none are needed here), e.g. v5e:2x2; needs libtpu."""
+    """Also compile the training step for these TPUs, e.g. v5e:2x2; needs libtpu but no TPU."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-    """What a run takes, from shapes alone: memory, FLOPs, traffic, hours."""
+    """Estimate the memory, FLOPs, communication and hours of a run from array shapes alone."""
 
     config: ConfigFields
     machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
@@ -80,9 +80,9 @@ class ModelOptions(Checked):
     GROUP: ClassVar[str] = ""
 
     run: Run
-    """A run's folder, a .safetensors file, a diffusers folder or its name on huggingface.co."""
+    """Run directory, .safetensors file, diffusers folder, or a model's name on huggingface.co."""
     weights: Weights | None = None
-    """Averaged weights, or the last update's; None for averaged, or a file's only ones."""
+    """Averaged (ema) or last (raw) weights; None for a run's ema, or those that a file holds."""
     step: int | None = None
     """Step of the checkpoint; None for the newest."""
 
@@ -95,63 +95,63 @@ class SampleOptions(ModelOptions):
     n: Annotated[int, Range(min=1, max=2**32), tyro.conf.arg(aliases=["-n"])] = 64
     """Number of images."""
     seed: Seed = 0
-    """Seed of the key that they are drawn from."""
+    """Random seed; the same seed gives the same images."""
     out: Path = "samples.png"
-    """A grid (.png), uint8 arrays (.npz), or a folder/ of PNGs (only missing ones are made)."""
+    """A grid (.png), a uint8 array (.npz), or a folder/ of PNGs (only missing ones are drawn)."""
     batch_size: Positive | None = None
-    """Images at a time; None for 64 a device."""
+    """Images per batch; None for 64 per device."""
     launch: Launched = Launch()
 
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodOptions(ModelOptions):
-    """The bound on the negative log-likelihood of a split's images; resumes where it stopped."""
+    """Measure the bound on the negative log-likelihood of a split; resumes if interrupted."""
 
     split: Split | None = None
-    """Images trained on, held out, or of data.test; None for test if there is one, else holdout."""
+    """Training, held-out or test images; None for test if data.test is set, else holdout."""
     draws: Positive = 1
-    """Number of draws, each with fresh noise; the standard error is over these."""
+    """Number of draws, each with fresh noise; the standard error is over the draws."""
     seed: Seed = 0
-    """Seed of the key that the noise is drawn from."""
+    """Random seed of the noise."""
     batch_size: Positive | None = None
-    """Images at a time; None for 64 a device."""
+    """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """folder:PATH, npz:PATH or tfds:NAME to read the split from; None for the config's own."""
+    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
     out: OptionalPath = None
-    """Folder of the results; None for one in the run's likelihood/."""
+    """Folder for the results; None for one in the run's likelihood/."""
     launch: Launched = Launch()
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions(ModelOptions):
-    """Compare samples with real images: the paper's row, and more; resumes where it stopped."""
+    """Compare samples with real images: IS, FID, KID, precision, recall; resumes if interrupted."""
 
     sampler: SamplerFields = ANCESTRAL
     data: OptionalSource = None
-    """Real images (digits, folder:PATH, npz:PATH, tfds:NAME); None for the run's own."""
+    """Real images, as digits, folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
     n: Annotated[int, Range(min=20, max=2**32), tyro.conf.arg(aliases=["-n"])] = 50_000
-    """Number of samples; the default is the paper's."""
+    """Number of samples; the paper uses 50,000."""
     seed: Seed = 0
-    """Seed of the key that they are drawn from."""
+    """Random seed; the same seed gives the same images."""
     inception: OptionalPath = None
-    """File of FID's InceptionV3 (.safetensors or .npz); None for a small classifier, the proxy."""
+    """Weights of FID's InceptionV3 (.safetensors or .npz); None trains a small proxy instead."""
     batch_size: Positive | None = None
-    """Images at a time; None for 64 a device."""
+    """Images per batch; None for 64 per device."""
     samples: OptionalPath = None
-    """A folder/ of `ddpm-jax sample` to use and fill up; None for one in the results."""
+    """Folder/ of `ddpm-jax sample` to use and fill up; None for one in the results' folder."""
     likelihood: bool = True
-    """Also measure the bound on the images that were not trained on."""
+    """Also measure the likelihood of the test or held-out images."""
     out: OptionalPath = None
-    """Folder of the results; None for one in the run's evaluation/."""
+    """Folder for the results; None for one in the run's evaluation/."""
     launch: Launched = Launch()
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions(ModelOptions):
-    """Write a trained model for other programs. The sampler's options apply to stablehlo alone."""
+    """Write a trained model for other programs. The sampler options only apply to stablehlo."""
 
     sampler: SamplerFields = ANCESTRAL
     format: Format = "safetensors"
-    """Weights in one file, a folder for diffusers, or programs that sample with jax alone."""
+    """Weights in one file, a folder for diffusers, or programs that need only jax to sample."""
     out: Path = "model.safetensors"
-    """A new file NAME.safetensors, or for the other formats a new folder."""
+    """New file NAME.safetensors, or a new folder for the other formats."""

@@ -1,12 +1,16 @@
 """Options from arguments, by tyro; its boxed complaints become one line."""
 
 import contextlib
+import copy
+import dataclasses
 import io
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
+from ddpm_jax.config import Metavar
+from ddpm_jax.config.checked import marks_of
 from ddpm_jax.errors import UserError
 
 Options = TypeVar("Options")
@@ -25,13 +29,31 @@ def parse(
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                kind, args=args, prog=prog, config=(tyro.conf.PositionalRequiredArgs,), **given
+                _named(kind),
+                args=args,
+                prog=prog,
+                config=(tyro.conf.PositionalRequiredArgs,),
+                **given,
             )
     except SystemExit as exit:
         if not exit.code:
             raise
         words = _one_line(complaint.getvalue()).removesuffix(f"{prog} --help").rstrip()
         raise UserError(f"{words}; see {prog} --help") from None
+
+
+def _named(kind: type[Options]) -> type[Options]:
+    """The dataclass `kind`, or a subclass of it in which each Metavar is tyro's own."""
+    fields = []
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type] # all options are dataclasses
+        for mark in marks_of(hints[field.name], Metavar):
+            argument = tyro.conf.arg(metavar=mark.name)
+            hint: Any = Annotated[hints[field.name], argument]
+            fields.append((field.name, hint, copy.copy(field)))
+    if not fields:
+        return kind
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
 
 
 def _one_line(box: str) -> str:
@@ -45,5 +67,6 @@ def _one_line(box: str) -> str:
     words = " ".join(rows)
     words = words.replace(" Perhaps you meant:", "; perhaps you meant")
     words = words.replace(" Argument helptext:", " for")
+    words = re.sub(r".*Missing from .*: (\S+) .*\(required\)", r"\1 is missing", words)
     # "Error parsing config.optim: optim.learning_rate: must be ..." names the option twice.
     return re.sub(r".*Error parsing \S+: ", "", words).rstrip(".")

@@ -4,7 +4,7 @@ from etils import epy
 
 # Lazily: the list of shipped configs is wanted where importing jax would cost time.
 with epy.lazy_api_imports(globals()):
-    from ddpm_jax.config.checked import Checked, Range
+    from ddpm_jax.config.checked import Checked, Metavar, Range
     from ddpm_jax.config.choices import Format, SamplerName, ScheduleName, Split, Weights
     from ddpm_jax.config.fields import (
         Beta,
@@ -33,6 +33,7 @@ __all__ = [
     "Data",
     "Diffusion",
     "Format",
+    "Metavar",
     "Model",
     "Natural",
     "Optim",

@@ -27,6 +27,13 @@ class Range:
         return " and ".join(bound for bound in bounds if "inf" not in bound)
 
 
+@dataclasses.dataclass(frozen=True)
+class Metavar:
+    """The name that help gives to a field's value: RUN, PATH."""
+
+    name: str
+
+
 class Checked:
     """Checks every field's type and range when the dataclass is made; raises UserError naming it.
 
@@ -67,7 +74,7 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
         size = None if options[-1] is Ellipsis else len(options)
         if not isinstance(value, tuple) or (size is not None and len(value) != size):
             raise UserError(
-                f"{label}: a tuple of {size or 'some'} numbers is needed, got {value!r}"
+                f"{label}: must be a tuple of {f'{size} ' if size else ''}numbers, got {value!r}"
             )
         for item in value:
             _check(label, item, options[0], bounds)
@@ -79,6 +86,6 @@ def _check_one(label: str, value, kind: type, bounds: Range | None) -> None:
     # bool is an int to Python, and nobody means one by the other. An int for a float is fine.
     accepted: Any = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{label}: {kind.__name__} expected, got {value!r}")
+        raise UserError(f"{label}: must be of type {kind.__name__}, got {value!r}")
     if bounds is not None and (value not in bounds or not math.isfinite(value)):
         raise UserError(f"{label}: must be {bounds}, got {value}")

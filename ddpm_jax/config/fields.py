@@ -36,49 +36,51 @@ class Model(Checked):
     """The U-Net."""
 
     base_channels: Annotated[int, Range(min=4), NETWORK] = 128
-    """Width of the first level."""
+    """Channels of the first level."""
     channel_multipliers: Annotated[tuple[int, ...], Range(min=1), NETWORK] = (1, 2, 2, 2)
-    """Width of each level, in units of base_channels."""
+    """Channels of each level, in units of base_channels."""
     num_res_blocks: Annotated[Positive, NETWORK] = 2
-    """Residual blocks a level on the way down; one more on the way up."""
+    """Residual blocks per level on the way down; on the way up there is one more."""
     attention_resolutions: Annotated[tuple[int, ...], Range(min=1), NETWORK] = (16,)
-    """Levels with attention, by their smaller side in pixels."""
+    """Resolutions of the levels with attention: their smaller side in pixels."""
     dropout: Annotated[float, Range(min=0, below=1), LEARNING] = 0.1
-    """Probability of a zero inside each residual block, in training."""
+    """Dropout rate inside each residual block, in training."""
     norm_groups: Annotated[Positive, NETWORK_AND_IMAGES] = 32
-    """Groups of every group normalisation."""
+    """Number of groups of each group normalisation."""
     dtype: Annotated[Dtype, IMAGES] = "float32"
-    """What convolutions and dense layers compute in; parameters and norms stay float32."""
+    """Type that convolutions and dense layers compute in; parameters and norms stay float32."""
     remat: Annotated[tuple[int, ...], Range(min=0), FREE] = ()
-    """Levels (0 is the finest) whose activations are recomputed for the gradient to save memory."""
+    """Levels (0 is the finest) that recompute activations in the backward pass, to save memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         levels = len(self.channel_multipliers)
         if not levels:
-            raise UserError("model.channel_multipliers: one number a level is needed, got none")
+            raise UserError("model.channel_multipliers: must have one number per level, got none")
         for level in self.remat:
             if level >= levels:
-                raise UserError(f"model.remat: no level {level}; the last is {levels - 1}")
+                raise UserError(
+                    f"model.remat: there is no level {level}; choose from 0 to {levels - 1}"
+                )
         if self.base_channels % 2:
             raise UserError(f"model.base_channels: must be even, got {self.base_channels}")
         for multiplier in self.channel_multipliers:
             width = self.base_channels * multiplier
             if width % self.norm_groups:
                 raise UserError(
-                    f"model.norm_groups: {self.norm_groups} does not divide the width of a level, "
-                    f"{width}"
+                    f"model.norm_groups: {self.norm_groups} does not divide the {width} channels "
+                    "of a level; choose a divisor"
                 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(Checked):
-    """The process and what the network predicts."""
+    """The diffusion process and what the network predicts."""
 
     schedule: Annotated[ScheduleName, BETAS] = "linear"
     """How the betas run from the first step to the last."""
     num_timesteps: Annotated[Timesteps, BETAS] = 1000
-    """T. The betas of `linear` do not change with it: scale beta_start and beta_end by 1000 / T."""
+    """T, the number of steps. With `linear`, also scale beta_start and beta_end by 1000 / T."""
     beta_start: Annotated[Beta | None, BETAS] = None
     """First beta; None for the schedule's own, 1e-4."""
     beta_end: Annotated[Beta | None, BETAS] = None
@@ -86,13 +88,13 @@ class Diffusion(Checked):
     prediction: Annotated[Prediction, NETWORK_AND_IMAGES] = "eps"
     """What the network predicts: the noise, the image, the posterior's mean, or v."""
     variance: Annotated[Variance, NETWORK_AND_IMAGES] = "fixed_large"
-    """Of a reverse step: beta_t, the posterior's, the network's own, or its mix of those two."""
+    """Variance of a reverse step: beta_t, the posterior's, learned, or learned between those."""
     clip: Annotated[bool, IMAGES] = True
-    """Clip the predicted x_0 to [-1, 1] in sampling and when the bound is measured."""
+    """Clip the predicted x_0 to [-1, 1] in sampling and in measuring the likelihood."""
     loss: Annotated[LossName, LEARNING] = "simple"
-    """Squared error; the bound in bits/dim; or the error plus 0.001 times the bound (hybrid)."""
+    """Squared error (simple), the bound in bits/dim (vlb), or simple + 0.001 vlb (hybrid)."""
     weighting: Annotated[WeightingName | None, LEARNING] = None
-    """Weighting of the squared error by noise level; None for none, or as min_snr_gamma says."""
+    """Weighting of the squared error by noise level; None for none, unless min_snr_gamma is set."""
     min_snr_gamma: Annotated[float | None, Range(above=0), LEARNING] = None
     """Min-SNR weighting with this gamma, e.g. 5: the error of x_0 times min(SNR, gamma)."""
 
@@ -110,8 +112,8 @@ class Diffusion(Checked):
             )
         if self.schedule == "jsd" and self.prediction == "eps" and self.loss != "simple":
             raise UserError(
-                "diffusion.prediction: jsd leaves nothing of the image in x_T, so the bound with "
-                "eps is infinite; choose x_0, mean or v, or diffusion.loss simple"
+                "diffusion.prediction: with schedule jsd, x_T has no trace of the image, and the "
+                "bound with eps is infinite; choose x_0, mean or v, or diffusion.loss simple"
             )
         self._check_weighting()
         for name in ("beta_start", "beta_end"):
@@ -125,8 +127,8 @@ class Diffusion(Checked):
         for name in ("weighting", "min_snr_gamma"):
             if self.loss == "vlb" and getattr(self, name) is not None:
                 raise UserError(
-                    f"diffusion.{name}: the bound has weights of its own; leave it out or choose "
-                    "diffusion.loss simple"
+                    f"diffusion.{name}: loss vlb has weights of its own; leave it out or choose "
+                    "another loss"
                 )
         if self.min_snr_gamma is not None and self.weighting not in (None, "min_snr"):
             raise UserError(
@@ -151,23 +153,23 @@ class Data(Checked):
     """Where the images come from."""
 
     source: Annotated[str, PLACE] = "digits"
-    """digits, folder:PATH (or a zip), npz:PATH, tfds:NAME[/CONFIG], or array (from Python)."""
+    """digits, folder:PATH (or a zip), npz:PATH or tfds:NAME[/CONFIG]; array only in Python."""
     test: Annotated[str | None, PLACE] = None
     """Test images (folder:, npz: or tfds:) for likelihood, evaluate and figure; None for none."""
     dir: Annotated[str | None, PLACE] = None
-    """Where tfds keeps its data sets; None for TFDS_DATA_DIR or else ~/tensorflow_datasets."""
+    """Folder of the tfds data sets; None for $TFDS_DATA_DIR or else ~/tensorflow_datasets."""
     manual_dir: Annotated[str | None, PLACE] = None
-    """Folder with the original archives of a tfds set, to prepare it without a download."""
+    """Folder with the original files of a tfds data set, to prepare it without a download."""
     image_shape: Annotated[tuple[int, int, int], Range(min=1), NETWORK_AND_IMAGES] = (32, 32, 3)
     """Height, width, channels. Image files are resized to cover it and cropped in the centre."""
     flip: Annotated[bool, LEARNING] = True
     """Mirror half of the training images, chosen at random."""
     holdout: Annotated[float, Range(min=0, max=0.9), LEARNING] = 0.1
-    """Part of the images that is never trained on, chosen by a hash of index or name."""
+    """Fraction of images held out from training, chosen by a hash of their index or name."""
     workers: Annotated[Natural, FREE] = 4
-    """Processes that read ahead where the images do not fit in cache_mb; 0 for a thread."""
+    """Processes that read ahead if the images do not fit in cache_mb; 0 for a thread instead."""
     cache_mb: Annotated[Natural, FREE] = 4096
-    """Decode images into memory up to this many MiB; read larger sets batch by batch."""
+    """Keep images decoded in memory up to this many MiB; read larger data sets batch by batch."""
     on_device: Annotated[bool, FREE] = False
     """Keep all images (at most cache_mb) in each device's memory."""
 
@@ -175,10 +177,13 @@ class Data(Checked):
         super().__post_init__()
         if self.source not in ("digits", "array") and not _is_file_source(self.source):
             raise UserError(
-                f"data.source: {self.source!r} is not digits, folder:PATH, npz:PATH or tfds:NAME"
+                f"data.source: must be digits, folder:PATH, npz:PATH or tfds:NAME, "
+                f"got {self.source!r}"
             )
         if self.test is not None and not _is_file_source(self.test):
-            raise UserError(f"data.test: {self.test!r} is not folder:PATH, npz:PATH or tfds:NAME")
+            raise UserError(
+                f"data.test: must be folder:PATH, npz:PATH or tfds:NAME, got {self.test!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +197,9 @@ class Optim(Checked):
     clip_norm: Annotated[float, Range(above=0), LEARNING] = 1.0
     """Gradients with a larger norm over all parameters are scaled down to it."""
     clip: Annotated[Literal["global", "device"], LEARNING] = "global"
-    """Clip the mean gradient, or each device's before the mean as the paper's code did (pmap)."""
+    """Clip the mean gradient, or each device's before the mean, as the paper's code did (pmap)."""
     ema_decay: Annotated[float, Range(min=0, below=1), LEARNING] = 0.9999
-    """Weight of the past in the exponential moving average of the parameters, a step."""
+    """Decay per step of the exponential moving average of the parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,9 +207,9 @@ class Train(Checked):
     """The training loop."""
 
     steps: Annotated[Positive, FREE] = 800_000
-    """Updates in all."""
+    """Total number of training steps."""
     batch_size: Annotated[Positive, LEARNING] = 128
-    """Images an update, over all devices."""
+    """Images per step, over all devices."""
     accumulate: Annotated[Positive, FREE] = 1
     """Split each batch into this many parts, computed one after another to save memory."""
     log_every: Annotated[Positive, FREE] = 100
@@ -212,9 +217,9 @@ class Train(Checked):
     eval_every: Annotated[Natural, FREE] = 5000
     """Steps between held-out losses; 0 for never."""
     eval_images: Annotated[Positive, FREE] = 2048
-    """Most held-out images that the loss is taken over."""
+    """Maximum number of images for the held-out loss."""
     sample_every: Annotated[Natural, FREE] = 20_000
-    """Steps between sample grids; 0 for one at the end alone."""
+    """Steps between sample grids; 0 for only one at the end."""
     num_samples: Annotated[Positive, FREE] = 64
     """Images in a sample grid."""
 
@@ -224,9 +229,9 @@ class Checkpoint(Checked):
     """When checkpoints are saved and how many are kept."""
 
     every: Annotated[Positive, FREE] = 5000
-    """Steps between checkpoints; there is always one at the end."""
+    """Steps between checkpoints; the last step is always saved."""
     keep: Annotated[Positive, FREE] = 3
-    """How many of the newest are kept."""
+    """Number of newest checkpoints to keep."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,18 +239,18 @@ class Parallel(Checked):
     """The devices that a run uses, and how."""
 
     devices: Annotated[Positive | None, FREE] = None
-    """How many of this machine's devices to use; None for all."""
+    """Number of this machine's devices to use; None for all."""
     mode: Annotated[Mode, FREE] = "jit"
     """One program for all devices (jit with shardings), or one for each (pmap)."""
     fsdp: Annotated[Positive, FREE] = 1
-    """Number of devices that share one copy of parameters, average and optimiser state."""
+    """Number of devices that share one copy of parameters, their average and optimiser state."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mode == "pmap" and self.fsdp > 1:
             raise UserError(
-                "parallel.fsdp: pmap keeps a whole copy on each device; leave out fsdp "
-                f"{self.fsdp} or choose mode jit"
+                "parallel.fsdp: parallel.mode pmap keeps a whole copy on each device; "
+                f"leave out fsdp {self.fsdp} or choose mode jit"
             )
 
 
@@ -263,7 +268,7 @@ class Config(Checked):
     checkpoint: Checkpoint = Checkpoint()
     parallel: Parallel = Parallel()
     seed: Annotated[Seed, LEARNING] = 0
-    """The key from which all of the run's randomness is derived."""
+    """Random seed of the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -273,17 +278,17 @@ class Config(Checked):
         if height % factor or width % factor:
             raise UserError(
                 f"data.image_shape: {height}x{width} is not divisible by {factor}, "
-                f"which the {levels} levels of model.channel_multipliers need"
+                f"which the {levels} levels of model.channel_multipliers need; choose another size"
             )
         if self.optim.clip == "device" and self.parallel.mode != "pmap":
             raise UserError(
-                "optim.clip: device needs a gradient for each device; choose parallel.mode pmap, "
+                "optim.clip: device needs one gradient per device; choose parallel.mode pmap, "
                 "or optim.clip global"
             )
         if self.train.batch_size % self.train.accumulate:
             raise UserError(
                 f"train.accumulate: {self.train.accumulate} does not divide train.batch_size "
-                f"{self.train.batch_size}"
+                f"{self.train.batch_size}; choose a divisor"
             )
 
 

@@ -43,13 +43,18 @@ def load_config(name: str) -> Config:
     shipped = shipped_configs()
     path = shipped.get(name, Path(name))
     if not path.is_file():
-        raise UserError(f"config: no file {name!r}, and the shipped ones are {', '.join(shipped)}")
+        raise UserError(
+            f"config: {name!r} is not a file or a shipped config; the shipped ones are "
+            f"{', '.join(shipped)}"
+        )
     try:
         config = runpy.run_path(str(path)).get("CONFIG")
     except UserError:
         raise
     except Exception as error:  # The user's own code can raise anything.
-        raise UserError(f"config: {path} does not run: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"config: {path} cannot be loaded ({type(error).__name__}: {error}); fix it"
+        ) from error
     if not isinstance(config, Config):
         raise UserError(f"config: {path} must define CONFIG = Config(...)")
     return config
@@ -58,11 +63,11 @@ def load_config(name: str) -> Config:
 def _from_dict(kind, values, prefix):
     if not isinstance(values, dict):
         label = prefix.rstrip(".") or "config"
-        raise UserError(f"{label}: a table of fields is needed, got {values!r}")
+        raise UserError(f"{label}: must be a table of fields, got {values!r}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in values:
         if name not in fields:
-            raise UserError(f"{prefix}{name}: unknown field; known are {', '.join(fields)}")
+            raise UserError(f"{prefix}{name}: unknown field; choose one of {', '.join(fields)}")
     converted = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(fields[name].type):

@@ -7,13 +7,13 @@ k = T is pure noise, k = 0 is the image. The index of q_sample is t = k - 1.
 import dataclasses
 import logging
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import Checked, Seed, Weights
+from ddpm_jax.config import Checked, Metavar, Seed, Weights
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import q_sample
@@ -25,6 +25,9 @@ from ddpm_jax.weights.load import Loaded, home_of, load_weights
 
 log = logging.getLogger(__name__)
 
+OptionalSource = Annotated[str | None, Metavar("SOURCE")]
+"""folder:PATH, npz:PATH or tfds:NAME."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure(Checked):
@@ -33,8 +36,8 @@ class Figure(Checked):
     Every subclass has a `draw()` that computes and writes both and returns the picture's path.
     """
 
-    out: str | None = None
-    """The picture, a .png file; the numbers go beside it. None for one in the run's figures/."""
+    out: Annotated[str | None, Metavar("PATH")] = None
+    """PNG file, its numbers beside it; None for one in the run's figures/, or here if no RUN."""
 
     GROUP: ClassVar[str] = ""
     name: ClassVar[str]
@@ -44,7 +47,7 @@ class Figure(Checked):
         """The picture's path; makes its folder. Raises UserError if it is not a .png file."""
         path = path_of(self.out or f"{self.name}.png")
         if path.suffix != ".png" or path.is_dir():
-            raise UserError(f"out: {self.out} must end in .png and must not be a folder")
+            raise UserError(f"out: must end in .png and not be a folder, got {self.out}")
         # Made here, so that a folder that cannot be written fails before the computation.
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -54,7 +57,7 @@ class Figure(Checked):
         path = self.path()
         write_file(path.with_suffix(".npz"), npz(numbers))
         write_file(path, picture)
-        log.info("%s; the numbers are in %s", path, path.with_suffix(".npz").name)
+        log.info("figure: %s; its numbers are in %s", path, path.with_suffix(".npz").name)
         return path
 
 
@@ -62,14 +65,12 @@ class Figure(Checked):
 class RunFigure(Figure):
     """A figure of a trained model."""
 
-    run: str = dataclasses.field(kw_only=True)
-    """Folder of the run, or a model from elsewhere."""
+    run: Annotated[str, Metavar("RUN")] = dataclasses.field(kw_only=True)
+    """Run directory, .safetensors file, diffusers folder, or a model's name on huggingface.co."""
     seed: Seed = 0
-    """Seed of all noise."""
+    """Random seed of all noise."""
     weights: Weights | None = None
-    """Averaged weights (ema) or those of the last update (raw); None for a run's averaged weights,
-    or for those that a file holds.
-    """
+    """Averaged (ema) or last (raw) weights; None for a run's ema, or those that a file holds."""
     step: int | None = None
     """Step of the checkpoint; None for the newest."""
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import Range
+from ddpm_jax.config import Metavar, Range
 from ddpm_jax.data.folder import decode
 from ddpm_jax.data.images import to_float, to_uint8
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.splits import read_split
-from ddpm_jax.figures.base import RunFigure, diffused, keys_of, steps_at
+from ddpm_jax.figures.base import OptionalSource, RunFigure, diffused, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.keys import START, WAY_BACK, gaussian_noise, seed_key
 from ddpm_jax.shapes import AnyKey, Array, Float, PyTree
@@ -26,15 +26,15 @@ from ddpm_jax.weights.load import Loaded
 class Interpolate(RunFigure):
     """Mixtures of two images: columns are weights, rows are diffusion steps."""
 
-    between: tuple[str, str] = ("0", "1")
-    """Two images: files, or numbers in the run's data set."""
+    between: Annotated[tuple[str, str], Metavar("IMAGE IMAGE")] = ("0", "1")
+    """Two images: files, or indices in the run's data set."""
     weights_across: Annotated[int, Range(min=2)] = 11
     """Number of mixing weights, evenly spaced from 0 to 1."""
     slerp: bool = False
-    """Mix the DDIM latents of the images on a great circle instead; no noise is drawn."""
+    """Interpolate the images' DDIM latents spherically instead; draws no noise."""
     steps: Annotated[int, Range(min=1)] | None = None
     """With --slerp: DDIM steps for each direction; None for all."""
-    data: str | None = None
+    data: OptionalSource = None
     """The run's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
 
     @property
@@ -143,7 +143,7 @@ def slerp(
 
 
 def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
-    """Image `name` uint8 [H,W,C]: a file, or a number in the run's data set.
+    """Image `name` uint8 [H,W,C]: a file, or an index in the run's data set.
 
     Raises UserError if it is neither.
     """
@@ -153,13 +153,13 @@ def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
         source = read_split(model, "train", data).source
         if int(name) >= len(source):
             raise UserError(
-                f"between: there is no image number {name}; choose from 0 to {len(source) - 1}"
+                f"between: there is no image {name}; choose an index from 0 to {len(source) - 1}"
             )
         return source.read(np.array([int(name)]))[0]
     if image_shape[-1] not in (1, 3):
         raise UserError(
-            f"between: {name} is not a number, and image files cannot have {image_shape[-1]} "
-            "channels; use numbers of the data set"
+            f"between: {name} is not an index, and image files cannot have {image_shape[-1]} "
+            "channels; use indices in the data set"
         )
     try:
         return decode(file.read_bytes(), image_shape, file.name)
@@ -168,7 +168,7 @@ def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
     except Exception as error:  # Pillow raises errors of many kinds.
         reason = getattr(error, "strerror", None) or "not an image that Pillow can decode"
         raise UserError(
-            f"between: {name} cannot be read: {reason}; name an image file or a number"
+            f"between: {name} cannot be read: {reason}; name an image file or an index"
         ) from error
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import Range
+from ddpm_jax.config import Metavar, Range
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.data.sources import Source
 from ddpm_jax.devices.mesh import make_mesh
@@ -19,7 +19,7 @@ from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.features import all_features, cache_root, extract, inception, proxy
 from ddpm_jax.evaluation.splits import read_split
-from ddpm_jax.figures.base import RunFigure
+from ddpm_jax.figures.base import OptionalSource, RunFigure
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.keys import seed_key
 
@@ -52,14 +52,12 @@ class Neighbours(RunFigure):
     """Number of samples, one per row."""
     neighbours: Annotated[int, Range(min=1)] = 8
     """Number of training images beside each sample."""
-    data: str | None = None
+    data: OptionalSource = None
     """The training images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
     features: bool = False
-    """Compare the features that `evaluate` uses instead of pixels."""
-    inception: str | None = None
-    """With --features: weights file of FID's InceptionV3; None for a classifier trained on the
-    images' labels.
-    """
+    """Compare images by the features that `evaluate` uses, not by pixels."""
+    inception: Annotated[str | None, Metavar("PATH")] = None
+    """With --features: weights of FID's InceptionV3; None trains a small proxy instead."""
 
     @property
     def name(self) -> str:  # type: ignore[override] # fixed in the other figures

@@ -10,7 +10,7 @@ from etils import epath
 from ddpm_jax.config import Positive, Split
 from ddpm_jax.evaluation.bound import Likelihood, draws_of, measure
 from ddpm_jax.evaluation.splits import read_split
-from ddpm_jax.figures.base import RunFigure
+from ddpm_jax.figures.base import OptionalSource, RunFigure
 from ddpm_jax.figures.panel import curves
 from ddpm_jax.storage.files import write_file
 from ddpm_jax.storage.run import is_run
@@ -25,12 +25,12 @@ class RateDistortion(RunFigure):
     """
 
     split: Split | None = None
-    """Which images; None for test if the run's config has one, else holdout."""
+    """Training, held-out or test images; None for test if data.test is set, else holdout."""
     draws: Positive = 1
     """Minimum number of draws, each with fresh noise; earlier draws count too."""
     batch_size: Positive | None = None
-    """Images at a time; None for 64 per device."""
-    data: str | None = None
+    """Images per batch; None for 64 per device."""
+    data: OptionalSource = None
     """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
 
     name: ClassVar[str] = "rate-distortion"
