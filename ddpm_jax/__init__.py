@@ -17,6 +17,7 @@ with epy.lazy_api_imports(globals()):
         q_sample,
     )
     from ddpm_jax.errors import UserError
+    from ddpm_jax.sampler import Sampler
     from ddpm_jax.schedule import Schedule, make_schedule, strided
     from ddpm_jax.training.train import fit
     from ddpm_jax.weights.load import load
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DDPM",
     "Config",
+    "Sampler",
     "Schedule",
     "UserError",
     "config",
