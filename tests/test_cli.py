@@ -137,7 +137,9 @@ def test_a_folder_of_samples_is_filled_up(run, tmp_path, capsys):
     assert "choose another folder" in refused(capsys, *args, "4", "--weights", "raw")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/holiday.png").write_bytes(second)
-    assert "not from this command" in refused(capsys, "sample", run, "--out", f"{tmp_path}/mine/")
+    assert "not written by this command" in refused(
+        capsys, "sample", run, "--out", f"{tmp_path}/mine/"
+    )
     (tmp_path / "files/samples.json").write_text("{")
     assert "samples.json: cannot be read" in refused(capsys, *args, "4")
 
@@ -148,7 +150,7 @@ def test_raw_and_averaged_weights_and_steps_are_told_apart(run, tmp_path, capsys
         assert main([*command, weights]) == 0
         assert f"{weights} weights of step 2" in capsys.readouterr().err
     for args, says in [
-        (["--step", "1"], "no checkpoint of step 1; there are 2"),
+        (["--step", "1"], "no checkpoint of step 1; choose one of 2"),
         (["-n", "0"], "n: must be at least 1 and at most 4294967296, got 0"),
         (["--seed", "-1"], "seed: must be at least 0"),
         (["--batch-size", "0"], "batch_size: must be at least 1"),
@@ -164,7 +166,7 @@ def test_a_damaged_run_is_named(tiny, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(to_dict(tiny) | {"modle": {}}))
     assert "modle: unknown field" in refused(capsys, "sample", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(tiny)))
-    assert "there is no checkpoint in this run yet" in refused(capsys, "sample", tmp_path)
+    assert "this run has no checkpoint yet" in refused(capsys, "sample", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -194,7 +196,7 @@ def test_a_run_killed_softly_goes_on_with_the_same_command(tmp_path):
     with started([*command, str(saved + 3)], cwd=tmp_path, env=environment) as program:
         code, said = finish(program)
     assert code == 0, said
-    assert f"step {saved} of {saved + 3}" in said and "run: run (" in said
+    assert f"step {saved} of {saved + 3}" in said and "run directory: run (" in said
     assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, saved + 4))
     with Image.open(tmp_path / "run/samples.png") as picture:
         assert picture.size[0] > 100

@@ -187,10 +187,10 @@ def test_a_file_in_a_bucket_is_replaced_whole_or_stays(bucket, monkeypatch):
 
 def test_a_workdir_that_holds_something_else_is_refused_in_a_bucket_too(bucket, capsys):
     bucket.objects["bucket/photos/holiday.jpg"] = b""
-    assert "not empty and not a run" in refused(
+    assert "not empty and not a run directory; choose another --workdir" in refused(
         capsys, "train", "digits", "--workdir", "gs://bucket/photos"
     )
-    assert "this is not a run directory" in refused(capsys, "sample", "gs://bucket/photos")
+    assert "not a model; name a run directory" in refused(capsys, "sample", "gs://bucket/photos")
 
 
 def test_filesystems_that_are_not_installed_or_not_known_are_named(capsys, monkeypatch, tmp_path):

@@ -129,9 +129,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(run, damage,
     with caplog.at_level(logging.WARNING):
         assert_equal_trees(load(run)[1], older)
     (message,) = messages(caplog)
-    assert message.startswith(f"{run / 'checkpoints/4'} is damaged (")
-    assert message.endswith("): using that of step 2") and files_of(run) == before
-    with pytest.raises(UserError, match="no checkpoint can be used: 4: "):
+    assert message.startswith(f"{run / 'checkpoints/4'}: damaged (")
+    assert message.endswith("), using checkpoint 2 instead") and files_of(run) == before
+    with pytest.raises(UserError, match=r"no checkpoint can be used \(4: "):
         load(run, step=4)
 
 
@@ -142,7 +142,7 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint(run, whole, quiet_config
     fit(quiet_config, run, pictures)
     (message,) = messages(caplog)
     assert "checkpoint 4 is damaged (" in message
-    assert "it is 4.damaged-2 now, going on from 2" in message
+    assert "renamed to 4.damaged-2, resuming from checkpoint 2" in message
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"2", "4", "4.damaged", "4.damaged-2"}
     for weights in ("raw", "ema"):
@@ -162,7 +162,7 @@ def test_where_all_are_damaged_nothing_is_changed(run, quiet_config, pictures):
         if path.name not in ("run.json", "config.json")
     }
     with pytest.raises(
-        UserError, match=r"no checkpoint can be used: 4: .*; 2: .*Nothing was changed"
+        UserError, match=r"no checkpoint can be used \(4: .*; 2: .*\); nothing was changed"
     ):
         fit(quiet_config, run, pictures)
     after = files_of(run)
@@ -175,7 +175,7 @@ def test_where_all_are_damaged_nothing_is_changed(run, quiet_config, pictures):
         (
             {"shape": [2**40]},
             r"is float32 of shape \(1099511627776,\), "
-            r"and by the run's config float32 of shape \(4,\)",
+            r"but must be float32 of shape \(4,\) by the run's config",
         ),
         ({"data_type": "float64"}, r"is float64 of shape \(4,\)"),
         (
@@ -216,7 +216,7 @@ def test_a_checkpoint_that_may_be_whole_is_not_called_damaged(run, monkeypatch):
             lambda *_, error=error: (_ for _ in ()).throw(error),
         )
         with pytest.raises(
-            UserError, match=r"checkpoints/4: this checkpoint cannot be read: (no more|UNAVAILABLE)"
+            UserError, match=r"checkpoints/4: cannot be read now \((no more|UNAVAILABLE)"
         ):
             load(run)
 
@@ -244,7 +244,7 @@ def test_a_full_disk_is_told_and_damages_nothing(small_disk, quiet_config, pictu
     )  # Enough for lines, not for a checkpoint.
     with pytest.raises(
         UserError,
-        match=r"a checkpoint cannot be saved: .*[Nn]o space.*; the last good checkpoint is 2",
+        match=r"a checkpoint cannot be saved \(.*[Nn]o space.*\); the last good checkpoint is 2",
     ):
         fit(quiet_config, run, pictures)
     assert [line["step"] for line in lines(run)] == [1, 2, 3, 4]

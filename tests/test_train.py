@@ -149,9 +149,12 @@ def test_a_run_directory_tells_all(tiny, pictures, tmp_path):
 def test_load_names_what_is_not_there(tiny, pictures, tmp_path):
     fit(on_one_device(tiny, train={"steps": 2}), tmp_path / "run", pictures)
     for arguments, message in [
-        (dict(path=tmp_path), "not a run directory"),
-        (dict(path=tmp_path / "run", step=3), "no checkpoint of step 3; there are 2"),
-        (dict(path=tmp_path / "run", weights="average"), "neither ema nor raw"),
+        (dict(path=tmp_path), "not a model; name a run directory"),
+        (dict(path=tmp_path / "run", step=3), "no checkpoint of step 3; choose one of 2"),
+        (
+            dict(path=tmp_path / "run", weights="average"),
+            "weights: must be ema or raw, got 'average'",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             load(**arguments)
@@ -160,8 +163,8 @@ def test_load_names_what_is_not_there(tiny, pictures, tmp_path):
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     with pytest.raises(
         UserError,
-        match=r"no checkpoint can be used: 2: .* of shape \(4,\), "
-        r"and by the run's config .* \(8,\)",
+        match=r"no checkpoint can be used \(2: .* of shape \(4,\), "
+        r"but must be .* \(8,\) by the run's config",
     ):
         load(tmp_path / "run")
 
@@ -321,11 +324,11 @@ def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_
         "model.dropout was 0.2",
     ):
         assert field in str(error.value)
-    with pytest.raises(UserError, match="the data is not what it was started with"):
+    with pytest.raises(UserError, match="the data's fingerprint has changed"):
         fit(config, tmp_path / "run", pictures[::-1].copy())
     assert (tmp_path / "run/config.json").read_text() == saved
     (tmp_path / "run/config.json").rename(tmp_path / "config.json")
-    with pytest.raises(UserError, match="is not empty and not a run"):
+    with pytest.raises(UserError, match="is not empty and not a run directory"):
         fit(config, tmp_path / "run", pictures)
     (tmp_path / "config.json").rename(tmp_path / "run/config.json")
     fit(
@@ -349,14 +352,16 @@ def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_
 def test_nothing_is_written_where_nothing_can_be_trained(tiny, pictures, tmp_path):
     with pytest.raises(UserError, match=r"images must be uint8 .*"):
         fit(tiny, tmp_path / "run", pictures / 255)
-    with pytest.raises(UserError, match="batch_size: 6 is not divisible by the 4 devices"):
+    with pytest.raises(
+        UserError, match="batch_size: 6 is not divisible by the 4 devices; choose a multiple"
+    ):
         fit(with_(tiny, train={"batch_size": 6}), tmp_path / "run", pictures)
     with pytest.raises(UserError, match="devices: 9 requested, but this machine has 4"):
         fit(with_(tiny, parallel={"devices": 9}), tmp_path / "run", pictures)
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="is not empty and not a run"):
+    with pytest.raises(UserError, match="is not empty and not a run directory"):
         fit(tiny, tmp_path / "mine", pictures)
 
 

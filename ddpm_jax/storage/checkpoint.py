@@ -82,7 +82,7 @@ class Checkpoints:
         for bad, reason in damaged.items():
             aside = _set_aside(self.folder / str(bad))
             log.warning(
-                "checkpoint %d is damaged (%s): it is %s now, going on from %d",
+                "checkpoint %d is damaged (%s): renamed to %s, resuming from checkpoint %d",
                 bad,
                 reason,
                 aside,
@@ -123,7 +123,7 @@ class Checkpoints:
                 else f"the last good checkpoint is {last}"
             )
             raise UserError(
-                f"{self.folder}: a checkpoint cannot be saved: {_reason(error)}; {good}"
+                f"{self.folder}: a checkpoint cannot be saved ({_reason(error)}); {good}"
             ) from error
 
 
@@ -137,21 +137,23 @@ def restore_part(
     """
     folder = _folder(workdir)
     if not folder.exists():
-        raise UserError(f"{workdir}: there is no checkpoint in this run yet")
+        raise UserError(f"{workdir}: this run has no checkpoint yet")
     checkpointer = ocp.training.Checkpointer(folder)
     steps = _steps(checkpointer)
     checkpointer.close()
     if not steps:
-        raise UserError(f"{workdir}: there is no checkpoint in this run yet")
+        raise UserError(f"{workdir}: this run has no checkpoint yet")
     if step is not None and step not in steps:
         raise UserError(
-            f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}"
+            f"{workdir}: no checkpoint of step {step}; choose one of {', '.join(map(str, steps))}"
         )
     found, parts, damaged = _newest_whole(
         folder, steps if step is None else [step], {name: abstract}
     )
     for bad, reason in damaged.items():
-        log.warning("%s is damaged (%s): using that of step %d", folder / str(bad), reason, found)
+        log.warning(
+            "%s: damaged (%s), using checkpoint %d instead", folder / str(bad), reason, found
+        )
     return found, parts[name]
 
 
@@ -192,8 +194,8 @@ def _newest_whole(folder, steps, abstract_parts):
             unusable[step] = error
     reasons = "; ".join(f"{step}: {reason}" for step, reason in unusable.items())
     raise UserError(
-        f"{folder}: no checkpoint can be used: {reasons}. Nothing was changed; put a copy of one "
-        "back"
+        f"{folder}: no checkpoint can be used ({reasons}); nothing was changed, so restore "
+        "one from a copy"
     )
 
 
@@ -213,7 +215,9 @@ def _load(path, abstract_parts) -> dict:
         reason = _reason(error)
         at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
         if isinstance(error, at_fault) or any(word in reason for word in NOT_DAMAGE):
-            raise UserError(f"{path}: this checkpoint cannot be read: {reason}") from error
+            raise UserError(
+                f"{path}: cannot be read now ({reason}); fix that and try again"
+            ) from error
         raise _Unusable(reason) from error
     if wrong:
         raise _Unusable(f"its checksum differs from the saved one: {', '.join(wrong)}")
@@ -232,13 +236,13 @@ def _check_metadata(path, part: str, abstract) -> dict[str, int]:
     for name in sorted({*there, *here}):
         on_disk, wanted = (_describe(leaves.get(name)) for leaves in (there, here))
         if on_disk != wanted:
-            raise _Unusable(f"{part} {name} is {on_disk}, and by the run's config {wanted}")
+            raise _Unusable(f"{part} {name} is {on_disk}, but must be {wanted} by the run's config")
         pieces = there[name].storage_metadata
         if any(
             math.prod(shape or ()) > math.prod(there[name].shape)
             for shape in (pieces.chunk_shape, pieces.write_shape)
         ):
-            raise _Unusable(f"{part} {name} lies in pieces larger than itself")
+            raise _Unusable(f"{part} {name} is stored in pieces larger than itself")
     return metadata.custom_metadata["checksums"]
 
 

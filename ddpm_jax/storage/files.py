@@ -84,7 +84,7 @@ def claim(folder: epath.Path, name: str, label: dict) -> None:
             )
     elif agreed(_is_taken(folder)):
         raise UserError(
-            f"out: {folder} is not empty and not from this command; choose another folder"
+            f"out: {folder} is not empty and was not written by this command; choose another folder"
         )
     write_file(file, json.dumps(label, indent=1).encode())
 
@@ -175,7 +175,7 @@ def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
         raise UserError(
-            f"{path}: cannot be read as npz ({error}); delete it to make it again"
+            f"{path}: cannot be read as npz ({error}); delete it to compute it again"
         ) from error
 
 

@@ -82,7 +82,7 @@ def read_config(path: epath.PathLike) -> Config:
     file = path_of(path) / "config.json"
     if not file.exists():
         raise UserError(
-            f"{path}: this is not a run directory (no config.json); name the folder of a run"
+            f"{path}: not a run directory, since it has no config.json; name a run directory"
         )
     return from_dict(read_json(file))
 
@@ -107,7 +107,7 @@ def start_run(
     workdir = path_of(workdir)
     if workdir.exists() and (not workdir.is_dir() or _is_foreign(workdir)):
         raise UserError(
-            f"workdir: {workdir} is not empty and not a run; choose another with --workdir"
+            f"workdir: {workdir} is not empty and not a run directory; choose another --workdir"
         )
     with locked(workdir):
         config_file = workdir / "config.json"
@@ -144,7 +144,7 @@ def _read_run(workdir: epath.Path) -> dict:
     file = workdir / "run.json"
     run = read_json(file)
     if not isinstance(run, dict) or not {"data_fingerprint", "images", "starts"} <= run.keys():
-        raise UserError(f"{file}: not the record of a run; restore the file or choose another run")
+        raise UserError(f"{file}: not the record of a run; restore it or choose another run")
     return run
 
 
@@ -171,16 +171,16 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source, ini
     ]
     if run["data_fingerprint"] != source.fingerprint:
         differences.append(
-            f"the data is not what it was started with ({run['images']} images, now {len(source)})"
+            f"the data's fingerprint has changed ({run['images']} images, now {len(source)})"
         )
     if init_from not in (None, run.get("init_from")):
         differences.append(
-            "it started from other weights than --init-from names (leave --init-from out to resume)"
+            "it started from other weights than --init-from (leave that out to resume)"
         )
     if differences:
         raise UserError(
-            f"{workdir} cannot resume: {'; '.join(differences)}. "
-            "Undo these changes or choose another --workdir"
+            f"{workdir}: this run cannot resume: {'; '.join(differences)}; "
+            "undo these changes or choose another --workdir"
         )
 
 
@@ -197,7 +197,8 @@ def _warn_of_other_bits(starts: list[dict]) -> None:
     ]
     if changes:
         log.warning(
-            "the last bits may differ from those of an uninterrupted run: %s", ", ".join(changes)
+            "results may differ in the last bits from an uninterrupted run; changed: %s",
+            ", ".join(changes),
         )
 
 
