@@ -101,8 +101,8 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
     (tmp_path / "short.safetensors").write_bytes(content[:-10])
     (tmp_path / "text.safetensors").write_bytes(b"hello")
     for name, says in {
-        "missing": "stem.bias is absent, but by the file's config it must be float32 of shape (4,)",
-        "more": "more is float64 of shape (2,), but by the file's config it must be absent",
+        "missing": "stem.bias is absent, but must be float32 of shape (4,) by the file's config",
+        "more": "more is float64 of shape (2,), but must be absent by the file's config",
         "dtype": "tensor stem.bias is float64 of shape (4,)",
         "bare": "does not describe its model",
         "half": "does not describe its model",
@@ -115,17 +115,17 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
     assert not (tmp_path / "x.png").exists()
     (tmp_path / "model.pth").touch()
     for arguments, says in [
-        (("sample", exported, "--weights", "raw"), "holds the others; leave --weights raw out"),
-        (("sample", exported, "--step", 4), "holds one set of weights, of step 2"),
+        (("sample", exported, "--weights", "raw"), "holds only ema weights; leave --weights out"),
+        (("sample", exported, "--step", 4), "holds only the weights of step 2"),
         (
             ("likelihood", exported, "--split", "test", "--data", f"npz:{run.parent}/pictures.npz"),
-            "name one with --out",
+            "choose one with --out",
         ),
         (
             ("likelihood", exported, "--split", "train", "--out", tmp_path / "x"),
             "this model was trained on an array",
         ),
-        (("figure", "progressive", exported), "name one with --out"),
+        (("figure", "progressive", exported), "choose one with --out"),
         (
             ("export", run, "--format", "safetensors", "--out", tmp_path / "model.bin"),
             "to a file, --out NAME.safet",
@@ -145,7 +145,7 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
         ),
         (
             ("sample", tmp_path / "model.pth"),
-            "model.pth: this is a pickle, which can run any program",
+            "model.pth: pickle files can run any code, so they are not read",
         ),
         (
             (
@@ -158,11 +158,11 @@ def test_what_a_file_cannot_be_is_refused(run, exported, tmp_path, capsys):
                 "--steps",
                 2,
             ),
-            "weights alone",
+            "sampler: safetensors holds only weights",
         ),
         (
             ("export", tmp_path, "--format", "safetensors", "--out", tmp_path / "x.safetensors"),
-            "not a run directory",
+            "not a model; name a run directory",
         ),
     ]:
         assert says in refused(capsys, *arguments)
@@ -181,20 +181,26 @@ def test_a_run_starts_from_the_weights_of_another(run, exported, pictures, tmp_p
         for params in (state.params, state.ema_params):
             assert_equal_trees(params, load(run)[1])
         assert state.step == 0
-    with pytest.raises(UserError, match="no checkpoint yet; name the weights it starts from again"):
+    with pytest.raises(
+        UserError, match="no checkpoint yet; name the weights that it starts from with"
+    ):
         fit(config, tmp_path / "tuned")
     fit(config, tmp_path / "fresh")
-    with pytest.raises(UserError, match="started from other weights than --init-from names"):
+    with pytest.raises(UserError, match="started from other weights than --init-from"):
         fit(config, tmp_path / "fresh", init_from=exported)
 
 
 def test_weights_of_another_network_are_refused_by_field(tiny, run, pictures, tmp_path, capsys):
     wide = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, base_channels=8))
-    with pytest.raises(UserError, match=r"of another network: model.base_channels 8, there 4"):
+    with pytest.raises(
+        UserError, match=r"has another network: model.base_channels is 4 there, but 8 in"
+    ):
         fit(wide, tmp_path / "wide", pictures, init_from=run)
     assert not (tmp_path / "wide").exists()
     v = dataclasses.replace(tiny, diffusion=dataclasses.replace(tiny.diffusion, prediction="v"))
-    with pytest.raises(UserError, match=r"diffusion.prediction 'v', there 'eps'"):
+    with pytest.raises(
+        UserError, match=r"diffusion.prediction is 'eps' there, but 'v' in this config"
+    ):
         fit(v, tmp_path / "v", pictures, init_from=run)
     assert "/nowhere: not found; name a run directory" in refused(
         capsys, "train", "digits", "--workdir", tmp_path / "x", "--init-from", "/nowhere"

@@ -281,7 +281,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tensors):
         "mid_block.attentions.0.to_q.weight": [8],
         "time_embedding.linear_1.weight": [4, 16],
     }.items():
-        must_be = f"by its JSON it must be {list(tensors[name].shape)}"
+        must_be = f"must be {list(tensors[name].shape)} by its JSON"
         expected = f"{name} has shape {shape}, but {must_be}{again}"
         assert says(**{name: np.ones(shape, np.float32)}) == expected
 

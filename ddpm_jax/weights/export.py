@@ -45,7 +45,7 @@ def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = A
     """
     if format != "stablehlo" and sampler != ANCESTRAL:
         raise UserError(
-            f"sampler: {format} holds weights alone; leave out --sampler, --steps, --eta and "
+            f"sampler: {format} holds only weights; leave out --sampler, --steps, --eta and "
             "--grid, or choose --format stablehlo"
         )
     sampler.check(model.ddpm.config.diffusion)

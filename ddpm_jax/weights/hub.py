@@ -32,7 +32,7 @@ def download(name: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise UserError(
-            f"{name}: no such folder here; "
+            f"{name}: no such path; "
             "to download the model from huggingface.co, pip install 'ddpm-jax[hub]'"
         ) from None
     patterns = [folder + file for folder in FOLDERS for file in FILES]
@@ -42,6 +42,6 @@ def download(name: str) -> Path:
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{name}: no such folder here, and it cannot be downloaded from huggingface.co "
+            f"{name}: no such path, and it cannot be downloaded from huggingface.co "
             f"({words[:300]}); check the name"
         ) from error

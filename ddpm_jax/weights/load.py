@@ -70,8 +70,7 @@ def home_of(path: epath.PathLike) -> epath.Path:
     """The run directory `path`, where results of it go. Raises UserError if it is no run."""
     if not is_run(path):
         raise UserError(
-            f"{path}: this is not a run directory, so results have no default place; name one "
-            "with --out"
+            f"{path}: not a run directory, so results have no default folder; choose one with --out"
         )
     return path_of(path)
 
@@ -108,7 +107,7 @@ def load_weights(
 ) -> Loaded:
     """As `load`, with all that is known of the weights; params are on each device of `mesh`."""
     if weights not in (None, "ema", "raw"):
-        raise UserError(f"weights: {weights!r} is neither ema nor raw")
+        raise UserError(f"weights: must be ema or raw, got {weights!r}")
     if is_run(path):
         kind = weights or "ema"
         step, ddpm, params = load_checkpoint(path, weights=kind, step=step, mesh=mesh)
@@ -116,11 +115,15 @@ def load_weights(
     config, params, about = _read(path)
     if step not in (None, about["step"]):
         its = "an unknown step" if about["step"] is None else f"step {about['step']}"
-        raise UserError(f"step: {path} holds one set of weights, of {its}; leave --step out")
+        raise UserError(f"step: {path} holds only the weights of {its}; leave --step out")
     if weights not in (None, about["weights"]):
         unknown = about["weights"] == "unknown"
-        its = "does not say whether its weights are averaged" if unknown else "holds the others"
-        raise UserError(f"weights: {path} {its}; leave --weights {weights} out")
+        its = (
+            "does not say whether its weights are averaged"
+            if unknown
+            else f"holds only {about['weights']} weights"
+        )
+        raise UserError(f"weights: {path} {its}; leave --weights out")
     params = replicate(params, mesh) if mesh else jax.device_put(params, jax.local_devices()[0])
     return Loaded(
         path, DDPM(config), params, about["weights"], about["step"], about["data_fingerprint"]
@@ -139,8 +142,8 @@ def weights_for(ddpm: DDPM, path: epath.PathLike, mesh: Mesh) -> Loaded:
             there = value_of(loaded.ddpm.config, name)
             here = value_of(ddpm.config, name)
             if there != here:
-                differences.append(f"{name} {here!r}, there {there!r}")
-        raise UserError(f"--init-from: {path} is of another network: {', '.join(differences)}")
+                differences.append(f"{name} is {there!r} there, but {here!r} in this config")
+        raise UserError(f"--init-from: {path} has another network: {', '.join(differences)}")
     if not np.array_equal(loaded.ddpm.schedule.betas, ddpm.schedule.betas):
         log.warning(
             "--init-from: %s was trained with other betas than this config's diffusion.schedule",
@@ -169,7 +172,7 @@ def _read(path: epath.PathLike):
         return read_single_file(local)
     mistyped = local.suffix == ".safetensors" or local.parent.exists()
     if not local.exists() and not mistyped and is_hub_name(str(path)):
-        log.info("%s: no such folder here, looking on huggingface.co", path)
+        log.info("%s: no such path, looking on huggingface.co", path)
         local = download(str(path))
     if is_diffusers(local):
         config, params = read_diffusers(local)
@@ -180,10 +183,9 @@ def _read(path: epath.PathLike):
         )
     if local.suffix in PICKLES:
         raise UserError(
-            f"{path}: this is a pickle, which can run any program, and is not read; of a diffusers "
-            "model name the folder"
+            f"{path}: pickle files can run any code, so they are not read; "
+            "for a diffusers model, name its folder"
         )
     raise UserError(
-        f"{path}: this is not a run directory, a .safetensors file, or a folder of the diffusers "
-        "library"
+        f"{path}: not a model; name a run directory, a .safetensors file or a diffusers folder"
     )

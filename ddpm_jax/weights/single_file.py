@@ -62,7 +62,7 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
         here = _describe(wanted.get(name))
         if there != here:
             raise UserError(
-                f"{path}: tensor {name} is {there}, but by the file's config it must be {here}; "
+                f"{path}: tensor {name} is {there}, but must be {here} by the file's config; "
                 "export it again"
             )
     return config, nested_params(tensors), about

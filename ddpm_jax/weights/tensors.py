@@ -161,7 +161,7 @@ def _to_ours(tensor: np.ndarray, shape: tuple[int, ...], name: str, source) -> n
     if tensor.shape != shape:
         expected = [shape[axis] for axis in TO_THEIR_AXES[len(shape)]]
         raise UserError(
-            f"{source}: {name} has shape {list(found)}, but by its JSON it must be {expected}; "
+            f"{source}: {name} has shape {list(found)}, but must be {expected} by its JSON; "
             "download the whole folder again"
         )
     return np.ascontiguousarray(tensor)
