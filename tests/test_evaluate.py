@@ -233,7 +233,9 @@ def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
         (("--seed", -1), "seed: must be at least 0"),
     ]:
         assert says in refused(capsys, "evaluate", run, *arguments)
-    assert "this is not a run directory" in refused(capsys, "evaluate", tmp_path)
+    assert "not a run directory, so results have no default folder" in refused(
+        capsys, "evaluate", tmp_path
+    )
     np.savez(tmp_path / "few.npz", images=np.zeros((19, 8, 8, 1), np.uint8), labels=np.arange(19))
     few = f"npz:{tmp_path}/few.npz"
     assert "at least 20 images are needed" in refused(
@@ -242,6 +244,6 @@ def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     (other / "picture.png").write_bytes(b"")
-    assert "is not empty and not from this command" in refused(
+    assert "is not empty and was not written by this command" in refused(
         capsys, "evaluate", run, "--data", digits, "-n", 24, "--samples", other
     )

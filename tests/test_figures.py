@@ -284,7 +284,7 @@ def test_mirrored_copies_are_found(copy, pictures, monkeypatch):
         (["figure"], "is not one of rate-distortion, progressive"),
         (["figure", "seven", "RUN"], "figure: 'seven' is not one of rate-distortion"),
         (["figure", "progressive"], "RUN is missing; see ddpm-jax figure progressive --help"),
-        (["figure", "progressive", "/nowhere"], "/nowhere: this is not a run directory"),
+        (["figure", "progressive", "/nowhere"], "/nowhere: not a run directory"),
         (["figure", "progressive", "RUN", "--n", "0"], "ddpm-jax: n: must be at least 1, got 0"),
         (
             ["figure", "progressive", "RUN", "--out", "x.jpg"],

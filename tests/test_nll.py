@@ -185,7 +185,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path,
             ["--out", out, "--seed", "1", "--batch-size", "3"],
             "holds results made with seed 0, not 1; choose another folder or move this one away",
         ),
-        (["--out", tmp_path / "mine"], "is not empty and not from this command"),
+        (["--out", tmp_path / "mine"], "is not empty and was not written by this command"),
         (["--step", "7"], "no checkpoint of step 7"),
     ]:
         assert says in refused(capsys, "likelihood", run, *args)
@@ -193,7 +193,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path,
     whole = part.read_bytes()
     part.write_bytes(whole[:100])
     try:
-        assert "delete it to make it again" in refused(
+        assert "delete it to compute it again" in refused(
             capsys, "likelihood", run, "--out", out, "--batch-size", "3"
         )
     finally:

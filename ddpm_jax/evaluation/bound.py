@@ -91,7 +91,7 @@ def measure(
     write_file(folder / "curves.npz", npz(_curves(result)))
     summary = {"run": str(model.path), **result.summary}
     write_file(folder / "likelihood.json", json.dumps(summary, indent=1).encode())
-    log.info("%s: likelihood.json, curves.npz", folder)
+    log.info("results: %s (likelihood.json, curves.npz)", folder)
     return result
 
 

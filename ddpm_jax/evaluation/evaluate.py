@@ -112,7 +112,7 @@ def evaluate(
     else:
         result["values"] |= _likelihood_in(file, model)
     _write(file, result)
-    log.info("%s", file)
+    log.info("results: %s", file)
     return result
 
 
@@ -135,10 +135,10 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{value['title']:28}{numbers}  {paper.get(name, '')}".rstrip())
     if is_proxy:
         lines += [
-            "proxy: the features are those of a classifier of these images, which names "
-            f"{features['accuracy']:.1%} of held-out ones right.",
-            "Compare proxy numbers between models of the same images only. Published numbers need "
-            "--inception PATH.",
+            "proxy: features of a small classifier of these images, which classifies "
+            f"{features['accuracy']:.1%} of its held-out images correctly.",
+            "Compare proxy scores only between models of the same images. For published scores, "
+            "pass --inception PATH.",
         ]
     return "\n".join(lines)
 
@@ -177,7 +177,7 @@ def _real_images(model: Loaded, data: str | None) -> list[Images]:
     channels = config.data.image_shape[-1]
     if channels not in (1, 3):
         raise UserError(
-            f"data.image_shape: samples of 1 or 3 channels can be evaluated, not of {channels}"
+            f"data.image_shape: must have 1 or 3 channels to be evaluated, got {channels}"
         )
     if data is None:
         train = read_split(model, "train")
@@ -186,18 +186,18 @@ def _real_images(model: Loaded, data: str | None) -> list[Images]:
         train = Images("train", source, np.arange(len(source)))
     if len(train.indices) < LEAST:
         raise UserError(
-            f"data: at least {LEAST} images are needed to compare with, and there are "
-            f"{len(train.indices)}; name more with --data"
+            f"data: at least {LEAST} images are needed to compare with, got "
+            f"{len(train.indices)}; name a larger set with --data"
         )
     try:
         others = _others(model, data)
     except UserError as error:
-        log.warning("%s: the samples are compared with the train images alone", error)
+        log.warning("samples are compared only with the training images: %s", error)
         return [train]
     if others is None:
         return [train]
     if len(others.indices) < 2:
-        log.warning("%s: one image is too few to compare with, and is left out", others.split)
+        log.warning("%s: skipped, since one image is too few to compare with", others.split)
         return [train]
     return [train, others]
 
@@ -268,7 +268,7 @@ def _warn_of_few(drawn: Features, references: dict[Split, Reference]) -> None:
     for what, count in {"samples": n, **counts}.items():
         if count <= dim:
             log.warning(
-                "%d %s for %d features: their covariance is singular, and FID far too large",
+                "%d %s for %d features: too few, so FID is far too large (singular covariance)",
                 count,
                 what,
                 dim,
@@ -285,7 +285,7 @@ def _likelihood(model: Loaded, sets, seed, batch_size, folder) -> dict[str, dict
     Kept in `folder`, or in the run's likelihood/ if that is None.
     """
     if len(sets) < 2:
-        log.info("likelihood: left out, since no images are known that were not trained on")
+        log.info("likelihood: skipped, since no test or held-out images are known")
         return {}
     images = sets[1]
     if folder is not None:

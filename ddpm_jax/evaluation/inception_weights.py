@@ -60,8 +60,8 @@ def from_state_dict(tensors: dict[str, np.ndarray], title: str) -> PyTree:
     params = [_take(left, [key.key for key in keys], shape.shape, title) for keys, shape in shapes]
     if left:
         raise UserError(
-            f"{title}: {_some(left)} is not part of FID's InceptionV3; use that network's weights, "
-            "others give other numbers"
+            f"{title}: {_some(left)} is not part of FID's InceptionV3; use the weights of that "
+            "network, since others give other scores"
         )
     return jax.tree.unflatten(tree, params)
 

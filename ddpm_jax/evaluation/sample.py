@@ -34,7 +34,7 @@ def destination(out: epath.PathLike) -> Destination:
     path = path_of(out)
     kind = "folder" if str(out).endswith("/") or path.is_dir() else path.suffix
     if kind not in ("folder", ".png", ".npz"):
-        raise UserError(f"out: {out} must end in .png (a grid), .npz, or / (a folder)")
+        raise UserError(f"out: must end in .png (a grid), .npz, or / (a folder), got {out}")
     return Destination(path, kind)
 
 
@@ -74,11 +74,11 @@ def fill_folder(
     """
     channels = model.ddpm.image_shape[-1]
     if channels not in (1, 3):
-        raise UserError(f"out: a PNG holds 1 or 3 channels, not {channels}; write an .npz")
+        raise UserError(f"out: a PNG has 1 or 3 channels, not {channels}; choose an .npz")
     claim(folder, "samples.json", {**model.label, "seed": seed, **sampler.options})
     is_missing = agreed(np.array([not image_file(folder, i).exists() for i in range(n)]))
     missing = np.flatnonzero(is_missing).tolist()
-    log.info("%s: drawing the %d of %d images that are missing", folder, len(missing), n)
+    log.info("%s: drawing the missing %d of %d images", folder, len(missing), n)
     for indices, images in _draw(model, missing, seed, sampler, batch_size):
         for i, image in zip(indices, images, strict=True):
             write_file(image_file(folder, i), png(image))

@@ -39,13 +39,13 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
     """
     split = split or default_split(model.ddpm.config)
     if split not in typing.get_args(Split):
-        raise UserError(f"split: {split!r} is not one of {', '.join(typing.get_args(Split))}")
+        raise UserError(f"split: must be one of {', '.join(typing.get_args(Split))}, got {split!r}")
     if split == "test":
         return _read_test(model, data)
     config = model.ddpm.config.data
     if split == "holdout" and model.data_fingerprint is None:
         raise UserError(
-            "split: the images that this model held out are not known; choose --split train or test"
+            "split: it is not known which images this model held out; choose --split train or test"
         )
     if config.source == "array" and data is None:
         raise UserError(
@@ -69,7 +69,7 @@ def _read_part(part: Split, source: Source, holdout: float) -> Images:
     indices = train if part == "train" else held_out
     if not len(indices):
         raise UserError(
-            "split: this run held nothing out (data.holdout 0); choose --split train or test"
+            "split: this run has no held-out images (data.holdout 0); choose --split train or test"
         )
     return Images(part, source, indices)
 
