@@ -210,7 +210,7 @@ def test_bad_npz_files_are_refused_in_one_line(tmp_path):
             load_source(Data(source=f"npz:{tmp_path}/x.npz", image_shape=SHAPE))
 
     good = np.zeros((2, *SHAPE), np.uint8)
-    refuse("no array `images`, only pictures", pictures=good)
+    refuse("no array named images, only pictures", pictures=good)
     refuse("images must be uint8 .*, got float32", images=good.astype(np.float32))
     refuse("pass --data.image-shape 4 4 1", images=good[..., 0])
     refuse("no images found", images=good[:0])

@@ -169,12 +169,12 @@ def test_rows_of_all_devices_are_the_batch():
     [
         (
             ("localhost:1", None, None),
-            "--num-processes, --process-id: several processes need all of",
+            "--num-processes, --process-id: missing; several processes need all of",
         ),
         (("localhost", 2, 0), "--coordinator: must be HOST:PORT, got 'localhost'"),
         (
             ("localhost:1", 2, 2),
-            "--process-id: must be from 0 to --num-processes - 1, got 2 of 2",
+            "--process-id: must be from 0 to --num-processes - 1, got 2 with --num-processes 2",
         ),
     ],
 )

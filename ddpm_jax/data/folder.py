@@ -85,12 +85,12 @@ def _open(path: str):
         if not root.exists():
             raise UserError(
                 f"data: {root} does not exist; name a folder or a zip with --data.source "
-                "folder:PATH (--data in all commands but train)"
+                "folder:PATH (--data in commands other than train)"
             )
         archive = _Zip(root)
         return image_files(archive.file.namelist()), archive
     except zipfile.BadZipFile as error:
-        raise UserError(f"data: {root} is neither a folder nor a zip; name one") from error
+        raise UserError(f"data: {root} is neither a folder nor a zip; name one of these") from error
     except OSError as error:
         raise UserError(
             f"data: cannot read {root} ({error.strerror or error}); fix that or name another folder"

@@ -65,7 +65,7 @@ def from_array(
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise UserError(
                 f"data: labels must be {len(images)} integers, one per image, "
-                f"got {labels.dtype} {list(labels.shape)}; fix `labels` or leave it out"
+                f"got {labels.dtype} {list(labels.shape)}; fix labels or leave it out"
             )
         labels = labels.astype(np.int32)
         digest.update(labels.tobytes())
@@ -83,7 +83,7 @@ def load_npz(path: Path, image_shape: tuple[int, int, int]) -> Source:
             if "images" not in arrays.files:
                 found = ", ".join(arrays.files) or "nothing"
                 raise UserError(
-                    f"data: {path} has no array `images`, only {found}; "
+                    f"data: {path} has no array named images, only {found}; "
                     "save the images under that name"
                 )
             labels = arrays["labels"] if "labels" in arrays.files else None

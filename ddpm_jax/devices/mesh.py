@@ -24,8 +24,8 @@ def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
     devices = jax.devices()
     if num_devices is not None and num_devices != len(devices) and jax.process_count() > 1:
         raise UserError(
-            f"parallel.devices: {num_devices} requested, but several processes use all "
-            f"{len(devices)}; leave it out"
+            f"parallel.devices: {num_devices} requested, but several processes always use "
+            f"all {len(devices)} devices; leave it out"
         )
     if num_devices is not None and num_devices > len(devices):
         raise UserError(

@@ -40,7 +40,9 @@ def join(
     }
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < 3:
-        raise UserError(f"{', '.join(missing)}: several processes need all of {', '.join(given)}")
+        raise UserError(
+            f"{', '.join(missing)}: missing; several processes need all of {', '.join(given)}"
+        )
     if not missing:
         _check(coordinator, num_processes, process_id)
     elif not in_cluster(os.environ):
@@ -122,5 +124,5 @@ def _check(coordinator, num_processes, process_id) -> None:
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise UserError(
             "--process-id: must be from 0 to --num-processes - 1, "
-            f"got {process_id} of {num_processes}"
+            f"got {process_id} with --num-processes {num_processes}"
         )
