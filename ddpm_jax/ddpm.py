@@ -171,7 +171,7 @@ class DDPM:
         """
         if n < 0 or start < 0 or start + n > 2**32:
             raise ValueError(
-                "n and start: 0 <= start <= start + n <= 2**32 is needed, "
+                "n and start: must satisfy 0 <= start <= start + n <= 2**32, "
                 f"got n {n} and start {start}"
             )
         chosen = as_sampler(sampler, **options)
@@ -202,7 +202,9 @@ class DDPM:
         """
         T = self.schedule.num_timesteps
         if not 0 <= stop < start <= T:
-            raise ValueError(f"start and stop: 0 <= {stop} < {start} <= {T} must hold")
+            raise ValueError(
+                f"start and stop: must satisfy 0 <= stop < start <= {T}, got {start} and {stop}"
+            )
         return _share_rows(
             lambda keys, x: _reverse(self, params, keys, x, start, stop), params, keys, x
         )
@@ -248,7 +250,9 @@ class DDPM:
         """
         _check_images(x_0)
         if start < 0 or start + len(x_0) > 2**32:
-            raise ValueError(f"start: 0 <= start <= start + images <= 2**32 is needed, got {start}")
+            raise ValueError(
+                f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}"
+            )
         n = len(x_0)
         T = self.schedule.num_timesteps
         mesh = mesh_of(params)
@@ -378,4 +382,4 @@ def _share_rows(call, params, *batched):
 
 def _check_images(x_0) -> None:
     if not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise TypeError(f"x_0: floats in [-1, 1] are needed, got {x_0.dtype}; use x / 127.5 - 1")
+        raise TypeError(f"x_0: must be floats in [-1, 1], got {x_0.dtype}; use x / 127.5 - 1")

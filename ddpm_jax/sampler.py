@@ -115,8 +115,8 @@ def as_sampler(sampler: Sampler | SamplerName, **options: Any) -> Sampler:
 def _log_variance(sampler: Sampler, diffusion: Diffusion) -> None:
     if sampler.sampler == "ancestral" and sampler.variance(diffusion) != diffusion.variance:
         log.warning(
-            "%d of %d steps: sampling with the posterior's variance (fixed_small), since %s is "
-            "for single steps",
+            "%d of %d steps: sampling with the posterior's variance (fixed_small), since %s only "
+            "fits all steps",
             sampler.steps,
             diffusion.num_timesteps,
             diffusion.variance,

@@ -100,7 +100,7 @@ while true; do
       create || sleep "$PAUSE" # There may be no free slice: try until there is.
       ;;
     PREEMPTED | TERMINATED | STOPPED)
-      say "deleting what is left of it"
+      say "deleting the preempted slice"
       tpu delete || sleep "$PAUSE"
       ;;
     *) sleep "$PAUSE" ;; # The state is about to change.

@@ -265,7 +265,10 @@ def test_the_command_prints_it_all(capsys):
     [
         ([], "plan: CONFIG is missing"),
         (["digits", "--devices", "-1"], "devices: must be at least 1, got -1"),
-        (["digits", "--devices", "3"], "train.batch_size: 32 is not divisible by the 3 devices"),
+        (
+            ["digits", "--devices", "3"],
+            "train.batch_size: 32 is not divisible by the 3 devices; choose a multiple",
+        ),
         (["digits", "--devices", "4", "--fsdp", "3"], "fsdp: 3 does not divide the 4 devices"),
         (["digits", "--flops-per-s", "-1e12"], "flops_per_s: must be above 0"),
         (["digits", "--utilisation", "30"], "utilisation: must be at most 1"),

@@ -96,13 +96,14 @@ def fit(
         contextlib.closing(Checkpoints(run, config.checkpoint.keep)) as checkpoints,
     ):
         log.info(
-            "data: %d images, %d of them to train on, fingerprint %s",
+            "data: %d images, %d of them for training, fingerprint %s",
             len(source),
             len(train),
             source.fingerprint,
         )
         log.info(
-            "run: %s (config.json, run.json, metrics.jsonl, checkpoints, samples, tensorboard)", run
+            "run directory: %s (config, metrics.jsonl, checkpoints, samples, tensorboard)",
+            run,
         )
         state = _first_state(ddpm, mesh, checkpoints, params, run)
         step = int(state.step)
@@ -143,7 +144,7 @@ def _first_state(
     if params is None and starts_from(workdir):
         raise UserError(
             f"{workdir}: this run has no checkpoint yet; "
-            "name the weights it starts from again with --init-from"
+            "name the weights that it starts from with --init-from"
         )
     return jax.jit(init, out_shardings=shardings)(params)
 
@@ -285,7 +286,7 @@ class _Window:
             if last is None:
                 good = "there is no checkpoint yet"
             raise NonFiniteLoss(
-                f"{name} is {value} at step {step}; {good}. Try a lower optim.learning_rate"
+                f"{name} is {value} at step {step}; {good}; try a lower optim.learning_rate"
             )
 
 

@@ -128,7 +128,8 @@ def check_batch(train: Train, devices: int) -> None:
         return
     parts = f"{train.accumulate} parts (train.accumulate) on " if train.accumulate > 1 else ""
     raise UserError(
-        f"train.batch_size: {train.batch_size} is not divisible by the {parts}{devices} devices"
+        f"train.batch_size: {train.batch_size} is not divisible by the {parts}{devices} devices; "
+        "choose a multiple"
     )
 
 
