@@ -233,9 +233,7 @@ def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
         (("--seed", -1), "seed: must be at least 0"),
     ]:
         assert says in refused(capsys, "evaluate", run, *arguments)
-    assert "not a run directory, so results have no default folder" in refused(
-        capsys, "evaluate", tmp_path
-    )
+    assert "not a model; name a run directory" in refused(capsys, "evaluate", tmp_path)
     np.savez(tmp_path / "few.npz", images=np.zeros((19, 8, 8, 1), np.uint8), labels=np.arange(19))
     few = f"npz:{tmp_path}/few.npz"
     assert "at least 20 images are needed" in refused(

@@ -251,11 +251,11 @@ def test_the_command_prints_it_all(capsys):
     )
     printed = " ".join(capsys.readouterr().out.split())
     # All that is held in float32: 162,177 numbers.
-    assert "parameters 162,177 mesh data 4 x fsdp 1 batch 64 images, 16 a device" in printed
+    assert "parameters 162,177 mesh data 4 x fsdp 1 batch 64 images, 16 per device" in printed
     assert "parameters 0.6 MiB their average 0.6 MiB optimiser 1.2 MiB gradient 0.6 MiB" in printed
-    assert "MiB an estimate in all" in printed and "MiB fits in 1 GiB" in printed
+    assert "MiB an estimate total" in printed and "MiB fits in 1 GiB" in printed
     assert "all-reduced 0.6 MiB each device sends 0.9 MiB" in printed and "scattered" not in printed
-    hours = float(re.search("takes (.*) hours at 0.5 of 1 GFLOP/s a device$", printed)[1])
+    hours = float(re.search("takes (.*) hours at 0.5 of 1 GFLOP/s per device$", printed)[1])
     computed = float(re.search("computes (.*) GFLOP,", printed)[1])
     assert hours == pytest.approx(computed * 4500 / (4 * 0.5 * 3600), rel=0.005)
 
@@ -314,7 +314,7 @@ def test_the_compilers_verdict_is_printed(planned):
         memory_gib=16,
         compiled=plan.Compiled("v5e:2x2", "TPU v5 lite", 2**34, 2**20, 2**20),
     )
-    assert printed.endswith("in all                16,386.0 MiB  does not fit in 16 GiB")
+    assert printed.endswith("total                 16,386.0 MiB  does not fit in 16 GiB")
     failed = plan.Compiled(
         "v5e:2x2", "TPU v5 lite", failure="RESOURCE_EXHAUSTED: Ran out of memory"
     )

@@ -236,19 +236,22 @@ def table(
     rows = [
         ("parameters", f"{plan.parameters:,}"),
         ("mesh", f"data {plan.devices // plan.fsdp} x fsdp {plan.fsdp}"),
-        ("batch", f"{train.batch_size} images, {train.batch_size // plan.devices} a device"),
+        ("batch", f"{train.batch_size} images, {train.batch_size // plan.devices} per device"),
         ("", ""),
-        ("a device's memory", ""),
+        ("memory per device", ""),
         ("  parameters", _mib(plan.params)),
         ("  their average", _mib(plan.ema_params)),
         ("  optimiser", _mib(plan.opt_state)),
         *([("  whole parameters", gathered)] if plan.gathered else []),
         ("  gradient", _mib(plan.gradient)),
         ("  activations", f"{_mib(plan.activations)}  an estimate"),
-        ("  in all", f"{_mib(plan.memory)}{_verdict(plan.memory, memory_gib)}"),
+        ("  total", f"{_mib(plan.memory)}{_verdict(plan.memory, memory_gib)}"),
         ("", ""),
-        ("a step", ""),
-        ("  computes", f"{_si(plan.flops)}FLOP, {_si(plan.flops / train.batch_size)}FLOP an image"),
+        ("per step", ""),
+        (
+            "  computes",
+            f"{_si(plan.flops)}FLOP, {_si(plan.flops / train.batch_size)}FLOP per image",
+        ),
         *(
             (f"  {name}", f"{_mib(size)}  each device sends {_mib(sent).strip()}")
             for name, size, sent in plan.traffic
@@ -258,7 +261,7 @@ def table(
         (
             "  takes",
             f"{_hours(plan.hours(rate, utilisation))} hours at {utilisation:g} of "
-            f"{_si(rate)}FLOP/s a device{source}",
+            f"{_si(rate)}FLOP/s per device{source}",
         ),
     ]
     if compiled is not None:
@@ -275,7 +278,7 @@ def _compiled_rows(compiled: Compiled, memory_gib: float | None) -> list[tuple[s
         ("  arguments", _mib(compiled.arguments)),
         ("  temporaries", _mib(compiled.temporaries)),
         ("  program", _mib(compiled.program)),
-        ("  in all", f"{_mib(compiled.memory)}{_verdict(compiled.memory, memory_gib)}"),
+        ("  total", f"{_mib(compiled.memory)}{_verdict(compiled.memory, memory_gib)}"),
     ]
 
 
