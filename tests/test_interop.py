@@ -388,7 +388,7 @@ ABSENT = object()
         ),
         ({"sample_size": ABSENT}, "sample_size is null (absent"),
         ({"sample_size": 7}, "data.image_shape: 7x7 is not divisible by 2"),
-        ({"norm_num_groups": 3}, "model.norm_groups: 3 does not divide a level's width, 4"),
+        ({"norm_num_groups": 3}, "model.norm_groups: 3 does not divide the 4 channels of a level"),
         (
             {"norm_num_groups": None},
             "norm_num_groups is null; it must be a whole number of at least 1",

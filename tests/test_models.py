@@ -105,7 +105,7 @@ def test_the_time_embedding_is_sines_then_cosines_of_the_raw_step():
 
 
 def test_dropout_takes_each_mask_from_the_examples_own_key():
-    x = jnp.ones((4, 8, 8, 16))
+    x = jnp.ones((4, 16, 16, 16))
     dropped = dropout(x, keys(4), 0.25)
     assert set(np.unique(dropped)) == {0, np.float32(1 / 0.75)}
     np.testing.assert_allclose(float((dropped == 0).mean()), 0.25, atol=0.03)

@@ -57,7 +57,7 @@ def test_gaussian_data_and_their_optimal_denoiser_give_the_chains_exact_moments(
         return jnp.sqrt(1 - a) * (x_t - jnp.sqrt(a) * m) / (a * s**2 + 1 - a)
 
     x_0 = samplers.ancestral(
-        schedule, denoise_fn, keys(1000), (4, 4, 1), prediction="eps", variance=variance, clip=False
+        schedule, denoise_fn, keys(4000), (4, 4, 1), prediction="eps", variance=variance, clip=False
     )
     betas = np.linspace(2e-3, 0.3, T)
     a = np.cumprod(1 - betas)
@@ -320,7 +320,7 @@ def test_a_strided_ancestral_chain_has_its_exact_moments(prediction, steps):
     grid = samplers.time_grid(100, steps)
     denoise_fn = x_0_denoiser(schedule, denoiser(schedule, prediction), prediction=prediction)
     options = dict(prediction="x_0", variance="fixed_small", clip=False)
-    x_0 = samplers.ancestral(strided(schedule, grid), denoise_fn, keys(1000), (4, 4, 1), **options)
+    x_0 = samplers.ancestral(strided(schedule, grid), denoise_fn, keys(4000), (4, 4, 1), **options)
     a = np.cumprod(1 - np.linspace(1e-3, 0.15, 100))[grid]
     a_prev = np.append(1, a[:-1])
     mean, var = 0.0, 1.0
