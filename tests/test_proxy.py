@@ -12,8 +12,6 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.proxy import train_classifier
 from ddpm_jax.models import Classifier, classifier_features
 
-STEPS = 60
-
 
 @pytest.fixture(scope="module")
 def digits():
@@ -21,13 +19,14 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def trained(digits):
-    return train_classifier(digits, np.arange(len(digits)), steps=STEPS)
+def begun(digits):
+    return train_classifier(digits, np.arange(len(digits)), steps=20)
 
 
-def test_it_learns_the_digits(digits, trained):
+def test_it_learns_the_digits(digits):
     """The accuracy is that of images it has not seen, so those it has are not named worse."""
-    assert trained.accuracy > 0.95
+    trained = train_classifier(digits, np.arange(len(digits)), steps=120)
+    assert trained.accuracy > 0.95  # Other seeds have 0.97 to 0.99.
     features, logits = classifier_features(trained.params, digits.read(np.arange(500)))
     assert (
         features.shape == (500, 64) and logits.shape == (500, 10) and features.dtype == np.float32
@@ -35,19 +34,19 @@ def test_it_learns_the_digits(digits, trained):
     assert np.mean(np.asarray(logits).argmax(1) == digits.labels[:500]) > 0.95
 
 
-def test_the_same_images_and_seed_give_the_same_weights(digits, trained):
+def test_the_same_images_and_seed_give_the_same_weights(digits, begun):
     """Images that are not in `indices` may be anything, and the classes may have any numbers."""
     images, labels = digits.read(np.arange(len(digits))), digits.labels * 7 - 3
     more = np.concatenate([np.zeros((100, 8, 8, 1), np.uint8), images])
     source = from_array(more, (8, 8, 1), np.concatenate([np.full(100, 99), labels]))
-    again = train_classifier(source, 100 + np.arange(len(images)), steps=STEPS)
-    jax.tree.map(np.testing.assert_array_equal, trained, again)
+    again = train_classifier(source, 100 + np.arange(len(images)), steps=20)
+    jax.tree.map(np.testing.assert_array_equal, begun, again)
 
 
-def test_another_seed_gives_others(digits, trained):
-    other = train_classifier(digits, np.arange(len(digits)), steps=STEPS, seed=1)
+def test_another_seed_gives_others(digits, begun):
+    other = train_classifier(digits, np.arange(len(digits)), steps=20, seed=1)
     assert np.any(
-        np.asarray(other.params["first"]["kernel"]) != np.asarray(trained.params["first"]["kernel"])
+        np.asarray(other.params["first"]["kernel"]) != np.asarray(begun.params["first"]["kernel"])
     )
 
 
