@@ -50,6 +50,7 @@ def main(args: list[str] | None = None) -> int:
     """
     args = sys.argv[1:] if args is None else args
     _log_to_stderr()
+    _hide_closed_loops()
     try:
         code = _run(args)
     except (UserError, OSError, ImportError) as error:
@@ -290,3 +291,18 @@ def _log_to_stderr() -> None:
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _hide_closed_loops() -> None:
+    """Keeps Python from printing that an event loop of Orbax's is closed.
+
+    Its threads find that out after a load or save that failed, which is reported already.
+    """
+    if sys.unraisablehook is not sys.__unraisablehook__:
+        return
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = hook
