@@ -140,7 +140,9 @@ def x_0_denoiser(schedule: Schedule, denoise_fn: DenoiseFn, *, prediction: Predi
         x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
     ) -> Float[jax.Array, "b h w outputs"]:
         output = denoise_fn(x_t, t)
-        of_mean, of_variance = output[..., : x_t.shape[-1]], output[..., x_t.shape[-1] :]
+        channels = x_t.shape[-1]
+        of_mean = output[..., :channels]
+        of_variance = output[..., channels:]
         return jnp.concatenate(
             [predict_x_0(schedule, of_mean, x_t, t, prediction=prediction), of_variance], axis=-1
         )

@@ -30,7 +30,8 @@ def image_table(
     page = max(width, 480)
     notes = [line for note in notes for line in textwrap.wrap(note, int(page / 6.4))]
     lines = max(column.count("\n") for column in columns)
-    top, bottom = 62 + 14 * lines, 14 + 17 * len(notes)
+    top = 62 + 14 * lines
+    bottom = 14 + 17 * len(notes)
     total = np.array([left + page + 12, top + height + bottom])
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI)
     # Placed in whole pixels, so that all pixels of an image are drawn equally large.
@@ -55,7 +56,8 @@ def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
     """
     total = np.array([430 * len(panels), 420 + 17 * len(notes)])
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI)
-    top, bottom = 1 - 50 / total[1], (75 + 17 * len(notes)) / total[1]
+    top = 1 - 50 / total[1]
+    bottom = (75 + 17 * len(notes)) / total[1]
     room = figure.add_gridspec(
         1, len(panels), left=0.06, right=0.985, wspace=0.28, top=top, bottom=bottom
     )

@@ -35,7 +35,8 @@ class Progressive(RunFigure):
         The .npz holds k [F] and uint8 x_0 and x, each [F,n,H,W,C].
         """
         model = self.load()
-        ddpm, params = model.ddpm, model.params
+        ddpm = model.ddpm
+        params = model.params
         T = ddpm.schedule.num_timesteps
         shown = steps_at(T, np.linspace(1, 0, 11))
         ks = sorted({*shown, *steps_at(T, np.linspace(1, 0, self.frames))}, reverse=True)

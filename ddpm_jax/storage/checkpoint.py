@@ -257,7 +257,8 @@ def _describe(leaf) -> str:
 
 
 def _set_aside(path) -> str:
-    number, aside = 1, path.parent / f"{path.name}.damaged"
+    number = 1
+    aside = path.parent / f"{path.name}.damaged"
     while aside.exists():
         number += 1
         aside = path.parent / f"{path.name}.damaged-{number}"

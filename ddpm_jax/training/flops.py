@@ -76,7 +76,8 @@ def count_flops(jaxpr: Jaxpr) -> int:
 
 
 def _flops(eqn) -> int:
-    name, params = eqn.primitive.name, eqn.params
+    name = eqn.primitive.name
+    params = eqn.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         terms = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
