@@ -286,10 +286,7 @@ def test_its_pipeline_draws_the_same_picture_from_what_is_written(library, tmp_p
     keys = samplers.example_keys(jax.random.key(7), np.arange(2, dtype=np.uint32))
     draws = [samplers.START, *range(19, 0, -1)]
     noise = iter(
-        [
-            to_torch(library, samplers.gaussian_noise(keys, np.uint32(t), ddpm.image_shape))
-            for t in draws
-        ]
+        [to_torch(library, samplers.gaussian_noise(keys, t, ddpm.image_shape)) for t in draws]
     )
     for module in ("schedulers.scheduling_ddpm", "pipelines.ddpm.pipeline_ddpm"):
         monkeypatch.setattr(f"diffusers.{module}.randn_tensor", lambda *_, **__: next(noise))
@@ -345,6 +342,7 @@ def test_the_defaults_of_absent_fields_are_the_librarys(library, name):
     assert json.loads(json.dumps(defaults)) == (UNET if name == "UNet2DModel" else SCHEDULERS[name])
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Its own.
 @pytest.mark.parametrize(
     "name",
     ["PNDMScheduler", "LMSDiscreteScheduler", "ScoreSdeVeScheduler", "UniPCMultistepScheduler"],

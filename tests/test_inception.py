@@ -258,6 +258,7 @@ def test_the_resize_is_torch_fidelitys(rng):
 
 
 @pytest.mark.interop
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")  # Old files have it.
 def test_the_converter_refuses_in_one_line(state, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "script.pt")
