@@ -162,7 +162,7 @@ def machine() -> dict:
 
 
 def _cpuinfo(field: str) -> str:
-    """The first value of `field` in /proc/cpuinfo, empty if there is none."""
+    """The first value of `field` in /proc/cpuinfo, empty if absent."""
     file = Path("/proc/cpuinfo")
     for line in file.read_text().splitlines() if file.exists() else []:
         if line.startswith(field):

@@ -38,7 +38,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def load_config(name: str) -> Config:
     """The CONFIG of a shipped config (`digits`) or of a file (`configs/digits.py`).
 
-    The file is executed. Raises UserError if there is none or it exports no Config named CONFIG.
+    The file is executed. Raises UserError if the file is missing or exports no Config named CONFIG.
     """
     shipped = shipped_configs()
     path = shipped.get(name, Path(name))

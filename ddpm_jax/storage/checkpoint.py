@@ -67,7 +67,7 @@ class Checkpoints:
             )
 
     def restore(self, abstract_parts: dict) -> dict | None:
-        """The parts of the newest whole checkpoint, or None if there is none yet.
+        """The parts of the newest whole checkpoint, or None before the first one.
 
         They are placed as the ShapeDtypeStructs of `abstract_parts` say. Damaged checkpoints are
         reported and renamed to STEP.damaged, which makes room for the step when it is reached

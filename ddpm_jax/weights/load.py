@@ -91,7 +91,7 @@ def load(
       a .safetensors file of `ddpm-jax export`
       a folder of the diffusers library
       a name on huggingface.co, such as google/ddpm-cifar10-32
-    Raises UserError if it is none of these, its network is not this package's, or the weights are
+    Raises UserError if it is something else, its network is not this package's, or the weights are
     not those asked for.
     """
     loaded = load_weights(path, weights=weights, step=step)
