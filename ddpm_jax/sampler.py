@@ -62,6 +62,19 @@ class Sampler(Checked):
             if name not in common and value is not None
         }
 
+    def simplest(self, diffusion: Diffusion) -> "Sampler":
+        """The same sampler, with None for every option that has its default anyway."""
+        as_default: dict[str, Any] = {
+            name: None
+            for name, value in self.step_options.items()
+            if value == self.method.defaults[name]
+        }
+        if not self.strides(diffusion):  # All T steps are the same on every grid.
+            as_default |= {"steps": None, "grid": None}
+        elif self.grid == self.method.grid:
+            as_default["grid"] = None
+        return dataclasses.replace(self, **as_default)
+
     def check(self, diffusion: Diffusion) -> None:
         """Raises UserError if a model of this process cannot be sampled so.
 

@@ -72,6 +72,7 @@ def evaluate(
     """
     config = model.ddpm.config
     sampler.check(config.diffusion)
+    sampler = sampler.simplest(config.diffusion)
     folder = path_of(out) if out else model.home / "evaluation" / _name(model, sampler, seed)
 
     mesh = make_mesh()

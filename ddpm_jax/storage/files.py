@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,16 +65,22 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
             raise
 
 
-def claim(folder: epath.Path, name: str, label: dict) -> None:
+def claim(
+    folder: epath.Path,
+    name: str,
+    label: dict,
+    now: Callable[[dict], dict] = lambda there: there,
+) -> None:
     """Marks `folder` as holding the results of `label`, which is written to its file `name`.
 
     If the folder has a label already, it must agree; entries that the old label lacks are ignored.
+    `now` puts an old label into the form of today's.
     Raises UserError naming the entries that differ, or if the folder holds anything else.
     """
     file = folder / name
     here = flatten(json.loads(json.dumps(label)))
     if agreed(file.exists()):
-        there = flatten(read_json(file))
+        there = flatten(now(read_json(file)))
         differs = [key for key in here if key in there and there[key] != here[key]]
         if differs:
             made_with = ", ".join(f"{key} {there[key]!r}, not {here[key]!r}" for key in differs)
