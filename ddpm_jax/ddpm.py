@@ -430,13 +430,21 @@ def _watched(program, args, state, steps, move):
     if _is_traced(args, state):  # Within a user's own jit or grad: one loop, as it always was.
         return program.__wrapped__(*args, state, 0, len(steps))[0]
     _announce(program, args[0], len(jax.tree.leaves(state)[0]))
+    state = jax.tree.map(jnp.asarray, state)
     for first, last in segments(len(steps)):
-        before = state
-        state, finite = program(*args, before, first, last)
+        after, finite = program(*args, state, first, last)
         if not fetch(finite).all():
-            _raise_not_finite(program, args, before, steps, first, last)
+            _raise_not_finite(program, args, state, steps, first, last)
+        state = jax.tree.map(_placed_as, after, state)
         move(last - first)
     return state
+
+
+def _placed_as(after: jax.Array, before: jax.Array) -> jax.Array:
+    """`after`, divided over the devices as `before`: arrays placed otherwise take a new program."""
+    if after.sharding.is_equivalent_to(before.sharding, after.ndim):
+        return after
+    return jax.device_put(after, before.sharding)
 
 
 def _raise_not_finite(program, args, state, steps, first, last):

@@ -12,6 +12,9 @@ from PIL import Image
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import Array, Float, Float32, UInt8
 
+PNG_END = b"IEND\xaeB`\x82"
+"""The last bytes of every PNG file."""
+
 AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 
@@ -60,6 +63,8 @@ def grid(images: np.ndarray, columns: int | None = None, size: int = 48) -> np.n
 
 def is_png_of(content: bytes, image_shape: tuple[int, int, int]) -> bool:
     """Whether `content` is a whole PNG file, as `png` makes it of an image [H,W,C]."""
+    if not content.endswith(PNG_END):  # Pillow does not miss the end.
+        return False
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
