@@ -291,9 +291,10 @@ class DDPM:
         See `likelihood.bits_per_dim`. Images are those of uint8, x / 127.5 - 1. Image i is diffused
         with noise of fold_in(rng, start + i). `batch_size`, devices and `progress` as in `sample`.
         Raises TypeError for images that are not floats, ValueError for a negative start, and
-        UserError with the step if a term is not finite.
+        UserError for a model whose bound is infinite, or with the step if a term is not finite.
         """
         _check_images(x_0)
+        self.config.diffusion.check_bound()
         if start < 0 or start + len(x_0) > 2**32:
             raise ValueError(
                 f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}"

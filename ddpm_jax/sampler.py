@@ -83,6 +83,11 @@ class Sampler(Checked):
         T = diffusion.num_timesteps
         if self.steps is not None and self.steps > T:
             raise UserError(f"steps: must be from 1 to {T}, got {self.steps}")
+        if T > 1 and self.timesteps(diffusion)[-1] == 0:
+            raise UserError(
+                f"grid: {self.grid} with --steps {self.steps} visits step 0 alone, and pure noise "
+                "stays noise; choose --grid trailing or linspace, or more steps"
+            )
         _log_variance(self, diffusion)
 
     def timesteps(self, diffusion: Diffusion) -> np.ndarray:

@@ -213,6 +213,16 @@ def test_a_whole_grid_is_the_whole_chain(model):
             {"steps": 5, "grid": "cubic"},
             "grid: must be one of linspace, leading, trailing, quad, got 'cubic'",
         ),
+        (
+            {"steps": 1, "grid": "leading"},
+            "grid: leading with --steps 1 visits step 0 alone, and pure noise stays noise; choose "
+            "--grid trailing or linspace, or more steps",
+        ),
+        (
+            {"sampler": "heun", "steps": 1, "grid": "quad"},
+            "grid: quad with --steps 1 visits step 0 alone, and pure noise stays noise; choose "
+            "--grid trailing or linspace, or more steps",
+        ),
         ({"grid": "quad"}, "grid: quad requires --steps; add it, or leave --grid out"),
         ({"eta": 0.5}, "eta: ancestral does not take it; leave it out or choose ddim"),
         ({"sampler": "ddim", "eta": 1.5}, "eta: must be at least 0 and at most 1, got 1.5"),

@@ -72,8 +72,10 @@ def measure(
 
     Earlier draws beyond `draws` count too. Draw d of image i of the split takes its noise from
     fold_in(fold_in(key(seed), d), i). `out` is the folder, by default one in the run's likelihood/.
-    Raises UserError if an argument cannot be used or the folder holds parts of something else.
+    Raises UserError if an argument cannot be used, the bound is infinite, or the folder holds parts
+    of something else.
     """
+    model.ddpm.config.diffusion.check_bound()
     label = _label(model, images, seed)
     folder = path_of(out) if out else _home(model, images, seed)
     claim(folder, "label.json", label)
