@@ -16,7 +16,8 @@ from etils import epath
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
-from ddpm_jax.data.decode import check_channels, decode
+from ddpm_jax.data.decode import WithLimits, check_channels, decode
+from ddpm_jax.data.faults import machine_remedy
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import DataLost, UserError
 
@@ -148,7 +149,7 @@ def _has_labels(builder, name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
+class _Reader(WithLimits):
     """Reads images of a prepared split. It can be sent to other processes."""
 
     title: str
@@ -168,9 +169,12 @@ class _Reader:
         except UserError:
             raise
         except Exception as error:  # From the disk, tfds or Pillow, without a common base class.
+            remedy = machine_remedy(error) or (
+                "restore it, or delete that folder to prepare it again"
+            )
             raise DataLost(
                 f"data: {self.title} in {self.folder} can no longer be read ({_one_line(error)}); "
-                "restore it, or delete that folder to prepare it again, then run the same command"
+                f"{remedy}, then run the same command"
             ) from error
         if not self.labelled:
             return images, None
