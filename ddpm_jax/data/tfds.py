@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ddpm_jax.config import Data
 from ddpm_jax.data.decode import WithLimits, check_channels, decode
 from ddpm_jax.data.faults import machine_remedy
+from ddpm_jax.data.npz import BadArray, Npz
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import DataLost, UserError
 
@@ -259,10 +260,10 @@ def _load(file: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:
     if not file.exists():
         return None
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            if str(arrays["fingerprint"]) == fingerprint:
-                return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
+        with file.open("rb") as opened, Npz(opened) as arrays:
+            if str(arrays.read("fingerprint")) == fingerprint:
+                return {name: arrays.read(name) for name in arrays.names}
+    except (BadArray, KeyError, OSError) as error:
         log.warning("data: %s is damaged and will be written again (%s)", file, _one_line(error))
     return None
 
