@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import logging
@@ -19,9 +20,16 @@ from ddpm_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
+LOCAL_MOUNTS = ("/gs/", "/s3/", "/az/", "/hf/")
+
 
 def path_of(path: epath.PathLike) -> epath.Path:
     """`path` with ~ expanded. Raises UserError if its kind of filesystem is unknown."""
+    name = os.fspath(path)
+    if "\0" in name:
+        raise UserError(f"{name!r}: a path cannot contain a null byte; choose another")
+    if name.startswith(LOCAL_MOUNTS):  # epath would take them for gs://, s3:// and so on.
+        path = f"/{name}"
     try:
         return epath.Path(path).expanduser()
     except KeyError:
@@ -51,7 +59,9 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
         return
     path = epath.Path(path)
     # Named by host and process: two programs may write the same file at once. One of them wins.
-    temporary = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp"
+    # The name itself may be as long as a name can be.
+    short = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    temporary = path.parent / f".{short}.{socket.gethostname()}-{os.getpid()}.tmp"
     with writing(path):
         if "://" in str(path):  # An object store shows an object only once it is complete.
             path.write_bytes(content)
