@@ -18,7 +18,7 @@ from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import Progress, moving, segments
 from ddpm_jax.diffusion import p_mean_variance, x_0_denoiser
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import NonFiniteSamples
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
 from ddpm_jax.likelihood import BitsPerDim
 from ddpm_jax.models import UNet, init_params
@@ -176,7 +176,7 @@ class DDPM:
         `progress` shows a bar of the steps of all batches, or is a tqdm that they move. Ctrl-C
         ends it within about a second, or one step's time.
         Raises ValueError for a negative n or start, a batch_size below 1, or a sampler that does
-        not fit the model, and UserError with the step if x stops being finite.
+        not fit the model, and NonFiniteSamples with the step if x stops being finite.
         """
         if n < 0 or start < 0 or start + n > 2**32:
             raise ValueError(
@@ -215,7 +215,8 @@ class DDPM:
         x was diffused `start` times (T is pure noise, k is q_sample at t = k - 1), the
         x that is returned `stop` times (0 is an image); x_0 is the prediction of the last step.
         Row i's noise at step t comes from fold_in(keys[i], t). `progress` as in `sample`.
-        Raises ValueError unless 0 <= stop < start <= T, and UserError if x stops being finite.
+        Raises ValueError unless 0 <= stop < start <= T, and NonFiniteSamples if x does not stay
+        finite.
         """
         T = self.schedule.num_timesteps
         if not 0 <= stop < start <= T:
@@ -292,7 +293,8 @@ class DDPM:
         See `likelihood.bits_per_dim`. Images are those of uint8, x / 127.5 - 1. Image i is diffused
         with noise of fold_in(rng, start + i). `batch_size`, devices and `progress` as in `sample`.
         Raises TypeError for images that are not floats, ValueError for a negative start, and
-        UserError for a model whose bound is infinite, or with the step if a term is not finite.
+        UserError for a model whose bound is infinite. NonFiniteSamples names the step at which a
+        term is not finite.
         """
         _check_images(x_0)
         self.config.diffusion.check_bound()
@@ -427,7 +429,8 @@ def _watched(program, args, state, steps, move):
     """`state` after all `steps` of a chain, which `program` runs in segments.
 
     `steps` are the original steps t in the order of the chain. Calls `move` after each segment with
-    its number of steps. Raises UserError from the step on that leaves a state that is not finite.
+    its number of steps. Raises NonFiniteSamples, which names the step, if the state does not stay
+    finite.
     """
     if _is_traced(args, state):  # Within a user's own jit or grad: one loop, as it always was.
         return program.__wrapped__(*args, state, 0, len(steps))[0]
@@ -455,7 +458,7 @@ def _raise_not_finite(program, args, state, steps, first, last):
         state, finite = program(*args, state, i, i + 1)
         bad = np.sum(~fetch(finite))
         if bad or i == last - 1:
-            raise UserError(
+            raise NonFiniteSamples(
                 f"samples: {bad} of {len(finite)} images are not finite from step t = {steps[i]} "
                 f"on, the chain's step {i + 1} of {len(steps)}; the weights may have diverged "
                 "(take an earlier checkpoint), or model.dtype overflows (take float32)"
