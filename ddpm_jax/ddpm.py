@@ -126,7 +126,7 @@ class DDPM:
         train: bool = False,
     ) -> Float[jax.Array, " b"]:
         """As `loss`, with the key of each example."""
-        _check_images(x_0)
+        x_0 = _float32(x_0)
         diffusion = self.config.diffusion
         t = random_times(keys, self.schedule.num_timesteps)
         noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
@@ -205,6 +205,7 @@ class DDPM:
             raise ValueError(
                 f"start and stop: must satisfy 0 <= stop < start <= {T}, got {start} and {stop}"
             )
+        x = _float32(x, "x")
         return _share_rows(
             lambda keys, x: _reverse(self, params, keys, x, start, stop), params, keys, x
         )
@@ -217,7 +218,7 @@ class DDPM:
         `steps` as in `sample`; `decode` with as many steps takes them back to about x_0. Raises
         TypeError for images that are not floats.
         """
-        _check_images(x_0)
+        x_0 = _float32(x_0)
         sampler = self._ddim(steps)
         return _share_rows(lambda x_0: _encode(self, sampler, params, x_0), params, x_0)
 
@@ -225,6 +226,7 @@ class DDPM:
         self, params: PyTree, x_T: Float[Array, "b h w c"], *, steps: int | None = None
     ) -> Float[jax.Array, "b h w c"]:
         """Images x_0 of latents x_T: DDIM with eta = 0, nothing clipped."""
+        x_T = _float32(x_T, "x_T")
         sampler = self._ddim(steps)
         return _share_rows(lambda x_T: _decode(self, sampler, params, x_T), params, x_T)
 
@@ -249,7 +251,7 @@ class DDPM:
         Raises TypeError for images that are not floats, ValueError for a negative start, UserError
         for a model whose bound is infinite.
         """
-        _check_images(x_0)
+        x_0 = _float32(x_0)
         self.config.diffusion.check_bound()
         if start < 0 or start + len(x_0) > 2**32:
             raise ValueError(
@@ -382,6 +384,8 @@ def _share_rows(call, params, *batched):
     return jax.tree.map(lambda array: array[:n], fetch(result))
 
 
-def _check_images(x_0) -> None:
-    if not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise TypeError(f"x_0: must be floats in [-1, 1], got {x_0.dtype}; use x / 127.5 - 1")
+def _float32(x, name: str = "x_0"):
+    """Images of any float type as float32. Raises TypeError for others."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: must be floats in [-1, 1], got {x.dtype}; use x / 127.5 - 1")
+    return x.astype(jnp.float32)
