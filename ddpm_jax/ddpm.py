@@ -132,7 +132,7 @@ class DDPM:
         train: bool = False,
     ) -> Float[jax.Array, " b"]:
         """As `loss`, with the key of each example."""
-        _check_images(x_0)
+        x_0 = _float32(x_0)
         diffusion = self.config.diffusion
         t = random_times(keys, self.schedule.num_timesteps)
         noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
@@ -223,11 +223,13 @@ class DDPM:
             raise ValueError(
                 f"start and stop: must satisfy 0 <= stop < start <= {T}, got {start} and {stop}"
             )
+        x = _float32(x, "x")
         steps = np.arange(stop, start)[::-1]
         with moving(progress, len(steps), "reverse steps") as move:
 
             def run(keys, x):
-                return _watched(_reverse, (self, params, keys, start), (x, x), steps, move)
+                args = (self, params, keys, np.int32(start))
+                return _watched(_reverse, args, (x, x), steps, move)
 
             return _share_rows(run, params, keys, x)
 
@@ -244,7 +246,7 @@ class DDPM:
         `steps` and `progress` as in `sample`; `decode` with as many steps takes them back to about
         x_0. Raises TypeError for images that are not floats.
         """
-        _check_images(x_0)
+        x_0 = _float32(x_0)
         sampler = self._ddim(steps)
         steps_up = sampler.timesteps(self.config.diffusion)
         with moving(progress, len(steps_up), "encoding") as move:
@@ -263,6 +265,7 @@ class DDPM:
         progress: Progress = False,
     ) -> Float[jax.Array, "b h w c"]:
         """Images x_0 of latents x_T: DDIM with eta = 0, nothing clipped."""
+        x_T = _float32(x_T, "x_T")
         sampler = self._ddim(steps)
         steps_down = sampler.timesteps(self.config.diffusion)[::-1]
         with moving(progress, len(steps_down), "decoding") as move:
@@ -296,7 +299,7 @@ class DDPM:
         UserError for a model whose bound is infinite. NonFiniteSamples names the step at which a
         term is not finite.
         """
-        _check_images(x_0)
+        x_0 = _float32(x_0)
         self.config.diffusion.check_bound()
         if start < 0 or start + len(x_0) > 2**32:
             raise ValueError(
@@ -437,7 +440,7 @@ def _watched(program, args, state, steps, move):
     _announce(program, args[0], len(jax.tree.leaves(state)[0]))
     state = jax.tree.map(jnp.asarray, state)
     for first, last in segments(len(steps)):
-        after, finite = program(*args, state, first, last)
+        after, finite = program(*args, state, np.int32(first), np.int32(last))
         if not fetch(finite).all():
             _raise_not_finite(program, args, state, steps, first, last)
         state = jax.tree.map(_placed_as, after, state)
@@ -455,7 +458,7 @@ def _placed_as(after: jax.Array, before: jax.Array) -> jax.Array:
 def _raise_not_finite(program, args, state, steps, first, last):
     """Repeats a segment that went wrong, step by step, to find out where."""
     for i in range(first, last):
-        state, finite = program(*args, state, i, i + 1)
+        state, finite = program(*args, state, np.int32(i), np.int32(i + 1))
         bad = np.sum(~fetch(finite))
         if bad or i == last - 1:
             raise NonFiniteSamples(
@@ -524,7 +527,10 @@ def _share_rows(call, params, *batched):
     return jax.tree.map(lambda array: array[:n], fetch(result))
 
 
-def _check_images(x_0) -> None:
-    if not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise TypeError(f"x_0: must be floats in [-1, 1], got {x_0.dtype}; use x / 127.5 - 1")
-    warn_of_range(x_0)
+def _float32(x, name: str = "x_0"):
+    """Images of any float type as float32. Raises TypeError for others."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: must be floats in [-1, 1], got {x.dtype}; use x / 127.5 - 1")
+    if name == "x_0":
+        warn_of_range(x)
+    return x.astype(jnp.float32)
