@@ -56,13 +56,14 @@ def open_files(path: str) -> Files:
     names = _without_runs(root, list(found.names))
     images = image_files(names)
     others = unopened(names)
-    if others:
-        log.warning("data: left out %s", others)
     if not images:
+        inside = others or endings(names) or "no files"
         raise UserError(
-            f"data: no images found in {shown(root)} (it holds {endings(names) or 'no files'}); "
+            f"data: no images found in {shown(root)} (it holds {inside}); "
             "name a folder or a zip with image files"
         )
+    if others:
+        log.warning("data: left out %s", others)
     return dataclasses.replace(found, names=images)
 
 

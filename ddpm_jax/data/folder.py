@@ -1,10 +1,12 @@
 """Checks, fingerprints and decodes the images of a folder or a zip."""
 
+import functools
 import hashlib
 import logging
 import math
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -65,17 +67,19 @@ def load_folder(path: str, data: Data) -> Source:
             f"{'used' if unfit else 'decoded'}; replace them or name another folder or zip"
         )
     usable = list(digests)
-    read: Callable[[np.ndarray], np.ndarray]
-    read = _Reader(decoder, usable, [str(digest) for digest in digests.values()])
+    own = [str(digest) for digest in digests.values()]
+    read: Callable[[np.ndarray], np.ndarray] = _Reader(decoder, usable, own)
     if cached:
         read = pixels[: len(usable)].__getitem__
     return Source(
         usable,
         read,
         _labels(usable),
-        _fingerprint({name: str(digest) for name, digest in digests.items()}, data.image_shape),
+        _fingerprint(dict(zip(usable, own, strict=True)), data.image_shape),
         streamed=not cached,
         beside=Path(path).expanduser().absolute().parent,
+        marks=functools.partial(_marks, own),
+        former=_former(digests, files.former, data.image_shape),
     )
 
 
@@ -210,3 +214,27 @@ def _fingerprint(digests: dict[str, str], image_shape) -> str:
     lines = [f"{image_shape}".encode()]
     lines += [f"{digest} ".encode() + name_bytes(name) for name, digest in digests.items()]
     return hashlib.blake2b(b"\n".join(lines), digest_size=16).hexdigest()
+
+
+def _former(digests: dict[str, _Digest], names: Mapping[str, str], image_shape) -> dict[str, str]:
+    """{fingerprint that an older version gave to these files: what has changed since}."""
+    former = {}
+    anew = [name for name, digest in digests.items() if digest.anew]
+    if anew:
+        was = {name: digest.file for name, digest in digests.items()}
+        former[_fingerprint(was, image_shape)] = (
+            f"{shown(anew[0])} and {len(anew) - 1} more are decoded otherwise since then "
+            f"(version {DECODING}: greys that are inverted, transparent or of 12 bits)"
+        )
+    called = [name for name in digests if name in names]
+    if called:
+        was = {names.get(name, name): digest.file for name, digest in digests.items()}
+        former[_fingerprint(dict(sorted(was.items())), image_shape)] = (
+            f"{shown(called[0])} was called {shown(names[called[0]])} then, as "
+            f"{len(called) - 1} more had other names"
+        )
+    return former
+
+
+def _marks(digests: list[str]) -> np.ndarray:
+    return np.array([zlib.crc32(digest.encode()) for digest in digests], np.uint32)
