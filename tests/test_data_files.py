@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import types
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from test_data import bomb, folder, picture
 from ddpm_jax import UserError
 from ddpm_jax.config import Config, Data
 from ddpm_jax.data import from_array, split
+from ddpm_jax.data.decode import decode
 from ddpm_jax.data.formats import endings
+from ddpm_jax.data.quiet import quiet_pillow
 from ddpm_jax.errors import DataLost
 from ddpm_jax.storage.run import start_run
 
@@ -333,3 +336,30 @@ def test_no_limit_means_none_in_other_processes_too(three, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
         np.testing.assert_array_equal(pickle.loads(sent)([0]), folder(three).read(np.array([0])))
         assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_warnings_of_pillow_reach_nobody_and_change_nothing(three, monkeypatch):
+    """Two threads may decode at once, and one ends before the other."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        with pytest.raises(UserError, match="has 4x4 pixels, too many"):  # Pillow warns, too.
+            decode((three / "a.png").read_bytes(), (4, 4, 3), "a.png")
+        assert warnings.filters == before
+        first, second = quiet_pillow(), quiet_pillow()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert warnings.filters != before
+        second.__exit__(None, None, None)
+        assert warnings.filters == before
+
+
+def test_a_lost_image_is_told_without_addresses(three):
+    source = folder(three, cache_mb=0)
+    (three / "b.png").write_bytes(b"x")
+    with pytest.raises(DataLost) as lost:
+        source.read(np.array([1]))
+    expected = "b.png can no longer be decoded (it is not an image that Pillow knows); restore it"
+    assert expected in str(lost.value)

@@ -224,6 +224,34 @@ def test_files_that_vanish_are_named(data):
         load_source(dataclasses.replace(data, cache_mb=0))
 
 
+def test_a_kept_file_that_lacks_images_or_labels_is_written_again(data, caplog):
+    source = load_source(data)
+    file = cache_of(data)
+    whole = dict(np.load(file))
+    for wrong in (
+        {"labels": whole["labels"]},
+        {"images": whole["images"][:-1]},
+        {"images": whole["images"].astype(np.int16)},
+        {"images": whole["images"], "labels": whole["labels"][1:]},
+    ):
+        np.savez(file, fingerprint=whole["fingerprint"], **wrong)
+        again = load_source(data)
+        np.testing.assert_array_equal(everything(again), everything(source))
+        np.testing.assert_array_equal(again.labels, source.labels)
+        assert "is damaged and will be written again" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+def test_a_prepared_folder_that_is_damaged_is_named(data, name):
+    (prepared_folder(data) / name).write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"tfds:own_pictures cannot be read in .*; restore"
+    ) as error:
+        load_source(data)
+    assert "\n" not in str(error.value) and data.dir in str(error.value)
+
+
 def test_readers_travel_to_other_processes(data, tmp_path, rng):
     (tmp_path / "images").mkdir()
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:

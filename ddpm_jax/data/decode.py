@@ -9,6 +9,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from ddpm_jax.data.formats import formats
 from ddpm_jax.data.pixels import to_8_bit
+from ddpm_jax.data.quiet import quiet_pillow
 from ddpm_jax.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
@@ -53,7 +54,8 @@ def decode_file(file: bytes, image_shape: tuple[int, int, int], ending: str) -> 
     """As `decode`, but raises Unfit for an image that is too small or too large."""
     height, width, channels = image_shape
     reopen = functools.partial(_open, file, ending)
-    image, anew = to_8_bit(reopen, MODES[channels])
+    with quiet_pillow():
+        image, anew = to_8_bit(reopen, MODES[channels])
     if image.width < width or image.height < height:
         raise Unfit(
             f"is {image.width}x{image.height} pixels, smaller than data.image_shape "

@@ -3,6 +3,9 @@
 import errno
 from typing import TypeGuard
 
+from PIL import UnidentifiedImageError
+
+from ddpm_jax.data.names import shown
 from ddpm_jax.errors import UserError
 
 OF_THE_MACHINE = {
@@ -29,12 +32,15 @@ class CannotRead(UserError):
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason of `error`, on one line."""
+    """The reason of `error`, on one short line that can be printed."""
     if isinstance(error, MemoryError):
         return "out of memory"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}".removesuffix(": ")
+    words = shown(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {words:.200}".removesuffix(": ")
 
 
 def is_of_machine(error: BaseException) -> TypeGuard[OSError | MemoryError]:

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import logging
 import math
-import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
@@ -46,18 +44,15 @@ def load_folder(path: str, data: Data) -> Source:
     digests: dict[str, _Digest] = {}
     bad = []
     unfit: dict[str, str] = {}
-    with warnings.catch_warnings():
-        # Pillow only warns about images above MAX_IMAGE_PIXELS; `decode_file` refuses them.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for name, result in _try_all(decoder, names):
-            if isinstance(result, Unfit):
-                unfit[name] = str(result)
-            elif isinstance(result, Exception):
-                bad.append(f"{shown(name)} ({_why(result)})")
-            else:
-                if cached:
-                    pixels[len(digests)] = result.pixels
-                digests[name] = result.digest
+    for name, result in _try_all(decoder, names):
+        if isinstance(result, Unfit):
+            unfit[name] = str(result)
+        elif isinstance(result, Exception):
+            bad.append(f"{shown(name)} ({_why(result)})")
+        else:
+            if cached:
+                pixels[len(digests)] = result.pixels
+            digests[name] = result.digest
     if bad:
         log.warning("data: skipped %d files that cannot be decoded: %s", len(bad), some(bad))
     _check_fit(unfit, data.skip_unfit)
