@@ -363,3 +363,6 @@ def test_a_lost_image_is_told_without_addresses(three):
         source.read(np.array([1]))
     expected = "b.png can no longer be decoded (it is not an image that Pillow knows); restore it"
     assert expected in str(lost.value)
+    Image.new("RGB", (2, 9)).save(three / "b.png")
+    with pytest.raises(DataLost, match=r"b.png is 2x9 pixels, smaller than data.image_shape 4x4"):
+        source.read(np.array([1]))

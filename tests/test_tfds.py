@@ -1,6 +1,7 @@
 """Data sets of tfds, read without TensorFlow."""
 
 import dataclasses
+import io
 import pickle
 import shutil
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 from ddpm_jax import UserError
 from ddpm_jax.config import Data
 from ddpm_jax.data import load_source, open_batches
+from ddpm_jax.data import tfds as tfds_source
 from ddpm_jax.errors import DataLost
 
 SHAPE = (6, 5, 3)
@@ -250,6 +252,20 @@ def test_a_prepared_folder_that_is_damaged_is_named(data, name):
     ) as error:
         load_source(data)
     assert "\n" not in str(error.value) and data.dir in str(error.value)
+
+
+def test_a_label_beyond_32_bits_is_refused(monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+
+    class Records:
+        def __getitems__(self, indices):
+            return [{"image": file.getvalue(), "label": np.int64(label)} for label in (7, 2**31)]
+
+    monkeypatch.setattr(tfds_source, "_open", lambda *_: Records())
+    read = tfds_source._Reader("tfds:x", "folder", "train", (4, 4, 3), True)
+    with pytest.raises(UserError, match="tfds:x has the label 2147483648, which does not fit"):
+        read.read([0, 1])
 
 
 def test_readers_travel_to_other_processes(data, tmp_path, rng):

@@ -186,6 +186,8 @@ class _Reader:
             image = self.decoder(name)
         except CannotRead as error:
             raise _lost(name, f"can no longer be read ({error.reason})", error.remedy) from error
+        except Unfit as error:
+            raise _lost(name, str(error)) from error
         except Exception as error:  # Pillow raises many kinds of errors.
             raise _lost(name, f"can no longer be decoded ({reason_of(error)})") from error
         if str(image.digest) != self.digests[index]:

@@ -188,7 +188,14 @@ class _Reader(WithLimits):
             ) from error
         if not self.labelled:
             return images, None
-        return images, np.array([record["label"] for record in records], np.int32)
+        labels = np.array([record["label"] for record in records])
+        wide = labels[labels != labels.astype(np.int32)]
+        if len(wide):
+            raise UserError(
+                f"data: {self.title} has the label {wide[0]}, which does not fit 32 bits; "
+                "choose another data set"
+            )
+        return images, labels.astype(np.int32)
 
     def _decode(self, record, index):
         file = record["image"]
