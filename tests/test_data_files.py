@@ -17,7 +17,7 @@ from test_data import bomb, folder, picture
 
 from ddpm_jax import UserError
 from ddpm_jax.config import Config, Data
-from ddpm_jax.data import from_array, split
+from ddpm_jax.data import from_array, load_source, split
 from ddpm_jax.data.decode import decode
 from ddpm_jax.data.formats import endings
 from ddpm_jax.data.quiet import quiet_pillow
@@ -82,6 +82,9 @@ def test_what_is_no_file_is_refused_at_once(three):
     (three / "d.png").unlink()
     os.mkfifo(three / "d.png")  # Reading it would wait for ever.
     assert "d.png cannot be read (it is not a regular file)" in refusal(three)
+    assert "d.png is neither a folder nor a zip" in refusal(three / "d.png")
+    with pytest.raises(UserError, match=r"d.png is not an npz .*not a regular file"):
+        load_source(Data(source=f"npz:{three}/d.png"))
 
 
 def test_a_folder_that_cannot_be_looked_at_is_not_left_out(three, monkeypatch):
@@ -296,6 +299,14 @@ def test_images_that_only_another_package_opens_are_counted(three, caplog, monke
     for file in three.glob("*.[!t]*"):
         file.unlink()
     assert "no images found" in refusal(three) and "(it holds 1 .txt" in refusal(three)
+
+    # Telephones give HEIC the ending of JPEG.
+    Image.new("RGB", (4, 4)).save(three / "a.png")
+    (three / "b.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert folder(three).names == ["a.png"]
+    assert "b.jpg (pip install pillow-heif may open it)" in caplog.text
+    (three / "a.png").unlink()
+    (three / "b.jpg").unlink()
 
     # Where the package is installed, it is used.
     plugin = types.ModuleType("pillow_jxl")

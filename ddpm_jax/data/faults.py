@@ -31,10 +31,16 @@ class CannotRead(UserError):
         return f"data: {self.args[0]} cannot be read ({self.reason}); {self.remedy}"
 
 
+class Undecodable(ValueError):
+    """A file holds no image that can be used; the message is the reason, to be shown."""
+
+
 def reason_of(error: BaseException) -> str:
     """The reason of `error`, on one short line that can be printed."""
     if isinstance(error, MemoryError):
         return "out of memory"
+    if isinstance(error, Undecodable):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image that Pillow knows"
     if isinstance(error, OSError) and error.strerror:

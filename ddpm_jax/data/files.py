@@ -75,6 +75,8 @@ def _members(root: Path) -> Files:
             f"data: {shown(root)} does not exist; name a folder or a zip with --data.source "
             "folder:PATH (--data in commands other than train)"
         )
+    if not root.is_file():  # Opening a pipe would wait for ever.
+        raise UserError(f"data: {shown(root)} is neither a folder nor a zip; name one of these")
     return _zip_members(root)
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ddpm_jax.config import Data
 from ddpm_jax.data.decode import DECODING, Unfit, WithLimits, check_channels, decode_file
-from ddpm_jax.data.faults import CannotRead, cannot_read, is_of_machine, reason_of
+from ddpm_jax.data.faults import CannotRead, Undecodable, cannot_read, is_of_machine, reason_of
 from ddpm_jax.data.files import open_files
 from ddpm_jax.data.names import name_bytes, shown, some
 from ddpm_jax.data.sources import Source
@@ -142,7 +142,7 @@ def _try_decode(decoder: _Decoder, name: str) -> _Image | Exception:
 
 def _why(error: Exception) -> str:
     """The kind of an error of Pillow, and the reason where this program has found it itself."""
-    return str(error) if "no fixed range" in str(error) else type(error).__name__
+    return str(error) if isinstance(error, Undecodable) else type(error).__name__
 
 
 def _check_fit(unfit: dict[str, str], skip: bool) -> None:

@@ -26,6 +26,16 @@ AVIF = Plugin("pillow-avif-plugin", "pillow_avif", None)
 JXL = Plugin("pillow-jxl-plugin", "pillow_jxl", None)
 PLUGINS = {".heic": HEIF, ".heif": HEIF, ".hif": HEIF, ".avif": AVIF, ".avifs": AVIF, ".jxl": JXL}
 
+# How files begin that are HEIC and the like, whatever their ending says: after so many bytes.
+STARTS = {
+    (4, b"ftyphei"): HEIF,
+    (4, b"ftyphev"): HEIF,
+    (4, b"ftypmif1"): HEIF,
+    (4, b"ftypavi"): AVIF,
+    (0, b"\xff\x0a"): JXL,
+    (0, b"\0\0\0\x0cJXL "): JXL,
+}
+
 # No package lets Pillow open these. What they hold must be written as another format first.
 CONVERTED = {
     "rawpy": (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2"),
@@ -60,6 +70,14 @@ def _remedy(ending: str) -> str | None:
     for package, opened in CONVERTED.items():
         if ending in opened:
             return f"convert them to PNG, for example with {package}"
+    return None
+
+
+def opener(file: bytes) -> str | None:
+    """The package that may open `file`, which Pillow does not know; None if it is not known."""
+    for (place, start), plugin in STARTS.items():
+        if file.startswith(start, place):
+            return plugin.package
     return None
 
 

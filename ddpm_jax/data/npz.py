@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import stat
 import zipfile
 from typing import IO, NamedTuple
 
@@ -103,10 +104,12 @@ class _explaining:
 
 
 def _check_kind(file) -> None:
-    """Raises BadArray for a single array, which is no npz file."""
+    """Raises BadArray for a single array, which is no npz file, or for what is no file."""
     if hasattr(file, "read"):
         start = file.read(len(PREFIX))
         file.seek(0)
+    elif not stat.S_ISREG(os.stat(file).st_mode):  # Opening a pipe would wait for ever.
+        raise BadArray("it is not a regular file")
     else:
         with open(file, "rb") as opened:
             start = opened.read(len(PREFIX))
