@@ -22,6 +22,7 @@ from ddpm_jax.data.decode import decode
 from ddpm_jax.data.formats import endings
 from ddpm_jax.data.quiet import quiet_pillow
 from ddpm_jax.errors import DataLost
+from ddpm_jax.storage.files import npz
 from ddpm_jax.storage.run import start_run
 
 
@@ -206,6 +207,16 @@ def test_an_encrypted_zip_is_refused_for_what_it_is(classes, tmp_path):
     assert "x.zip is encrypted (1 images, the first is a/0.png)" in refusal(tmp_path / "x.zip")
 
 
+def test_a_member_that_unpacks_to_a_flood_is_not_unpacked(classes, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("ddpm_jax.data.files.UNPACKED", 2**16)
+    zipped(tmp_path / "x.zip", classes, lambda name: name)
+    with zipfile.ZipFile(tmp_path / "x.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("d/0.png", bytes(2**17))
+    assert "d/0.png unpacks to 131,072 bytes, too many" in refusal(tmp_path / "x.zip")
+    assert len(folder(tmp_path / "x.zip", skip_unfit=True)) == 3
+    assert "skipped 1 images that do not fit: d/0.png" in caplog.text
+
+
 def test_no_zip_is_left_open(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\3\4 cut short")
     before = len(os.listdir("/dev/fd"))
@@ -242,9 +253,12 @@ def test_one_image_that_differs_is_named(classes, tmp_path, rng):
     Image.fromarray(picture(rng)).save(classes / "d.png")
     line = resumed(run, folder(classes))
     assert "b/0.png has changed; d.png is new; c/0.png is gone" in line
-    # A run of an older version keeps no record.
-    (run / "data.npz").unlink()
-    assert "(3 images, now 3)" in resumed(run, folder(classes))
+    # A run of an older version keeps no record, and a damaged one does not stand in the way.
+    for content in (None, b"x", npz({"marks": np.zeros((2, 2))}), npz({"names": np.zeros(3)})):
+        (run / "data.npz").unlink(missing_ok=True)
+        if content is not None:
+            (run / "data.npz").write_bytes(content)
+        assert "(3 images, now 3)" in resumed(run, folder(classes))
 
 
 def test_one_image_of_an_array_that_differs_is_named(tmp_path, rng):
