@@ -1,5 +1,6 @@
 """Which files are images, by their endings, and which package opens them."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -99,9 +100,10 @@ def endings() -> dict[str, str]:
     known = Image.registered_extensions()
     for plugin in {plugin for ending, plugin in PLUGINS.items() if ending not in known}:
         if importlib.util.find_spec(plugin.module):
-            module = importlib.import_module(plugin.module)
-            if plugin.function:
-                getattr(module, plugin.function)()
+            with contextlib.suppress(ImportError):  # It was built for another system.
+                module = importlib.import_module(plugin.module)
+                if plugin.function:
+                    getattr(module, plugin.function)()
     _add_inverted_tiff()
     known = Image.registered_extensions()
     return {ending: name for ending, name in known.items() if name in Image.OPEN and name != "EPS"}
