@@ -1,21 +1,21 @@
 """Checks, fingerprints and decodes the images of a folder or a zip."""
 
+import functools
 import hashlib
 import logging
 import math
-import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
 from ddpm_jax.data.decode import DECODING, Unfit, WithLimits, check_channels, decode_file
-from ddpm_jax.data.faults import CannotRead, cannot_read, is_of_machine, reason_of
+from ddpm_jax.data.faults import CannotRead, Undecodable, cannot_read, is_of_machine, reason_of
 from ddpm_jax.data.files import open_files
 from ddpm_jax.data.names import name_bytes, shown, some
 from ddpm_jax.data.sources import Source
@@ -44,18 +44,15 @@ def load_folder(path: str, data: Data) -> Source:
     digests: dict[str, _Digest] = {}
     bad = []
     unfit: dict[str, str] = {}
-    with warnings.catch_warnings():
-        # Pillow only warns about images above MAX_IMAGE_PIXELS; `decode_file` refuses them.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for name, result in _try_all(decoder, names):
-            if isinstance(result, Unfit):
-                unfit[name] = str(result)
-            elif isinstance(result, Exception):
-                bad.append(f"{shown(name)} ({_why(result)})")
-            else:
-                if cached:
-                    pixels[len(digests)] = result.pixels
-                digests[name] = result.digest
+    for name, result in _try_all(decoder, names):
+        if isinstance(result, Unfit):
+            unfit[name] = str(result)
+        elif isinstance(result, Exception):
+            bad.append(f"{shown(name)} ({_why(result)})")
+        else:
+            if cached:
+                pixels[len(digests)] = result.pixels
+            digests[name] = result.digest
     if bad:
         log.warning("data: skipped %d files that cannot be decoded: %s", len(bad), some(bad))
     _check_fit(unfit, data.skip_unfit)
@@ -65,17 +62,19 @@ def load_folder(path: str, data: Data) -> Source:
             f"{'used' if unfit else 'decoded'}; replace them or name another folder or zip"
         )
     usable = list(digests)
-    read: Callable[[np.ndarray], np.ndarray]
-    read = _Reader(decoder, usable, [str(digest) for digest in digests.values()])
+    own = [str(digest) for digest in digests.values()]
+    read: Callable[[np.ndarray], np.ndarray] = _Reader(decoder, usable, own)
     if cached:
         read = pixels[: len(usable)].__getitem__
     return Source(
         usable,
         read,
         _labels(usable),
-        _fingerprint({name: str(digest) for name, digest in digests.items()}, data.image_shape),
+        _fingerprint(dict(zip(usable, own, strict=True)), data.image_shape),
         streamed=not cached,
         beside=Path(path).expanduser().absolute().parent,
+        marks=functools.partial(_marks, own),
+        former=_former(digests, files.former, data.image_shape),
     )
 
 
@@ -143,7 +142,7 @@ def _try_decode(decoder: _Decoder, name: str) -> _Image | Exception:
 
 def _why(error: Exception) -> str:
     """The kind of an error of Pillow, and the reason where this program has found it itself."""
-    return str(error) if "no fixed range" in str(error) else type(error).__name__
+    return str(error) if isinstance(error, Undecodable) else type(error).__name__
 
 
 def _check_fit(unfit: dict[str, str], skip: bool) -> None:
@@ -187,6 +186,8 @@ class _Reader:
             image = self.decoder(name)
         except CannotRead as error:
             raise _lost(name, f"can no longer be read ({error.reason})", error.remedy) from error
+        except Unfit as error:
+            raise _lost(name, str(error)) from error
         except Exception as error:  # Pillow raises many kinds of errors.
             raise _lost(name, f"can no longer be decoded ({reason_of(error)})") from error
         if str(image.digest) != self.digests[index]:
@@ -210,3 +211,27 @@ def _fingerprint(digests: dict[str, str], image_shape) -> str:
     lines = [f"{image_shape}".encode()]
     lines += [f"{digest} ".encode() + name_bytes(name) for name, digest in digests.items()]
     return hashlib.blake2b(b"\n".join(lines), digest_size=16).hexdigest()
+
+
+def _former(digests: dict[str, _Digest], names: Mapping[str, str], image_shape) -> dict[str, str]:
+    """{fingerprint that an older version gave to these files: what has changed since}."""
+    former = {}
+    anew = [name for name, digest in digests.items() if digest.anew]
+    if anew:
+        was = {name: digest.file for name, digest in digests.items()}
+        former[_fingerprint(was, image_shape)] = (
+            f"{shown(anew[0])} and {len(anew) - 1} more are decoded otherwise since then "
+            f"(version {DECODING}: greys that are inverted, transparent or of 12 bits)"
+        )
+    called = [name for name in digests if name in names]
+    if called:
+        was = {names.get(name, name): digest.file for name, digest in digests.items()}
+        former[_fingerprint(dict(sorted(was.items())), image_shape)] = (
+            f"{shown(called[0])} was called {shown(names[called[0]])} then, as "
+            f"{len(called) - 1} more had other names"
+        )
+    return former
+
+
+def _marks(digests: list[str]) -> np.ndarray:
+    return np.array([zlib.crc32(digest.encode()) for digest in digests], np.uint32)

@@ -1,8 +1,10 @@
 """Sources of images: the built-in digits, an npz file, an array, a folder or a tfds data set."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,10 @@ class Source:
     beside: Path | None = None
     """The folder that holds the image files, where results computed from them may be kept; None if
     there are no files."""
+    marks: Callable[[], np.ndarray] | None = None
+    """Gives 32 bits of a hash of each image, uint32 [N]; None if they are not known one by one."""
+    former: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Fingerprints that older versions gave to the same files, and what has changed since."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,7 +67,17 @@ def from_array(
         labels = check_labels(labels, len(images))
         digest.update(labels.tobytes())
     names = [str(i) for i in range(len(images))]
-    return Source(names, images.__getitem__, labels, digest.hexdigest())
+    marks = functools.partial(_marks, images, labels)
+    return Source(names, images.__getitem__, labels, digest.hexdigest(), marks=marks)
+
+
+def _marks(images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    starts = np.zeros(len(images), np.int32) if labels is None else labels
+    marks = (
+        zlib.crc32(np.ascontiguousarray(image), int(start) % 2**32)
+        for image, start in zip(images, starts, strict=True)
+    )
+    return np.fromiter(marks, np.uint32, len(images))
 
 
 def load_npz(path: Path, image_shape: tuple[int, int, int]) -> Source:
