@@ -6,6 +6,7 @@ Each command imports its own part of the package when it runs: `ddpm-jax --help`
 import logging
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 
 from ddpm_jax import __version__
@@ -296,10 +297,11 @@ def _log_to_stderr() -> None:
 
 
 def _hide_closed_loops() -> None:
-    """Keeps Python from printing that an event loop of Orbax's is closed.
+    """Keeps Python from printing that an event loop of Orbax's is closed, or a task not awaited.
 
     Its threads find that out after a load or save that failed, which is reported already.
     """
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
     if sys.unraisablehook is not sys.__unraisablehook__:
         return
 
