@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +81,21 @@ def test_a_table_that_nothing_reads_is_no_error(run, tmp_path, command):
     options = COMMANDS[command].format(run=run) + (" --out out" if command == "likelihood" else "")
     code, _, said = shell(f"set -o pipefail; $D {options} | true", tmp_path)
     assert code == 141 and "Traceback" not in said and "Broken pipe" not in said
+
+
+def test_a_streamed_fit_without_the_main_guard_names_it(run, tmp_path):
+    for i in range(20):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    script = f"""
+import dataclasses
+from ddpm_jax import fit
+from ddpm_jax.storage.run import read_config
+
+config = read_config({str(run)!r})
+data = dataclasses.replace(config.data, source="folder:.", cache_mb=0, workers=2)
+fit(dataclasses.replace(config, data=data), "run")
+"""
+    (tmp_path / "script.py").write_text(script)
+    code, _, said = shell(f"{sys.executable} script.py", tmp_path)
+    assert code == 1 and said.count("Traceback") == 1
+    assert 'under if __name__ == "__main__":' in said.splitlines()[-1]
