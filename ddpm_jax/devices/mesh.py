@@ -93,8 +93,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis divided over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """The first axis divided over all devices, whatever the mesh's axes are called."""
+    return NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
@@ -103,6 +103,27 @@ def mesh_of(tree: PyTree) -> Mesh | None:
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
         return None
     return sharding.mesh if sharding.mesh.size > 1 else None
+
+
+def with_auto_axes(tree: PyTree) -> PyTree:
+    """`tree`, with its arrays on meshes whose axes jax shares out by itself (AxisType.Auto).
+
+    No data is moved. `jax.make_mesh` makes axes of another type by default, with which the network
+    would have to say how each of its results is divided.
+    """
+
+    def relabel(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(leaf, jax.core.Tracer) or not isinstance(sharding, NamedSharding):
+            return leaf
+        mesh = sharding.mesh
+        if not isinstance(mesh, Mesh) or set(mesh.axis_types) == {AxisType.Auto}:
+            return leaf
+        axes = (AxisType.Auto,) * len(mesh.axis_names)
+        auto = Mesh(mesh.devices, mesh.axis_names, axis_types=axes)
+        return jax.device_put(leaf, NamedSharding(auto, sharding.spec))
+
+    return jax.tree.map(relabel, tree)
 
 
 def place(batch: PyTree, mesh: Mesh | None) -> PyTree:
