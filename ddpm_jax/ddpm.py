@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import operator
 from typing import Any
 
 import jax
@@ -15,6 +14,15 @@ from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.diffusion import p_mean_variance, x_0_denoiser
+from ddpm_jax.inputs import (
+    check_concrete,
+    check_count,
+    check_images,
+    check_key,
+    check_keys,
+    check_numbers,
+    checked_params,
+)
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
 from ddpm_jax.likelihood import BitsPerDim
 from ddpm_jax.models import UNet, init_params
@@ -81,6 +89,11 @@ class DDPM:
                 hashed.update(f"{name} {value!r}".encode())
         return hashed.hexdigest()
 
+    @functools.cached_property
+    def shapes(self) -> PyTree:
+        """The shapes and dtypes of the parameters, as a tree of jax.ShapeDtypeStruct."""
+        return jax.eval_shape(self.init, jax.random.key(0, impl="threefry2x32"))
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
@@ -88,6 +101,7 @@ class DDPM:
 
     def init(self, rng: AnyKey) -> PyTree:
         """Fresh parameters: a tree of float32 arrays."""
+        check_key(rng)
         return _init(self, rng)
 
     def denoise(
@@ -97,6 +111,9 @@ class DDPM:
 
         It has 2 C channels where the variance is learned.
         """
+        params = checked_params(params, self.shapes)
+        check_images("x_t", x_t, self.image_shape)
+        check_numbers("t", t, len(x_t))
         return jnp.asarray(self.network.apply({"params": params}, x_t, t))
 
     def loss(
@@ -114,7 +131,10 @@ class DDPM:
         fold_in(rng, rows[i]); `rows` are 0, ..., B - 1 unless x_0 is a part of a batch.
         Raises TypeError for images that are not floats.
         """
+        check_key(rng)
+        check_images("x_0", x_0, self.image_shape)
         rows = jnp.arange(len(x_0), dtype=jnp.uint32) if rows is None else rows
+        check_numbers("rows", rows, len(x_0))
         return self.loss_of_examples(params, example_keys(rng, rows), x_0, train=train)
 
     def loss_of_examples(
@@ -126,7 +146,9 @@ class DDPM:
         train: bool = False,
     ) -> Float[jax.Array, " b"]:
         """As `loss`, with the key of each example."""
-        _check_images(x_0)
+        params = checked_params(params, self.shapes)
+        check_images("x_0", x_0, self.image_shape)
+        check_keys(keys, len(x_0))
         diffusion = self.config.diffusion
         t = random_times(keys, self.schedule.num_timesteps)
         noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
@@ -169,6 +191,8 @@ class DDPM:
         Raises ValueError for a negative n or start, a batch_size below 1, or a sampler that does
         not fit the model.
         """
+        n = check_count("n", n)
+        start = check_count("start", start)
         if n < 0 or start < 0 or start + n > 2**32:
             raise ValueError(
                 "n and start: must satisfy 0 <= start <= start + n <= 2**32, "
@@ -176,7 +200,9 @@ class DDPM:
             )
         chosen = as_sampler(sampler, **options)
         chosen.check(self.config.diffusion)
-        n = operator.index(n)
+        check_concrete("sample", params=params, rng=rng)
+        params = checked_params(params, self.shapes)
+        check_key(rng)
         mesh = mesh_of(params)
         result = np.empty((n, *self.image_shape), np.float32)
         for rows, count in _batches(n, batch_size, mesh):
@@ -200,6 +226,11 @@ class DDPM:
         Row i's noise at step t comes from fold_in(keys[i], t).
         Raises ValueError unless 0 <= stop < start <= T.
         """
+        params = checked_params(params, self.shapes)
+        check_images("x", x, self.image_shape)
+        check_keys(keys, len(x))
+        start = check_count("start", start)
+        stop = check_count("stop", stop)
         T = self.schedule.num_timesteps
         if not 0 <= stop < start <= T:
             raise ValueError(
@@ -217,7 +248,8 @@ class DDPM:
         `steps` as in `sample`; `decode` with as many steps takes them back to about x_0. Raises
         TypeError for images that are not floats.
         """
-        _check_images(x_0)
+        params = checked_params(params, self.shapes)
+        check_images("x_0", x_0, self.image_shape)
         sampler = self._ddim(steps)
         return _share_rows(lambda x_0: _encode(self, sampler, params, x_0), params, x_0)
 
@@ -225,6 +257,8 @@ class DDPM:
         self, params: PyTree, x_T: Float[Array, "b h w c"], *, steps: int | None = None
     ) -> Float[jax.Array, "b h w c"]:
         """Images x_0 of latents x_T: DDIM with eta = 0, nothing clipped."""
+        params = checked_params(params, self.shapes)
+        check_images("x_T", x_T, self.image_shape)
         sampler = self._ddim(steps)
         return _share_rows(lambda x_T: _decode(self, sampler, params, x_T), params, x_T)
 
@@ -248,7 +282,11 @@ class DDPM:
         with noise of fold_in(rng, start + i). `batch_size` and devices as in `sample`.
         Raises TypeError for images that are not floats, ValueError for a negative start.
         """
-        _check_images(x_0)
+        check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0)
+        params = checked_params(params, self.shapes)
+        check_key(rng)
+        check_images("x_0", x_0, self.image_shape)
+        start = check_count("start", start)
         if start < 0 or start + len(x_0) > 2**32:
             raise ValueError(
                 f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}"
@@ -365,7 +403,7 @@ def _of_one_step(config: Config) -> dict:
 def _batches(n: int, batch_size: int | None, mesh):
     """Batches of at most `batch_size`, 64 a device by default; see `full_batches`."""
     devices = mesh.size if mesh else 1
-    size = 64 * devices if batch_size is None else batch_size
+    size = 64 * devices if batch_size is None else check_count("batch_size", batch_size)
     return full_batches(n, size, shrink=True, multiple=devices)
 
 
@@ -378,8 +416,3 @@ def _share_rows(call, params, *batched):
     ((rows, _),) = full_batches(n, n, multiple=mesh.size)
     result = call(*(place(array[rows], mesh) for array in batched))
     return jax.tree.map(lambda array: array[:n], fetch(result))
-
-
-def _check_images(x_0) -> None:
-    if not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise TypeError(f"x_0: must be floats in [-1, 1], got {x_0.dtype}; use x / 127.5 - 1")
