@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import operator
 from typing import Any
 
 import jax
@@ -13,12 +12,20 @@ import numpy as np
 
 from ddpm_jax import likelihood, losses
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
-from ddpm_jax.data.images import warn_of_range
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import Progress, moving, segments
 from ddpm_jax.diffusion import p_mean_variance, x_0_denoiser
 from ddpm_jax.errors import NonFiniteSamples
+from ddpm_jax.inputs import (
+    check_concrete,
+    check_count,
+    check_key,
+    check_keys,
+    check_numbers,
+    checked_images,
+    checked_params,
+)
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
 from ddpm_jax.likelihood import BitsPerDim
 from ddpm_jax.models import UNet, init_params
@@ -87,6 +94,11 @@ class DDPM:
                 hashed.update(f"{name} {value!r}".encode())
         return hashed.hexdigest()
 
+    @functools.cached_property
+    def shapes(self) -> PyTree:
+        """The shapes and dtypes of the parameters, as a tree of jax.ShapeDtypeStruct."""
+        return jax.eval_shape(self.init, jax.random.key(0, impl="threefry2x32"))
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
@@ -94,6 +106,7 @@ class DDPM:
 
     def init(self, rng: AnyKey) -> PyTree:
         """Fresh parameters: a tree of float32 arrays."""
+        check_key(rng)
         return _init(self, rng)
 
     def denoise(
@@ -103,6 +116,9 @@ class DDPM:
 
         It has 2 C channels where the variance is learned.
         """
+        params = checked_params(params, self.shapes)
+        x_t = checked_images("x_t", x_t, self.image_shape)
+        check_numbers("t", t, len(x_t))
         return jnp.asarray(self.network.apply({"params": params}, x_t, t))
 
     def loss(
@@ -120,7 +136,10 @@ class DDPM:
         fold_in(rng, rows[i]); `rows` are 0, ..., B - 1 unless x_0 is a part of a batch.
         Raises TypeError for images that are not floats.
         """
+        check_key(rng)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
         rows = jnp.arange(len(x_0), dtype=jnp.uint32) if rows is None else rows
+        check_numbers("rows", rows, len(x_0))
         return self.loss_of_examples(params, example_keys(rng, rows), x_0, train=train)
 
     def loss_of_examples(
@@ -132,7 +151,9 @@ class DDPM:
         train: bool = False,
     ) -> Float[jax.Array, " b"]:
         """As `loss`, with the key of each example."""
-        x_0 = _float32(x_0)
+        params = checked_params(params, self.shapes)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
+        check_keys(keys, len(x_0))
         diffusion = self.config.diffusion
         t = random_times(keys, self.schedule.num_timesteps)
         noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
@@ -178,6 +199,8 @@ class DDPM:
         Raises ValueError for a negative n or start, a batch_size below 1, or a sampler that does
         not fit the model, and NonFiniteSamples with the step if x stops being finite.
         """
+        n = check_count("n", n)
+        start = check_count("start", start)
         if n < 0 or start < 0 or start + n > 2**32:
             raise ValueError(
                 "n and start: must satisfy 0 <= start <= start + n <= 2**32, "
@@ -185,7 +208,9 @@ class DDPM:
             )
         chosen = as_sampler(sampler, **options)
         chosen.check(self.config.diffusion)
-        n = operator.index(n)
+        check_concrete("sample", params=params, rng=rng)
+        params = checked_params(params, self.shapes)
+        check_key(rng)
         mesh = mesh_of(params)
         result = np.empty((n, *self.image_shape), np.float32)
         batches = list(_batches(n, batch_size, mesh))
@@ -218,12 +243,16 @@ class DDPM:
         Raises ValueError unless 0 <= stop < start <= T, and NonFiniteSamples if x does not stay
         finite.
         """
+        params = checked_params(params, self.shapes)
+        x = checked_images("x", x, self.image_shape)
+        check_keys(keys, len(x))
+        start = check_count("start", start)
+        stop = check_count("stop", stop)
         T = self.schedule.num_timesteps
         if not 0 <= stop < start <= T:
             raise ValueError(
                 f"start and stop: must satisfy 0 <= stop < start <= {T}, got {start} and {stop}"
             )
-        x = _float32(x, "x")
         steps = np.arange(stop, start)[::-1]
         with moving(progress, len(steps), "reverse steps") as move:
 
@@ -246,7 +275,8 @@ class DDPM:
         `steps` and `progress` as in `sample`; `decode` with as many steps takes them back to about
         x_0. Raises TypeError for images that are not floats.
         """
-        x_0 = _float32(x_0)
+        params = checked_params(params, self.shapes)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
         sampler = self._ddim(steps)
         steps_up = sampler.timesteps(self.config.diffusion)
         with moving(progress, len(steps_up), "encoding") as move:
@@ -265,7 +295,8 @@ class DDPM:
         progress: Progress = False,
     ) -> Float[jax.Array, "b h w c"]:
         """Images x_0 of latents x_T: DDIM with eta = 0, nothing clipped."""
-        x_T = _float32(x_T, "x_T")
+        params = checked_params(params, self.shapes)
+        x_T = checked_images("x_T", x_T, self.image_shape)
         sampler = self._ddim(steps)
         steps_down = sampler.timesteps(self.config.diffusion)[::-1]
         with moving(progress, len(steps_down), "decoding") as move:
@@ -299,7 +330,11 @@ class DDPM:
         UserError for a model whose bound is infinite. NonFiniteSamples names the step at which a
         term is not finite.
         """
-        x_0 = _float32(x_0)
+        check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0)
+        params = checked_params(params, self.shapes)
+        check_key(rng)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
+        start = check_count("start", start)
         self.config.diffusion.check_bound()
         if start < 0 or start + len(x_0) > 2**32:
             raise ValueError(
@@ -512,7 +547,7 @@ def _of_one_step(config: Config) -> dict:
 def _batches(n: int, batch_size: int | None, mesh):
     """Batches of at most `batch_size`, 64 a device by default; see `full_batches`."""
     devices = mesh.size if mesh else 1
-    size = 64 * devices if batch_size is None else batch_size
+    size = 64 * devices if batch_size is None else check_count("batch_size", batch_size)
     return full_batches(n, size, shrink=True, multiple=devices)
 
 
@@ -525,12 +560,3 @@ def _share_rows(call, params, *batched):
     ((rows, _),) = full_batches(n, n, multiple=mesh.size)
     result = call(*(place(array[rows], mesh) for array in batched))
     return jax.tree.map(lambda array: array[:n], fetch(result))
-
-
-def _float32(x, name: str = "x_0"):
-    """Images of any float type as float32. Raises TypeError for others."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name}: must be floats in [-1, 1], got {x.dtype}; use x / 127.5 - 1")
-    if name == "x_0":
-        warn_of_range(x)
-    return x.astype(jnp.float32)

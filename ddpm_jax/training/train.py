@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.config import Config
 from ddpm_jax.data import Source, from_array, load_source, open_batches, split
+from ddpm_jax.data.guard import leave_unguarded_reader
 from ddpm_jax.data.images import to_float
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import (
@@ -71,6 +72,7 @@ def fit(
     SIGTERM end training after the current step, with everything saved. Raises UserError if an
     argument cannot be used, NonFiniteLoss if training diverges.
     """
+    leave_unguarded_reader()
     if images is None:
         source = load_source(config.data)
     else:
