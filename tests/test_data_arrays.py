@@ -5,6 +5,8 @@ import struct
 import warnings
 import zipfile
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -101,8 +103,13 @@ def test_floats_of_another_range_are_warned_of(rng):
         with pytest.warns(UserWarning, match=re.escape("in [-1, 1]; use 2 * x - 1")) as told:
             look_at(wrong)
         assert named in str(told[0].message) and told[0].filename == __file__
+    # Inside jit, arrays are looked at as well, and what is traced is not.
+    array = jnp.float32(levels)
+    with pytest.warns(UserWarning, match="x_0 is in"):
+        jax.jit(lambda: look_at(array))()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        jax.jit(look_at)(array)
         look_at(to_float(levels))
         look_at(np.ones((1, 8, 8, 3), np.float32))
 
