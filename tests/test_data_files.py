@@ -94,11 +94,13 @@ def test_a_folder_that_cannot_be_looked_at_is_not_left_out(three, monkeypatch):
 
     def scandir(path):
         if Path(path).name == "more":
-            raise OSError(errno.EIO, "Input/output error", str(path))
+            raise OSError(number, os.strerror(number), str(path))
         return look(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert f"cannot read {three}/more (Input/output error)" in refusal(three)
+    for number, remedy in ((errno.EIO, "fix that"), (errno.EMFILE, "raise the limit")):
+        expected = f"cannot read {three}/more ({os.strerror(number)}); {remedy}"
+        assert expected in refusal(three)
 
 
 def test_memory_that_runs_out_in_decoding_is_not_a_damaged_image(three, monkeypatch):
