@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ddpm_jax.average import average
 from ddpm_jax.config import Config, Optim, Train
 from ddpm_jax.data import Batch, BatchReader, Source
 from ddpm_jax.data.images import to_float
@@ -113,7 +114,9 @@ def train_step(
         loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
     updates, opt_state = make_optimizer(optim).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = optax.incremental_update(params, state.ema_params, 1 - optim.ema_decay)
+    ema_params = average(
+        state.ema_params, params, state.step, decay=optim.ema_decay, warmup=optim.ema_warmup
+    )
     new_state = TrainState(state.step + 1, params, ema_params, opt_state)
     if mesh is not None:
         shardings = state_shardings(new_state, mesh)
