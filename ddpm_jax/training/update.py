@@ -47,16 +47,14 @@ def adam(learning_rate: optax.Schedule | float) -> optax.GradientTransformation:
     b2 = 0.999
     init = optax.scale_by_adam(b1, b2).init
 
-    def unbiased(moment, decay, count):
-        factor = 1 - jnp.float32(decay) ** count
-        return jax.tree.map(lambda x: x / factor, moment)
-
     def update(gradient, state, params=None):
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(gradient, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(gradient, state.nu, b2, 2)
         updates = jax.tree.map(
-            lambda m, v: m / (jnp.sqrt(v) + 1e-8), unbiased(mu, b1, count), unbiased(nu, b2, count)
+            lambda m, v: m / (jnp.sqrt(v) + 1e-8),
+            _unbiased(mu, b1, count),
+            _unbiased(nu, b2, count),
         )
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
@@ -65,6 +63,12 @@ def adam(learning_rate: optax.Schedule | float) -> optax.GradientTransformation:
     return optax.chain(
         optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
     )
+
+
+@functools.partial(jax.jit, inline=True)
+def _unbiased(moment, decay, count):
+    factor = 1 - jnp.float32(decay) ** count
+    return jax.tree.map(lambda x: x / factor, moment)
 
 
 def _in_float32(schedule: optax.Schedule) -> optax.Schedule:
