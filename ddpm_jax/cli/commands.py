@@ -286,10 +286,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def _load(options, on_mesh: bool = True):
     """The model that the options name; by default on all devices, which share the work."""
     from ddpm_jax.devices.mesh import make_mesh
-    from ddpm_jax.weights.load import load_weights
+    from ddpm_jax.weights.load import load_for_command
 
     mesh = make_mesh() if on_mesh else None
-    return load_weights(options.run, weights=options.weights, step=options.step, mesh=mesh)
+    return load_for_command(options.run, options.weights, options.step, mesh)
 
 
 def _print_once(text: str) -> None:
