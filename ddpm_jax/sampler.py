@@ -70,6 +70,8 @@ class Sampler(Checked):
         T = diffusion.num_timesteps
         if self.steps is not None and self.steps > T:
             raise UserError(f"steps: must be from 1 to {T}, got {self.steps}")
+        if self.steps == T and self.grid is not None:
+            _log_idle_grid(self.grid, T)
         _log_variance(self, diffusion)
 
     def timesteps(self, diffusion: Diffusion) -> np.ndarray:
@@ -115,6 +117,11 @@ def as_sampler(sampler: Sampler | SamplerName, **options: Any) -> Sampler:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+
+
+@functools.cache
+def _log_idle_grid(grid: Grid, T: int) -> None:
+    log.warning("grid: %s makes no difference, since all %d steps are taken", grid, T)
 
 
 @functools.cache
