@@ -9,7 +9,6 @@ from ddpm_jax.config import Diffusion, changed, shipped_configs
 from ddpm_jax.sampler import Sampler, _log_idle_grid
 from ddpm_jax.training.idle import idle_settings
 
-
 ATTENTION = "model.attention_resolutions"
 
 

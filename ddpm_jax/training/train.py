@@ -120,10 +120,7 @@ def fit(
         steps = config.train.steps
         size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%d parameters on %s, step %d of %d", size, devices, step, steps)
-        if step == steps:
-            log.info("this run is complete; raise train.steps to train on")
-        elif step and init_from is not None:
-            log.info("init_from: this run resumes from its own checkpoint")
+        _log_start(step, steps, init_from)
 
         batch_size = config.train.batch_size
         rows = local_rows(mesh, batch_size)
@@ -146,6 +143,15 @@ def _check_steps(workdir: epath.PathLike, steps: int) -> None:
             f"train.steps: {steps}, but the run in {workdir} is at step {last} already; raise it, "
             "or choose another --workdir"
         )
+
+
+def _log_start(step: int, steps: int, init_from: epath.PathLike | None) -> None:
+    if step and init_from is not None:
+        log.info("init_from: this run resumes from its own checkpoint")
+    if step == steps:
+        log.info("this run is complete; raise train.steps to train on")
+    else:
+        log.info("compiling the update; the first step waits for it")
 
 
 def _warn_of_idle(
