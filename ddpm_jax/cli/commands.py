@@ -137,16 +137,18 @@ def _import_jax() -> None:
 def _train(args: list[str]) -> None:
     from ddpm_jax.cli.options import TrainOptions
     from ddpm_jax.cli.parsing import parse
-    from ddpm_jax.config import load_config
+    from ddpm_jax.config import changed, load_config
 
     label, name, args = _config_first("train", args)
     workdir = f"runs/{name.removesuffix('.py').rpartition('/')[2]}"
-    default = TrainOptions(load_config(name), workdir)
+    config = load_config(name)
+    default = TrainOptions(config, workdir)
     options = parse(TrainOptions, args, f"ddpm-jax train {label}", default)
     _start(options.launch)
     from ddpm_jax.training.train import fit
 
-    fit(options.config, options.workdir, init_from=options.init_from)
+    given = changed(config, options.config)
+    fit(options.config, options.workdir, init_from=options.init_from, given=given)
 
 
 def _plan(args: list[str]) -> None:
