@@ -28,7 +28,7 @@ class CannotRead(UserError):
         self.reason = reason
         self.remedy = remedy
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         # Processes that read images send it to the one that trains.
         return CannotRead, (self.name, self.reason, self.remedy)
 
