@@ -82,7 +82,8 @@ def example_keys(rng: AnyKey, indices: Integer[Array, " b"]) -> AnyKeys:
     implementation = jax.random.key_impl(rng)
     if "threefry" not in str(implementation):
         raise ValueError(
-            f"rng: must be a threefry key, got {implementation}; use jax.random.key(seed)"
+            f"rng: must be a threefry key, got {implementation}; "
+            'use jax.random.key(seed, impl="threefry2x32")'
         )
     return jax.vmap(lambda i: jax.random.fold_in(rng, i))(indices)
 

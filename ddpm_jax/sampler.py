@@ -62,6 +62,19 @@ class Sampler(Checked):
             if name not in common and value is not None
         }
 
+    def simplest(self, diffusion: Diffusion) -> "Sampler":
+        """The same sampler, with None for every option that has its default anyway."""
+        as_default: dict[str, Any] = {
+            name: None
+            for name, value in self.step_options.items()
+            if value == self.method.defaults[name]
+        }
+        if not self.strides(diffusion):  # All T steps are the same on every grid.
+            as_default |= {"steps": None, "grid": None}
+        elif self.grid == self.method.grid:
+            as_default["grid"] = None
+        return dataclasses.replace(self, **as_default)
+
     def check(self, diffusion: Diffusion) -> None:
         """Raises UserError if a model of this process cannot be sampled so.
 
@@ -75,6 +88,8 @@ class Sampler(Checked):
                 f"grid: {self.grid} with --steps {self.steps} visits step 0 alone, and pure noise "
                 "stays noise; choose --grid trailing or linspace, or more steps"
             )
+        if self.steps == T and self.grid is not None:
+            _log_idle_grid(self.grid, T)
         _log_variance(self, diffusion)
 
     def timesteps(self, diffusion: Diffusion) -> np.ndarray:
@@ -108,12 +123,23 @@ def as_sampler(sampler: Sampler | SamplerName, **options: Any) -> Sampler:
     Raises UserError for what does not fit together, TypeError for unknown options.
     """
     if not isinstance(sampler, Sampler):
-        return Sampler(sampler, **options)
+        # Numbers of NumPy and jax become Python's, which files and programs' names are made of.
+        plain = {name: _plain(value) for name, value in options.items()}
+        return Sampler(sampler, **plain)
     if options:
         raise TypeError(
             f"{', '.join(options)}: not allowed beside a Sampler; set it in the Sampler"
         )
     return sampler
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+
+
+@functools.cache
+def _log_idle_grid(grid: Grid, T: int) -> None:
+    log.warning("grid: %s makes no difference, since all %d steps are taken", grid, T)
 
 
 @functools.cache

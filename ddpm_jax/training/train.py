@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.config import Config
 from ddpm_jax.data import Source, from_array, load_source, open_batches, split
+from ddpm_jax.data.guard import leave_unguarded_reader
 from ddpm_jax.data.images import to_float
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import (
@@ -28,12 +30,14 @@ from ddpm_jax.devices.mesh import (
 )
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.rows import full_batches
-from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
+from ddpm_jax.errors import DataLost, NonFiniteLoss, NonFiniteSamples, UserError
 from ddpm_jax.keys import HOLDOUT, SAMPLES
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like
+from ddpm_jax.storage.files import path_of
 from ddpm_jax.storage.run import start_run, starts_from
 from ddpm_jax.training.flops import model_flops_rate
+from ddpm_jax.training.idle import idle_settings
 from ddpm_jax.training.logs import open_log
 from ddpm_jax.training.signals import StopSignals
 from ddpm_jax.training.update import TrainState, Update, check_batch, init_state, run_key
@@ -63,14 +67,18 @@ def fit(
     images: np.ndarray | None = None,
     *,
     init_from: epath.PathLike | None = None,
+    given: Collection[str] = (),
 ) -> TrainState:
     """Trains `config` in `workdir`, or resumes the run there; returns the last state.
 
     `images` uint8 [N,H,W,C] replace config.data.source. With `init_from` (anything that `load`
     takes), a new run and its average start from those weights instead of fresh ones. Ctrl-C and
-    SIGTERM end training after the current step, with everything saved. Raises UserError if an
-    argument cannot be used, NonFiniteLoss if training diverges.
+    SIGTERM end training after the current step, with everything saved. Settings without an effect
+    in this run are named in the log; some only if they are among `given`, the names of those that
+    the user asked for ("train.sample_every"). Raises UserError if an argument cannot be used or the
+    run is past config.train.steps already, NonFiniteLoss if training diverges.
     """
+    leave_unguarded_reader()
     if images is None:
         source = load_source(config.data)
     else:
@@ -80,6 +88,7 @@ def fit(
     held_out = _spread(held_out, config.train.eval_images)
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     check_batch(config.train, mesh.size)
+    _check_steps(workdir, config.train.steps)
 
     ddpm = DDPM(config)
     devices = describe_devices(mesh)
@@ -101,6 +110,7 @@ def fit(
             len(train),
             source.fingerprint,
         )
+        _warn_of_idle(config, source, len(held_out), mesh.size, given)
         log.info(
             "run directory: %s (config, metrics.jsonl, checkpoints, samples, tensorboard)",
             run,
@@ -110,6 +120,7 @@ def fit(
         steps = config.train.steps
         size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%d parameters on %s, step %d of %d", size, devices, step, steps)
+        _log_start(step, steps, init_from)
 
         batch_size = config.train.batch_size
         rows = local_rows(mesh, batch_size)
@@ -120,6 +131,37 @@ def fit(
         ):
             update = Update(ddpm, mesh, batches)
             return _train(update, state, held_out, checkpoints, run_log, signals)
+
+
+def _check_steps(workdir: epath.PathLike, steps: int) -> None:
+    """Raises UserError if the run in `workdir` is past `steps`: nothing would be trained."""
+    folder = path_of(workdir) / "checkpoints"
+    saved = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    last = max((int(name) for name in saved if name.isdigit()), default=0)
+    if last > steps:
+        raise UserError(
+            f"train.steps: {steps}, but the run in {workdir} is at step {last} already; raise it, "
+            "or choose another --workdir"
+        )
+
+
+def _log_start(step: int, steps: int, init_from: epath.PathLike | None) -> None:
+    if step and init_from is not None:
+        log.info("init_from: this run resumes from its own checkpoint")
+    if step == steps:
+        log.info("this run is complete; raise train.steps to train on")
+    else:
+        log.info("compiling the update; the first step waits for it")
+
+
+def _warn_of_idle(
+    config: Config, source: Source, held_out: int, devices: int, given: Collection[str]
+) -> None:
+    lines = idle_settings(
+        config, streamed=source.streamed, held_out=held_out, devices=devices, given=given
+    )
+    for line in lines:
+        log.warning("%s", line)
 
 
 def _spread(indices: np.ndarray, most: int) -> np.ndarray:
@@ -177,7 +219,7 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
             if due.save:
                 checkpoints.save(done, state._asdict())
             if due.draw:
-                run_log.pictures(done, _pictures(ddpm, state, mesh))
+                stopping = _draw(ddpm, state, mesh, run_log, signals)
             if due.log:
                 window.restart_clock()
     except DataLost:
@@ -187,12 +229,13 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
                 run_log.tick(done, window.close())
             checkpoints.save(done, state._asdict())
         raise
+    if not stopping and not agreed(bool(run_log.has_pictures(done))):
+        # An earlier start ended before drawing.
+        stopping = _draw(ddpm, state, mesh, run_log, signals)
     if stopping:
         log.info(
             "%s: saved after step %d of %d; run the same command to resume", stopping, done, steps
         )
-    elif not agreed(bool(run_log.has_pictures(done))):  # An earlier start ended before drawing.
-        run_log.pictures(done, _pictures(ddpm, state, mesh))
     return state
 
 
@@ -230,10 +273,44 @@ def _evaluate(update: Update, state: TrainState, held_out: np.ndarray) -> float:
     return holdout_loss(update.ddpm, params, update.batches.source, held_out)
 
 
-def _pictures(ddpm, state, mesh):
+def _draw(ddpm, state, mesh, run_log, signals) -> str | None:
+    """Draws samples and writes them; the state must be saved before.
+
+    Returns the name of the signal that ended it, else None.
+    """
+    step = int(state.step)
+    try:
+        x = _pictures(ddpm, state, mesh, _UntilSignal(signals))
+    except _Stopped:
+        return signals.received
+    except NonFiniteSamples as error:
+        log.warning("samples of step %d: none; %s", step, error)
+        return None
+    run_log.pictures(step, x)
+    return None
+
+
+def _pictures(ddpm, state, mesh, progress):
     """Samples of the averaged weights, from the same noise every time."""
     rng = run_key(ddpm.config, SAMPLES)
-    return ddpm.sample(replicate(state.ema_params, mesh), rng, ddpm.config.train.num_samples)
+    params = replicate(state.ema_params, mesh)
+    return ddpm.sample(params, rng, ddpm.config.train.num_samples, progress=progress)
+
+
+class _Stopped(Exception):
+    """A signal came while samples were drawn."""
+
+
+class _UntilSignal:
+    """The progress of a chain that a signal ends."""
+
+    def __init__(self, signals: StopSignals):
+        self.signals = signals
+
+    def update(self, _steps: int) -> None:
+        """Raises _Stopped if a signal has come."""
+        if self.signals.received:
+            raise _Stopped
 
 
 class _Window:

@@ -16,8 +16,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of
 from ddpm_jax.storage.run import data_fingerprint, digest, is_run, load_checkpoint
-from ddpm_jax.weights.diffusers import is_diffusers, read_diffusers
-from ddpm_jax.weights.hub import download, is_hub_name
+from ddpm_jax.weights.diffusers import CONVERT, is_diffusers, read_diffusers
+from ddpm_jax.weights.hub import KINDS, download, is_hub_name
 from ddpm_jax.weights.single_file import read_single_file
 
 log = logging.getLogger(__name__)
@@ -190,21 +190,23 @@ def _read(path: epath.PathLike):
     local = path_of(path)
     if local.suffix == ".safetensors" and local.is_file():
         return read_single_file(local)
+    kind = "unknown"
     mistyped = local.suffix == ".safetensors" or local.parent.exists()
     if not local.exists() and not mistyped and is_hub_name(str(path)):
         log.info("%s: no such path, looking on huggingface.co", path)
-        local = download(str(path))
+        local = path_of(download(str(path)))
+        kind = KINDS.get(str(path), "unknown")
     if is_diffusers(local):
         config, params = read_diffusers(local)
-        return config, params, {"weights": "unknown", "step": None, "data_fingerprint": None}
+        return config, params, {"weights": kind, "step": None, "data_fingerprint": None}
     if not local.exists():
         raise UserError(
             f"{path}: not found; name a run directory, a .safetensors file or a diffusers folder"
         )
     if local.suffix in PICKLES:
         raise UserError(
-            f"{path}: pickle files can run any code, so they are not read; "
-            "for a diffusers model, name its folder"
+            f"{path}: pickle files can run any code, so they are not read; for a diffusers model, "
+            f"`{CONVERT}` (needs torch), then name its folder"
         )
     raise UserError(
         f"{path}: not a model; name a run directory, a .safetensors file or a diffusers folder"
