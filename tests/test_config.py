@@ -79,7 +79,10 @@ def test_the_defaults_are_the_papers_cifar10():
             lambda: Data(image_shape=(3, 3)),
             "data.image_shape: must be a tuple of 3 numbers, got (3, 3)",
         ),
-        (lambda: Data(image_shape=(8, 0, 3)), "data.image_shape: must be at least 1, got 0"),
+        (
+            lambda: Data(image_shape=(8, 0, 3)),
+            "data.image_shape: must be at least 1 and at most 65536, got 0",
+        ),
         (
             lambda: Model(channel_multipliers=()),
             "model.channel_multipliers: must have one number per level, got none",
@@ -148,7 +151,7 @@ def test_the_defaults_are_the_papers_cifar10():
         (
             lambda: from_dict({"optim": {"lr": 1}}),
             "optim.lr: unknown field; "
-            "choose one of learning_rate, warmup_steps, clip_norm, clip, ema_decay",
+            "choose one of learning_rate, warmup_steps, clip_norm, clip, ema_decay, ema_warmup",
         ),
         (lambda: from_dict({"optim": 3}), "optim: must be a table of fields, got 3"),
     ],
