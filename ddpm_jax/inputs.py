@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 
+from ddpm_jax.data.images import warn_of_range
 from ddpm_jax.devices.mesh import mesh_of, with_auto_axes
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, PyTree
@@ -46,17 +47,20 @@ def check_concrete(call: str, **values: PyTree) -> None:
             )
 
 
-def check_images(name: str, x: Any, image_shape: tuple[int, ...]) -> None:
-    """Raises UserError unless x is a batch [B,H,W,C] of images of `image_shape` (H, W, C).
+def checked_images(name: str, x: Any, image_shape: tuple[int, ...]) -> Any:
+    """x, a batch [B,H,W,C] of images of `image_shape` (H, W, C), as float32.
 
-    Raises TypeError unless it is an array of floats.
+    Warns of images x_0 whose range is [0, 1]. Raises UserError for other shapes, and TypeError
+    unless x is an array of floats.
     """
     if not isinstance(x, Array):
         raise TypeError(f"{name}: must be an array of jax or NumPy, got {type(x).__name__}")
     if not jax.numpy.issubdtype(x.dtype, np.floating):
         raise TypeError(f"{name}: must be floats in [-1, 1], got {x.dtype}; use x / 127.5 - 1")
     if x.ndim == 4 and x.shape[1:] == image_shape:
-        return
+        if name == "x_0":
+            warn_of_range(x)
+        return x.astype(np.float32)
     H, W, C = image_shape
     remedy = "pass images of the model's data.image_shape"
     if x.shape == image_shape:

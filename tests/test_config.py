@@ -79,7 +79,10 @@ def test_the_defaults_are_the_papers_cifar10():
             lambda: Data(image_shape=(3, 3)),
             "data.image_shape: must be a tuple of 3 numbers, got (3, 3)",
         ),
-        (lambda: Data(image_shape=(8, 0, 3)), "data.image_shape: must be at least 1, got 0"),
+        (
+            lambda: Data(image_shape=(8, 0, 3)),
+            "data.image_shape: must be at least 1 and at most 65536, got 0",
+        ),
         (
             lambda: Model(channel_multipliers=()),
             "model.channel_multipliers: must have one number per level, got none",
@@ -116,6 +119,24 @@ def test_the_defaults_are_the_papers_cifar10():
             "diffusion.prediction: with schedule jsd, x_T has no trace of the image, and the "
             "bound with eps is infinite; choose x_0, mean or v, or diffusion.loss simple",
         ),
+        (
+            lambda: Diffusion(beta_end=1.0, loss="vlb"),
+            "diffusion.prediction: with schedule linear of these betas, x_T has no trace of the "
+            "image, and the bound with eps is infinite; choose x_0, mean or v, or diffusion.loss "
+            "simple",
+        ),
+        (
+            lambda: Diffusion(
+                schedule="const", beta_end=0.2, loss="hybrid", variance="learned_range"
+            ),
+            "diffusion.prediction: with schedule const of these betas, x_T has no trace of the "
+            "image, and the bound with eps is infinite in float32; choose x_0, mean or v, or "
+            "diffusion.loss simple",
+        ),
+        (
+            lambda: Diffusion(beta_start=1e-17),
+            "diffusion.beta_start: must be at least 1e-11 and at most 1, got 1e-17",
+        ),
         (lambda: Diffusion(min_snr_gamma=0.0), "diffusion.min_snr_gamma: must be above 0, got 0.0"),
         (
             lambda: Data(test="tfds"),
@@ -130,7 +151,7 @@ def test_the_defaults_are_the_papers_cifar10():
         (
             lambda: from_dict({"optim": {"lr": 1}}),
             "optim.lr: unknown field; "
-            "choose one of learning_rate, warmup_steps, clip_norm, clip, ema_decay",
+            "choose one of learning_rate, warmup_steps, clip_norm, clip, ema_decay, ema_warmup",
         ),
         (lambda: from_dict({"optim": 3}), "optim: must be a table of fields, got 3"),
     ],

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 
 from ddpm_jax import __version__
@@ -288,10 +289,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def _load(options, on_mesh: bool = True):
     """The model that the options name; by default on all devices, which share the work."""
     from ddpm_jax.devices.mesh import make_mesh
-    from ddpm_jax.weights.load import load_weights
+    from ddpm_jax.weights.load import load_for_command
 
     mesh = make_mesh() if on_mesh else None
-    return load_weights(options.run, weights=options.weights, step=options.step, mesh=mesh)
+    return load_for_command(options.run, options.weights, options.step, mesh)
 
 
 def _print_once(text: str) -> None:
@@ -299,7 +300,9 @@ def _print_once(text: str) -> None:
     from ddpm_jax.devices.processes import is_first
 
     if is_first():
-        print(text)
+        # A path in it may have bytes that are not text.
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _usage() -> str:
@@ -343,10 +346,11 @@ def _log_to_stderr() -> None:
 
 
 def _hide_closed_loops() -> None:
-    """Keeps Python from printing that an event loop of Orbax's is closed.
+    """Keeps Python from printing that an event loop of Orbax's is closed, or a task not awaited.
 
     Its threads find that out after a load or save that failed, which is reported already.
     """
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
     if sys.unraisablehook is not sys.__unraisablehook__:
         return
 

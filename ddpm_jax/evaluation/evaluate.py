@@ -38,7 +38,7 @@ from ddpm_jax.evaluation.paper import results_of
 from ddpm_jax.evaluation.sample import fill_folder, image_file
 from ddpm_jax.evaluation.splits import Images, read_split
 from ddpm_jax.sampler import ANCESTRAL, Sampler
-from ddpm_jax.storage.files import path_of, read_json, write_file
+from ddpm_jax.storage.files import path_of, read_table, write_file
 from ddpm_jax.storage.run import versions
 from ddpm_jax.weights.load import Loaded, words_of
 
@@ -72,6 +72,9 @@ def evaluate(
     """
     config = model.ddpm.config
     sampler.check(config.diffusion)
+    sampler = sampler.simplest(config.diffusion)
+    if likelihood:
+        config.diffusion.check_bound()
     folder = path_of(out) if out else model.home / "evaluation" / _name(model, sampler, seed)
 
     mesh = make_mesh()
@@ -299,10 +302,24 @@ def _likelihood(model: Loaded, sets, seed, batch_size, folder) -> dict[str, dict
 
 def _likelihood_in(file, model: Loaded) -> dict[str, dict]:
     """What an earlier evaluation measured that wrote `file`, if it was of the same model."""
-    before = read_json(file) if agreed(file.exists()) else {}
+    before = read_table(file) if agreed(file.exists()) else {}
     if any(before.get(name) != value for name, value in model.label.items()):
         return {}
-    return {name: value for name, value in before["values"].items() if name.startswith("nll_")}
+    values = before.get("values")
+    if not isinstance(values, dict) or not all(map(_is_value, values.values())):
+        raise UserError(f"{file}: holds no values of an evaluation; delete it to compute it again")
+    return {name: value for name, value in values.items() if name.startswith("nll_")}
+
+
+def _is_value(value) -> bool:
+    """Whether it is like those of `_value`."""
+    if not isinstance(value, dict) or value.keys() != _value("", 0, 0, "").keys():
+        return False
+    texts = [value["title"], value["error_is"]]
+    numbers = [value["value"], value["error"]]
+    return all(isinstance(text, str) for text in texts) and all(
+        isinstance(number, int | float) for number in numbers
+    )
 
 
 def _value(title: str, value: float, error: float, error_is: str) -> dict[str, Any]:

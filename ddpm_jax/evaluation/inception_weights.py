@@ -1,15 +1,15 @@
 """Reads the file of InceptionV3's weights."""
 
-import io
 from pathlib import Path
 
 import jax
 import numpy as np
 from etils import epath
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.models import inception_shapes
 from ddpm_jax.shapes import PyTree
+from ddpm_jax.storage.files import parse_npz, refuse_pointer
 
 # Our name of a parameter: (its name in a PyTorch file, the order of its axes there).
 _UNIT = {
@@ -44,10 +44,14 @@ def load_inception(path: epath.PathLike) -> PyTree:
             "pass the file of InceptionV3's weights"
         ) from error
     try:
+        refuse_pointer(content)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    try:
         tensors = _READERS[path.suffix](content)
     except Exception as error:  # A damaged file raises errors of many kinds.
         raise UserError(
-            f"{path}: is not a {path.suffix} file of plain arrays ({error}); "
+            f"{path}: is not a {path.suffix} file of plain arrays ({one_line(str(error), 200)}); "
             f"write it again with `{CONVERT}`"
         ) from error
     return from_state_dict(tensors, str(path))
@@ -104,9 +108,4 @@ def _read_safetensors(content: bytes):
     return load(content)
 
 
-def _read_npz(content: bytes):
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-_READERS = {".safetensors": _read_safetensors, ".npz": _read_npz}
+_READERS = {".safetensors": _read_safetensors, ".npz": parse_npz}

@@ -5,8 +5,10 @@ that reading the weights does not touch the optimiser's. With it a checksum of e
 """
 
 import contextlib
+import functools
 import logging
 import math
+import os
 
 import jax
 from etils import epath
@@ -15,9 +17,11 @@ from orbax.checkpoint import v1 as ocp
 from ddpm_jax.devices.processes import is_first, wait_for_all
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
+from ddpm_jax.storage.apart import apart
 from ddpm_jax.storage.checksum import checksum
-from ddpm_jax.storage.files import path_of, writing
+from ddpm_jax.storage.files import path_of, read_table, refuse_pointer, writing
 from ddpm_jax.storage.orbax_log import demote_orbax_errors
+from ddpm_jax.storage.plain_name import plain_name
 
 log = logging.getLogger(__name__)
 demote_orbax_errors()
@@ -43,10 +47,22 @@ class Checkpoints:
         """Opens `workdir`/checkpoints, made if missing; the `keep` newest stay."""
         self.folder = _folder(workdir)
         self._failed = False
+        self._saved: tuple[int, dict] | None = None
+        self._proven = False
+        self._keep = keep
         with writing(self.folder):
-            self._checkpointer = ocp.training.Checkpointer(
-                self.folder,
-                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            if "://" not in str(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._opened = plain_name(self.folder)
+
+    @functools.cached_property
+    def _checkpointer(self):
+        """Opened at first use, once `restore` has set damaged checkpoints aside."""
+        with writing(self.folder):
+            return apart(
+                ocp.training.Checkpointer,
+                self._opened,
+                preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
                 cleanup_tmp_directories=True,
             )
 
@@ -60,11 +76,19 @@ class Checkpoints:
         """Starts to save `parts`, a dict of pytrees, as `step`; an existing step is kept."""
         if step == self.latest_step:
             return
+        if self._saved is not None and not self._proven:
+            self.wait()  # Orbax would wait too, and may delete the older checkpoint then.
         about = {"checksums": {name: checksum(part) for name, part in parts.items()}}
         with self._reported():
-            self._checkpointer.save_checkpointables_async(
-                step, parts, force=True, custom_metadata=about
+            apart(
+                self._checkpointer.save_checkpointables_async,
+                step,
+                parts,
+                force=True,
+                custom_metadata=about,
             )
+        if not self._proven and self._saved is None:
+            self._saved = step, {name: _shapes(part) for name, part in parts.items()}
 
     def restore(self, abstract_parts: dict) -> dict | None:
         """The parts of the newest whole checkpoint, or None before the first one.
@@ -73,11 +97,11 @@ class Checkpoints:
         reported and renamed to STEP.damaged, which makes room for the step when it is reached
         again. Raises UserError if all are damaged, or one does not fit.
         """
-        if self.latest_step is None:
+        steps, unreadable = _steps(self.folder)
+        if not steps:
             return None
-        step, parts, damaged = _newest_whole(
-            self.folder, _steps(self._checkpointer), abstract_parts
-        )
+        step, parts, damaged = _newest_whole(self.folder, steps, abstract_parts)
+        damaged |= dict.fromkeys(unreadable, _Unusable("its metadata cannot be read"))
         wait_for_all("restored")  # All have read before one renames.
         for bad, reason in damaged.items():
             aside = _set_aside(self.folder / str(bad))
@@ -89,7 +113,6 @@ class Checkpoints:
                 step,
             )
         wait_for_all("set aside")
-        self._checkpointer.reload()
         return parts
 
     def check(self) -> None:
@@ -100,12 +123,36 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits for the save in progress, if any."""
         with self._reported():
-            self._checkpointer.wait()
+            apart(self._checkpointer.wait)
+        self._prove()
 
     def close(self) -> None:
         """Waits for the save in progress, and ends."""
         with self._reported():
-            self._checkpointer.close()
+            apart(self._checkpointer.close)
+        self._prove()
+
+    def _prove(self) -> None:
+        """Finds the first checkpoint that was saved again, once, and reads all but its arrays.
+
+        A folder that takes files and does not give them back must not cost a whole training.
+        Raises UserError if the checkpoint is not found as it was saved.
+        """
+        if self._proven or self._saved is None or self._failed:
+            return
+        self._proven = True
+        step, shapes = self._saved
+        if not is_first():
+            return
+        try:
+            for name, abstract in shapes.items():
+                _check_metadata(self._opened / str(step), name, abstract)
+        except Exception as error:  # Orbax raises errors of many kinds, of its own and of others.
+            reason = _reason(error, self._opened, self.folder)
+            raise UserError(
+                f"{self.folder / str(step)}: was saved, but cannot be read back ({reason}); "
+                "choose a --workdir on another disk"
+            ) from error
 
     @contextlib.contextmanager
     def _reported(self):
@@ -123,7 +170,8 @@ class Checkpoints:
                 else f"the last good checkpoint is {last}"
             )
             raise UserError(
-                f"{self.folder}: a checkpoint cannot be saved ({_reason(error)}); {good}"
+                f"{self.folder}: a checkpoint cannot be saved "
+                f"({_reason(error, self._opened, self.folder)}); {good}"
             ) from error
 
 
@@ -138,9 +186,7 @@ def restore_part(
     folder = _folder(workdir)
     if not folder.exists():
         raise UserError(f"{workdir}: this run has no checkpoint yet")
-    checkpointer = ocp.training.Checkpointer(folder)
-    steps = _steps(checkpointer)
-    checkpointer.close()
+    steps, _ = _steps(folder)
     if not steps:
         raise UserError(f"{workdir}: this run has no checkpoint yet")
     if step is not None and step not in steps:
@@ -173,11 +219,34 @@ class _Unusable(Exception):
 def _folder(workdir: epath.PathLike) -> epath.Path:
     path = path_of(workdir)
     # Orbax wants absolute paths; resolve() would take gs:// for a local folder's name.
-    return (path if "://" in str(path) else path.resolve()) / "checkpoints"
+    if "://" in str(path):
+        return path / "checkpoints"
+    # It also takes `..` for the folder before it in the path, which is wrong after a link.
+    absolute = epath.Path(os.path.realpath(path)) if ".." in path.parts else path.resolve()
+    return absolute / "checkpoints"
 
 
-def _steps(checkpointer) -> list[int]:
-    return [checkpoint.step for checkpoint in checkpointer.checkpoints]
+def _steps(folder: epath.Path) -> tuple[list[int], list[int]]:
+    """(the steps in `folder`, those of them whose metadata Orbax cannot read)."""
+    try:
+        checkpointer = apart(ocp.training.Checkpointer, plain_name(folder))
+    except Exception:  # Orbax reads the metadata of all before it lists any. Errors of many kinds.
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+        steps = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+        return steps, [step for step in steps if not _is_readable(folder / str(step))]
+    steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+    apart(checkpointer.close)
+    return steps, []
+
+
+def _is_readable(path: epath.Path) -> bool:
+    """Whether the metadata of the checkpoint are as Orbax writes them."""
+    try:
+        metadata = read_table(path / "_CHECKPOINT_METADATA")
+    except UserError:
+        return False
+    tables = ("metrics", "custom_metadata", "item_handlers")
+    return all(isinstance(metadata.get(name), dict | None) for name in tables)
 
 
 def _newest_whole(folder, steps, abstract_parts):
@@ -204,15 +273,21 @@ def _load(path, abstract_parts) -> dict:
 
     Raises _Unusable, or UserError if it may be whole but cannot be read now.
     """
+    folder = plain_name(path.parent)
     try:
         for name, abstract in abstract_parts.items():
-            checksums = _check_metadata(path, name, abstract)
-        parts = ocp.load_checkpointables(path, abstract_parts)
+            checksums = _check_metadata(folder / path.name, name, abstract)
+        parts = apart(ocp.load_checkpointables, folder / path.name, abstract_parts)
         wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
-    except _Unusable:
-        raise
     except Exception as error:  # Orbax raises errors of many kinds, of its own and of others.
-        reason = _reason(error)
+        if _holds_pointers(path):
+            raise UserError(
+                f"{path}: holds git-lfs pointers, not the files themselves; "
+                "run `git lfs pull` in its folder"
+            ) from error
+        if isinstance(error, _Unusable):
+            raise
+        reason = _reason(error, folder, path.parent)
         at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
         if isinstance(error, at_fault) or any(word in reason for word in NOT_DAMAGE):
             raise UserError(
@@ -224,12 +299,28 @@ def _load(path, abstract_parts) -> dict:
     return parts
 
 
+def _holds_pointers(path) -> bool:
+    """Whether git-lfs has left pointers in place of files of this checkpoint."""
+    if "://" in str(path):
+        return False
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                with open(os.path.join(folder, name), "rb") as file:
+                    refuse_pointer(file.read(200))
+            except ValueError:
+                return True
+            except OSError:
+                continue
+    return False
+
+
 def _check_metadata(path, part: str, abstract) -> dict[str, int]:
     """The checksums of all parts. No memory is taken for arrays yet.
 
     Raises _Unusable if there are none or `part` is not like `abstract`.
     """
-    metadata = ocp.metadata(path, part)
+    metadata = apart(ocp.metadata, path, part)
     if metadata.metadata is None or not (metadata.custom_metadata or {}).get("checksums"):
         raise _Unusable("its metadata cannot be read")
     there, here = _named(metadata.metadata), _named(abstract)
@@ -244,6 +335,10 @@ def _check_metadata(path, part: str, abstract) -> dict[str, int]:
         ):
             raise _Unusable(f"{part} {name} is stored in pieces larger than itself")
     return metadata.custom_metadata["checksums"]
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def _named(tree) -> dict:
@@ -267,12 +362,15 @@ def _set_aside(path) -> str:
     return aside.name
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause: Orbax puts the fault there, and speaks of its handlers itself."""
+def _reason(error: BaseException, opened: epath.Path, folder: epath.Path) -> str:
+    """The innermost cause: Orbax puts the fault there, and speaks of its handlers itself.
+
+    `folder` was opened under the name `opened`.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).partition("[tensorstore_spec")[0].partition("See full TensorStore")[0]
-    words = " ".join(text.split()) or type(error).__name__
+    words = " ".join(text.split()).replace(str(opened), str(folder)) or type(error).__name__
     if len(words) < 300:
         return words
     return f"{words[:140]} ... {words[-140:]}"  # The system's own words come last.

@@ -2,12 +2,15 @@
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import logging
+import math
 import os
 import socket
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,26 @@ from etils import epath
 
 from ddpm_jax.config import flatten
 from ddpm_jax.devices.processes import agreed, is_first
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line, shown
 
 log = logging.getLogger(__name__)
+
+MOST_JSON = 2**24
+"""Bytes of a JSON file. Ours have some thousand, an index of a large model's tensors a million."""
+
+DEEPEST_JSON = 50
+"""Levels of lists and objects. Ours have five."""
+
+LOCAL_MOUNTS = ("/gs/", "/s3/", "/az/", "/hf/")
 
 
 def path_of(path: epath.PathLike) -> epath.Path:
     """`path` with ~ expanded. Raises UserError if its kind of filesystem is unknown."""
+    name = os.fspath(path)
+    if "\0" in name:
+        raise UserError(f"{name!r}: a path cannot contain a null byte; choose another")
+    if name.startswith(LOCAL_MOUNTS):  # epath would take them for gs://, s3:// and so on.
+        path = f"/{name}"
     try:
         return epath.Path(path).expanduser()
     except KeyError:
@@ -51,7 +67,9 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
         return
     path = epath.Path(path)
     # Named by host and process: two programs may write the same file at once. One of them wins.
-    temporary = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp"
+    # The name itself may be as long as a name can be.
+    short = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    temporary = path.parent / f".{short}.{socket.gethostname()}-{os.getpid()}.tmp"
     with writing(path):
         if "://" in str(path):  # An object store shows an object only once it is complete.
             path.write_bytes(content)
@@ -65,16 +83,22 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
             raise
 
 
-def claim(folder: epath.Path, name: str, label: dict) -> None:
+def claim(
+    folder: epath.Path,
+    name: str,
+    label: dict,
+    now: Callable[[dict], dict] = lambda there: there,
+) -> None:
     """Marks `folder` as holding the results of `label`, which is written to its file `name`.
 
     If the folder has a label already, it must agree; entries that the old label lacks are ignored.
+    `now` puts an old label into the form of today's.
     Raises UserError naming the entries that differ, or if the folder holds anything else.
     """
     file = folder / name
     here = flatten(json.loads(json.dumps(label)))
     if agreed(file.exists()):
-        there = flatten(read_json(file))
+        there = flatten(now(read_table(file)))
         differs = [key for key in here if key in there and there[key] != here[key]]
         if differs:
             made_with = ", ".join(f"{key} {there[key]!r}, not {here[key]!r}" for key in differs)
@@ -171,17 +195,90 @@ def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
     Raises UserError naming the file if it is not an npz file or holds anything but plain arrays.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
+        return parse_npz(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read as npz ({error}); delete it to compute it again"
         ) from error
 
 
+def parse_npz(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an npz file. Raises ValueError, one line, for anything but plain arrays."""
+    refuse_pointer(content)
+    try:
+        _check_sizes(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
+        words = str(error) or type(error).__name__
+        raise ValueError(one_line(words, 200)) from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{shown(name)} is not an array")
+    return found
+
+
+def _check_sizes(content: bytes) -> None:
+    """Raises ValueError if an array claims to be larger than its part of the file can be."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in archive.infolist():
+            if not member.filename.endswith(".npy"):
+                continue
+            # Deflate makes at most 1,032 bytes of one.
+            most = min(member.file_size, 1032 * min(member.compress_size, len(content)))
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0
+                if version != (1, 0):
+                    read = np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+            if math.prod(shape) * dtype.itemsize > most or min(shape, default=0) < 0:
+                raise ValueError(f"{shown(member.filename)} claims to be larger than the file")
+
+
+def read_table(file: epath.Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError naming the file if it holds anything else."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: is not a JSON object but {shown(value)}; fix or restore it")
+    return value
+
+
 def read_json(file: epath.Path) -> Any:
     """The content of a JSON file. Raises UserError naming the file if it cannot be read."""
     try:
-        return json.loads(file.read_text())
+        with file.open("rb") as opened:
+            return parse_json(opened.read(MOST_JSON + 1))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); fix or restore it") from error
+
+
+def parse_json(content: bytes) -> Any:
+    """The value that JSON holds; every reader of JSON uses this.
+
+    Raises ValueError with a reason in one line for anything else, for a git-lfs pointer, and for
+    values that are nested deeper than any of ours.
+    """
+    refuse_pointer(content)
+    if len(content) > MOST_JSON:
+        raise ValueError("it is too long for JSON of ours")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+    level, depth = [value] if isinstance(value, dict | list) else [], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST_JSON:
+            raise ValueError("its values are nested too deeply")
+        tables = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [item for table in tables for item in table if isinstance(item, dict | list)]
+    return value
+
+
+def refuse_pointer(content: bytes) -> None:
+    """Raises ValueError if `content` is what git-lfs leaves in place of a file."""
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            "it is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
+        )

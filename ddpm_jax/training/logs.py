@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ddpm_jax.data.images import grid, png, to_uint8
 from ddpm_jax.devices.processes import is_first
 from ddpm_jax.devices.progress import progress_bar
-from ddpm_jax.storage.files import append_line, write_file
+from ddpm_jax.storage.files import append_line, parse_json, write_file
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ class RunLog:
         self.lines_file = workdir / "metrics.jsonl"
         self._keep_lines_until(step)
         self.tensorboard = _TensorBoard(workdir, step)
-        self.progress = progress_bar(total=steps, initial=step, unit="step", leave=True)
+        self.progress = progress_bar(
+            total=steps, initial=step, unit="step", leave=True, lines=False
+        )
         self._redirect = logging_redirect_tqdm([logging.getLogger("ddpm_jax")])
         self._redirect.__enter__()
         self.started = time.monotonic()
@@ -141,7 +143,7 @@ class RunLog:
 def _step_of(line: bytes) -> int | None:
     """The step of a line of metrics.jsonl, or None if the line is damaged."""
     try:
-        step = json.loads(line)["step"]
+        step = parse_json(line)["step"]
     except (ValueError, TypeError, KeyError):
         return None
     return step if isinstance(step, int) else None

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ddpm_jax.average import average
 from ddpm_jax.config import Config, Optim, Train
 from ddpm_jax.data import Batch, BatchReader, Source
 from ddpm_jax.data.images import to_float
@@ -37,7 +38,41 @@ def make_optimizer(optim: Optim) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(optim.clip_norm)
     if optim.clip == "device":  # Each device has clipped its own gradient before the mean.
         clip = optax.identity()
-    return optax.chain(clip, optax.adam(learning_rate))
+    return optax.chain(clip, adam(learning_rate))
+
+
+def adam(learning_rate: optax.Schedule | float) -> optax.GradientTransformation:
+    """optax.adam, computed in float32 with and without jax's 64-bit mode."""
+    b1 = 0.9
+    b2 = 0.999
+    init = optax.scale_by_adam(b1, b2).init
+
+    def update(gradient, state, params=None):
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(gradient, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(gradient, state.nu, b2, 2)
+        updates = jax.tree.map(
+            lambda m, v: m / (jnp.sqrt(v) + 1e-8),
+            _unbiased(mu, b1, count),
+            _unbiased(nu, b2, count),
+        )
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    if callable(learning_rate):
+        learning_rate = _in_float32(learning_rate)
+    return optax.chain(
+        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+@functools.partial(jax.jit, inline=True)
+def _unbiased(moment, decay, count):
+    factor = 1 - jnp.float32(decay) ** count
+    return jax.tree.map(lambda x: x / factor, moment)
+
+
+def _in_float32(schedule: optax.Schedule) -> optax.Schedule:
+    return lambda count: schedule(jnp.float32(count))
 
 
 def init_state(ddpm: DDPM, params: PyTree = None) -> TrainState:
@@ -83,7 +118,9 @@ def train_step(
         loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
     updates, opt_state = make_optimizer(optim).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = optax.incremental_update(params, state.ema_params, 1 - optim.ema_decay)
+    ema_params = average(
+        state.ema_params, params, state.step, decay=optim.ema_decay, warmup=optim.ema_warmup
+    )
     new_state = TrainState(state.step + 1, params, ema_params, opt_state)
     if mesh is not None:
         shardings = state_shardings(new_state, mesh)
@@ -117,7 +154,7 @@ def _mean_gradient(ddpm: DDPM, params, rng, images, first_row):
         # Every parts-th row, so that each part lies on all devices.
         return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros((), jnp.float32), params))
     total, _ = jax.lax.scan(add_part, zero, (divide(rows), divide(images)))
     return jax.tree.map(lambda x: x / parts, total)
 
