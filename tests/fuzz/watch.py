@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,9 @@ import numpy as np
 from PIL import Image, ImageFile
 
 LOGGERS = (None, "absl", "asyncio", "PIL", "jax", "orbax", "ddpm_jax")
+
+# It writes past Python, which only another stderr for the whole process could stop.
+LIBTIFF = re.compile(rb"[\w.]+: ")
 
 
 def hooks():
@@ -54,7 +58,7 @@ class Watch(logging.Handler):
         self.stderr = stderr
         self.length = 0
         self.seen = []
-        logging.getLogger().addHandler(self)
+        logging.getLogger().handlers[:] = [self]
         warnings.simplefilter("always")
         warnings.showwarning = self._warning
         sys.unraisablehook = self._unraisable
@@ -82,8 +86,9 @@ class Watch(logging.Handler):
         seen, self.seen = self.seen, []
         written = os.pread(self.stderr.fileno(), 2**20, self.length)
         self.length += len(written)
-        if written:
-            seen.append(f"written to stderr: {written[-300:]!r}")
+        lines = [line for line in written.splitlines() if not LIBTIFF.match(line)]
+        if lines:
+            seen.append(f"written to stderr: {lines}"[:300])
         return seen
 
 
