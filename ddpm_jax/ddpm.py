@@ -12,6 +12,7 @@ import numpy as np
 
 from ddpm_jax import likelihood, losses
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
+from ddpm_jax.data.images import warn_of_range
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.diffusion import p_mean_variance, x_0_denoiser
@@ -383,3 +384,4 @@ def _share_rows(call, params, *batched):
 def _check_images(x_0) -> None:
     if not jnp.issubdtype(x_0.dtype, jnp.floating):
         raise TypeError(f"x_0: must be floats in [-1, 1], got {x_0.dtype}; use x / 127.5 - 1")
+    warn_of_range(x_0)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from typing import TypeVar
 
 import jax
@@ -27,6 +28,23 @@ def to_uint8(x: Float[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
 def to_float(images: UInt8[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
     return images.astype(jnp.float32) / 127.5 - 1
+
+
+def warn_of_range(x: jax.Array | np.ndarray) -> None:
+    """Warns of images x_0 that are never negative: they are in [0, 1] or so, not in [-1, 1].
+
+    Nothing is known of the values inside jit, or of those that other hosts hold.
+    """
+    if isinstance(x, jax.core.Tracer) or not x.size or not getattr(x, "is_fully_addressable", True):
+        return
+    low = float(x.min())
+    high = float(x.max())
+    if 0 <= low < high:
+        warnings.warn(
+            f"x_0 is in [{low:.3g}, {high:.3g}], and images are meant to be in [-1, 1]; use "
+            "2 * x - 1 for images in [0, 1], x / 127.5 - 1 for levels up to 255",
+            stacklevel=4,
+        )
 
 
 def grid(images: np.ndarray, columns: int | None = None, size: int = 48) -> np.ndarray:

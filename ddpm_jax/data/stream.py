@@ -32,9 +32,8 @@ class Stream:
         self.source = batches.source
         self.workers = workers
         # Workers find images by index. Without this, each would hold a copy of all names.
-        self._batches = dataclasses.replace(
-            batches, source=dataclasses.replace(batches.source, names=[])
-        )
+        source = dataclasses.replace(batches.source, names=[], marks=None)
+        self._batches = dataclasses.replace(batches, source=source)
         self._iterator: Any = None
         self._next: int | None = None
 

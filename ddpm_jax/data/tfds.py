@@ -16,7 +16,9 @@ from etils import epath
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
-from ddpm_jax.data.decode import check_channels, decode
+from ddpm_jax.data.decode import WithLimits, check_channels, decode
+from ddpm_jax.data.faults import machine_remedy
+from ddpm_jax.data.npz import BadArray, Npz
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import DataLost, UserError
 
@@ -148,7 +150,7 @@ def _has_labels(builder, name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
+class _Reader(WithLimits):
     """Reads images of a prepared split. It can be sent to other processes."""
 
     title: str
@@ -168,9 +170,12 @@ class _Reader:
         except UserError:
             raise
         except Exception as error:  # From the disk, tfds or Pillow, without a common base class.
+            remedy = machine_remedy(error) or (
+                "restore it, or delete that folder to prepare it again"
+            )
             raise DataLost(
                 f"data: {self.title} in {self.folder} can no longer be read ({_one_line(error)}); "
-                "restore it, or delete that folder to prepare it again, then run the same command"
+                f"{remedy}, then run the same command"
             ) from error
         if not self.labelled:
             return images, None
@@ -255,10 +260,10 @@ def _load(file: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:
     if not file.exists():
         return None
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            if str(arrays["fingerprint"]) == fingerprint:
-                return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
+        with file.open("rb") as opened, Npz(opened) as arrays:
+            if str(arrays.read("fingerprint")) == fingerprint:
+                return {name: arrays.read(name) for name in arrays.names}
+    except (BadArray, KeyError, OSError) as error:
         log.warning("data: %s is damaged and will be written again (%s)", file, _one_line(error))
     return None
 

@@ -56,9 +56,10 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
     if model.data_fingerprint is None:
         return Images(split, source, np.arange(len(source)))
     if source.fingerprint != model.data_fingerprint:
+        former = source.former.get(model.data_fingerprint)
         raise UserError(
             f"data: {data or config.source} does not hold the images that this model was trained "
-            "on; name those with --data"
+            f"on{f' ({former})' if former else ''}; name those with --data"
         )
     return _read_part(split, source, config.holdout)
 

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Metavar, Range
-from ddpm_jax.data.folder import decode
+from ddpm_jax.data.decode import decode
 from ddpm_jax.data.images import to_float, to_uint8
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
