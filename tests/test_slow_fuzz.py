@@ -44,7 +44,7 @@ def _now(folder):
 
 
 def test_a_damaged_file_ends_in_a_result_or_in_one_line(tmp_path):
-    figures = json.loads(run(tmp_path, "fuzz.run"))
+    figures = json.loads(run(tmp_path, "fuzz.run", "--now", "now"))
     for each in figures["readers"]:
         outcomes = ", ".join(f"{count} {word}" for word, count in sorted(each["outcomes"].items()))
         print(f"{each['reader']:26}{each['cases']:6} cases {each['seconds']:6.1f} s  {outcomes}")

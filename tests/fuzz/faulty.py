@@ -93,7 +93,7 @@ def main():
         Reader(name, 2, lambda rng: {"x": b"x"}, lambda rng, files: files, read)
         for name, read in FAULTS.items()
     ]
-    options = SimpleNamespace(seed=0, times=1, case=None, seconds=1)
+    options = SimpleNamespace(seed=0, times=1, case=None, seconds=1, now=None)
     with started(options) as runner:
         runner.limit_memory()
         figures = [runner.run(reader) for reader in readers]

@@ -43,7 +43,8 @@ def main():
     parser.add_argument("--case", type=int)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--times", type=float, default=1, help="times the usual number of cases")
-    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of computing, a case")
+    parser.add_argument("--now", help="a file for the case that is being read")
     options = parser.parse_args()
     readers = [each for each in all_readers() if options.reader in (None, each.name)]
     with started(options) as runner:
@@ -69,12 +70,11 @@ def all_readers():
 @contextlib.contextmanager
 def started(options):
     """A Runner. Until it ends, stderr is a file that it looks at."""
-    now = Path("now").absolute()
     with tempfile.TemporaryDirectory() as scratch, open(f"{scratch}/stderr", "a+b") as stderr:
         screen = os.dup(2)
         os.dup2(stderr.fileno(), 2)
         try:
-            yield Runner(Path(scratch), Watch(stderr), now, options)
+            yield Runner(Path(scratch), Watch(stderr), options)
         finally:
             os.dup2(screen, 2)
 
@@ -82,10 +82,9 @@ def started(options):
 class Runner:
     """Makes, damages and reads the files of one case after another."""
 
-    def __init__(self, scratch, watch, now, options):
+    def __init__(self, scratch, watch, options):
         self.scratch = scratch
         self.watch = watch
-        self.now = now
         self.options = options
 
     def warm_up(self, reader):
@@ -116,8 +115,8 @@ class Runner:
             cases = [self.options.case]
         before = open_files()
         for case in cases:
-            # If the reader hangs or crashes, this is where it did.
-            self.now.write_text(f"seed {self.options.seed}, reader {reader.name!r}, case {case}")
+            if self.options.now:  # If the reader hangs or crashes, this is where it did.
+                Path(self.options.now).write_text(f"--reader {reader.name!r} --case {case}")
             word, found = self._run_case(reader, case)
             outcomes[word] += 1
             for fault, text in found:
