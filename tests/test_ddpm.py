@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
-from ddpm_jax.ddpm import sample_batch
+from ddpm_jax.ddpm import _advance, sample_batch
 from ddpm_jax.devices.mesh import batch_sharding, make_mesh, replicated
 from ddpm_jax.keys import NOISE, TIME, example_keys, random_flip
 from ddpm_jax.sampler import Sampler, _log_variance
@@ -67,10 +67,10 @@ def test_several_devices_share_the_work(model):
 
 def test_programs_do_not_multiply_with_n(model):
     ddpm, params = model
-    sample_batch.clear_cache()
+    _advance.clear_cache()
     for n in range(1, 20):
         ddpm.sample(params, jax.random.key(0), n, batch_size=4)
-    assert sample_batch._cache_size() == 3  # batches of 1, 2 and 4
+    assert _advance._cache_size() == 3  # batches of 1, 2 and 4
 
 
 def test_nonsense_counts_are_refused(model):
@@ -212,6 +212,16 @@ def test_a_whole_grid_is_the_whole_chain(model):
         (
             {"steps": 5, "grid": "cubic"},
             "grid: must be one of linspace, leading, trailing, quad, got 'cubic'",
+        ),
+        (
+            {"steps": 1, "grid": "leading"},
+            "grid: leading with --steps 1 visits step 0 alone, and pure noise stays noise; choose "
+            "--grid trailing or linspace, or more steps",
+        ),
+        (
+            {"sampler": "heun", "steps": 1, "grid": "quad"},
+            "grid: quad with --steps 1 visits step 0 alone, and pure noise stays noise; choose "
+            "--grid trailing or linspace, or more steps",
         ),
         ({"grid": "quad"}, "grid: quad requires --steps; add it, or leave --grid out"),
         ({"eta": 0.5}, "eta: ancestral does not take it; leave it out or choose ddim"),

@@ -7,8 +7,9 @@ from tqdm import tqdm
 from ddpm_jax.devices.processes import is_first
 
 
-def progress_bar(*args: Any, leave: bool = False, **options: Any) -> tqdm:
+def progress_bar(
+    *args: Any, leave: bool = False, disable: bool | None = None, **options: Any
+) -> tqdm:
     """tqdm(*args, **options). The bar is removed when it is done, unless `leave`."""
-    return tqdm(
-        *args, leave=leave, dynamic_ncols=True, disable=None if is_first() else True, **options
-    )
+    disable = disable if is_first() else True
+    return tqdm(*args, leave=leave, dynamic_ncols=True, disable=disable, **options)

@@ -80,15 +80,19 @@ def _centres(length: int, count: int) -> np.ndarray:
 
 
 def _write(figure, left, total, title, notes) -> None:
-    figure.text(left / total[0], 1 - 20 / total[1], title, fontsize=11, va="center")
+    lines = [(1 - 20 / total[1], title, 11.0, "black")]
     for line, note in enumerate(reversed(notes)):
+        lines.append(((14 + 17 * line) / total[1], note, 8.5, "0.3"))
+    for height, text, size, color in lines:
         figure.text(
             left / total[0],
-            (14 + 17 * line) / total[1],
-            note,
-            fontsize=8.5,
+            height,
+            # A run's path stands in it, which may have $ or bytes that are not text.
+            text.encode(errors="replace").decode(),
+            parse_math=False,
+            fontsize=size,
             va="center",
-            color="0.3",
+            color=color,
         )
 
 

@@ -7,6 +7,7 @@ that reading the weights does not touch the optimiser's. With it a checksum of e
 import contextlib
 import logging
 import math
+import os
 
 import jax
 from etils import epath
@@ -18,6 +19,7 @@ from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.checksum import checksum
 from ddpm_jax.storage.files import path_of, writing
 from ddpm_jax.storage.orbax_log import demote_orbax_errors
+from ddpm_jax.storage.plain_name import plain_name
 
 log = logging.getLogger(__name__)
 demote_orbax_errors()
@@ -43,9 +45,14 @@ class Checkpoints:
         """Opens `workdir`/checkpoints, made if missing; the `keep` newest stay."""
         self.folder = _folder(workdir)
         self._failed = False
+        self._saved: tuple[int, dict] | None = None
+        self._proven = False
         with writing(self.folder):
+            if "://" not in str(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._opened = plain_name(self.folder)
             self._checkpointer = ocp.training.Checkpointer(
-                self.folder,
+                self._opened,
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
                 cleanup_tmp_directories=True,
             )
@@ -65,6 +72,8 @@ class Checkpoints:
             self._checkpointer.save_checkpointables_async(
                 step, parts, force=True, custom_metadata=about
             )
+        if not self._proven and self._saved is None:
+            self._saved = step, {name: _shapes(part) for name, part in parts.items()}
 
     def restore(self, abstract_parts: dict) -> dict | None:
         """The parts of the newest whole checkpoint, or None before the first one.
@@ -101,11 +110,35 @@ class Checkpoints:
         """Waits for the save in progress, if any."""
         with self._reported():
             self._checkpointer.wait()
+        self._prove()
 
     def close(self) -> None:
         """Waits for the save in progress, and ends."""
         with self._reported():
             self._checkpointer.close()
+        self._prove()
+
+    def _prove(self) -> None:
+        """Finds the first checkpoint that was saved again, once, and reads all but its arrays.
+
+        A folder that takes files and does not give them back must not cost a whole training.
+        Raises UserError if the checkpoint is not found as it was saved.
+        """
+        if self._proven or self._saved is None or self._failed:
+            return
+        self._proven = True
+        step, shapes = self._saved
+        if not is_first():
+            return
+        try:
+            for name, abstract in shapes.items():
+                _check_metadata(self._opened / str(step), name, abstract)
+        except Exception as error:  # Orbax raises errors of many kinds, of its own and of others.
+            reason = _reason(error, self._opened, self.folder)
+            raise UserError(
+                f"{self.folder / str(step)}: was saved, but cannot be read back ({reason}); "
+                "choose a --workdir on another disk"
+            ) from error
 
     @contextlib.contextmanager
     def _reported(self):
@@ -123,7 +156,8 @@ class Checkpoints:
                 else f"the last good checkpoint is {last}"
             )
             raise UserError(
-                f"{self.folder}: a checkpoint cannot be saved ({_reason(error)}); {good}"
+                f"{self.folder}: a checkpoint cannot be saved "
+                f"({_reason(error, self._opened, self.folder)}); {good}"
             ) from error
 
 
@@ -138,7 +172,7 @@ def restore_part(
     folder = _folder(workdir)
     if not folder.exists():
         raise UserError(f"{workdir}: this run has no checkpoint yet")
-    checkpointer = ocp.training.Checkpointer(folder)
+    checkpointer = ocp.training.Checkpointer(plain_name(folder))
     steps = _steps(checkpointer)
     checkpointer.close()
     if not steps:
@@ -173,7 +207,11 @@ class _Unusable(Exception):
 def _folder(workdir: epath.PathLike) -> epath.Path:
     path = path_of(workdir)
     # Orbax wants absolute paths; resolve() would take gs:// for a local folder's name.
-    return (path if "://" in str(path) else path.resolve()) / "checkpoints"
+    if "://" in str(path):
+        return path / "checkpoints"
+    # It also takes `..` for the folder before it in the path, which is wrong after a link.
+    absolute = epath.Path(os.path.realpath(path)) if ".." in path.parts else path.resolve()
+    return absolute / "checkpoints"
 
 
 def _steps(checkpointer) -> list[int]:
@@ -204,15 +242,16 @@ def _load(path, abstract_parts) -> dict:
 
     Raises _Unusable, or UserError if it may be whole but cannot be read now.
     """
+    folder = plain_name(path.parent)
     try:
         for name, abstract in abstract_parts.items():
-            checksums = _check_metadata(path, name, abstract)
-        parts = ocp.load_checkpointables(path, abstract_parts)
+            checksums = _check_metadata(folder / path.name, name, abstract)
+        parts = ocp.load_checkpointables(folder / path.name, abstract_parts)
         wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
     except _Unusable:
         raise
     except Exception as error:  # Orbax raises errors of many kinds, of its own and of others.
-        reason = _reason(error)
+        reason = _reason(error, folder, path.parent)
         at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
         if isinstance(error, at_fault) or any(word in reason for word in NOT_DAMAGE):
             raise UserError(
@@ -246,6 +285,10 @@ def _check_metadata(path, part: str, abstract) -> dict[str, int]:
     return metadata.custom_metadata["checksums"]
 
 
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
 def _named(tree) -> dict:
     """{"1.0.count": leaf, ...}: the same for named tuples and for the lists in metadata."""
     leaves, _ = jax.tree.flatten_with_path(tree)
@@ -267,12 +310,15 @@ def _set_aside(path) -> str:
     return aside.name
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause: Orbax puts the fault there, and speaks of its handlers itself."""
+def _reason(error: BaseException, opened: epath.Path, folder: epath.Path) -> str:
+    """The innermost cause: Orbax puts the fault there, and speaks of its handlers itself.
+
+    `folder` was opened under the name `opened`.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).partition("[tensorstore_spec")[0].partition("See full TensorStore")[0]
-    words = " ".join(text.split()) or type(error).__name__
+    words = " ".join(text.split()).replace(str(opened), str(folder)) or type(error).__name__
     if len(words) < 300:
         return words
     return f"{words[:140]} ... {words[-140:]}"  # The system's own words come last.

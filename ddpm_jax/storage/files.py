@@ -2,12 +2,13 @@
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,16 @@ from ddpm_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
+LOCAL_MOUNTS = ("/gs/", "/s3/", "/az/", "/hf/")
+
 
 def path_of(path: epath.PathLike) -> epath.Path:
     """`path` with ~ expanded. Raises UserError if its kind of filesystem is unknown."""
+    name = os.fspath(path)
+    if "\0" in name:
+        raise UserError(f"{name!r}: a path cannot contain a null byte; choose another")
+    if name.startswith(LOCAL_MOUNTS):  # epath would take them for gs://, s3:// and so on.
+        path = f"/{name}"
     try:
         return epath.Path(path).expanduser()
     except KeyError:
@@ -51,7 +59,9 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
         return
     path = epath.Path(path)
     # Named by host and process: two programs may write the same file at once. One of them wins.
-    temporary = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp"
+    # The name itself may be as long as a name can be.
+    short = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    temporary = path.parent / f".{short}.{socket.gethostname()}-{os.getpid()}.tmp"
     with writing(path):
         if "://" in str(path):  # An object store shows an object only once it is complete.
             path.write_bytes(content)
@@ -65,16 +75,22 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
             raise
 
 
-def claim(folder: epath.Path, name: str, label: dict) -> None:
+def claim(
+    folder: epath.Path,
+    name: str,
+    label: dict,
+    now: Callable[[dict], dict] = lambda there: there,
+) -> None:
     """Marks `folder` as holding the results of `label`, which is written to its file `name`.
 
     If the folder has a label already, it must agree; entries that the old label lacks are ignored.
+    `now` puts an old label into the form of today's.
     Raises UserError naming the entries that differ, or if the folder holds anything else.
     """
     file = folder / name
     here = flatten(json.loads(json.dumps(label)))
     if agreed(file.exists()):
-        there = flatten(read_json(file))
+        there = flatten(now(read_json(file)))
         differs = [key for key in here if key in there and there[key] != here[key]]
         if differs:
             made_with = ", ".join(f"{key} {there[key]!r}, not {here[key]!r}" for key in differs)
