@@ -301,11 +301,30 @@ def _likelihood(model: Loaded, sets, seed, batch_size, folder) -> dict[str, dict
 
 
 def _likelihood_in(file, model: Loaded) -> dict[str, dict]:
-    """What an earlier evaluation measured that wrote `file`, if it was of the same model."""
-    before = read_json(file) if agreed(file.exists()) else {}
-    if any(before.get(name) != value for name, value in model.label.items()):
-        return {}
-    return {name: value for name, value in before["values"].items() if name.startswith("nll_")}
+    """What an earlier evaluation measured that wrote `file`, if it was of the same model.
+
+    Raises UserError if the file is not the record of one.
+    """
+    before = read_json(file) if agreed(file.exists()) else {"values": {}}
+    values = before.get("values") if isinstance(before, dict) else None
+    kept = {}
+    if isinstance(values, dict):
+        kept = {name: value for name, value in values.items() if name.startswith("nll_")}
+    if not isinstance(values, dict) or not all(map(_is_value, kept.values())):
+        raise UserError(f"{file}: not the record of an evaluation; move it away to make a new one")
+    same = all(before.get(name) == value for name, value in model.label.items())
+    return kept if same else {}
+
+
+def _is_value(value) -> bool:
+    """Whether `value` has what `_value` gives."""
+    if not isinstance(value, dict):
+        return False
+    words = [value.get("title"), value.get("error_is")]
+    numbers = [value.get("value"), value.get("error")]
+    return all(isinstance(word, str) for word in words) and all(
+        isinstance(number, float | int) for number in numbers
+    )
 
 
 def _value(title: str, value: float, error: float, error_is: str) -> dict[str, Any]:

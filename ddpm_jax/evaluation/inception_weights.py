@@ -7,6 +7,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from ddpm_jax.data.faults import reason_of
+from ddpm_jax.data.names import shown
+from ddpm_jax.data.npz import Npz
 from ddpm_jax.errors import UserError
 from ddpm_jax.models import inception_shapes
 from ddpm_jax.shapes import PyTree
@@ -47,7 +50,7 @@ def load_inception(path: epath.PathLike) -> PyTree:
         tensors = _READERS[path.suffix](content)
     except Exception as error:  # A damaged file raises errors of many kinds.
         raise UserError(
-            f"{path}: is not a {path.suffix} file of plain arrays ({error}); "
+            f"{path}: is not a {path.suffix} file of plain arrays ({shown(reason_of(error))}); "
             f"write it again with `{CONVERT}`"
         ) from error
     return from_state_dict(tensors, str(path))
@@ -95,7 +98,7 @@ def _is_unused(name: str) -> bool:
 def _some(names) -> str:
     """The first of the names, and the number of the others."""
     first, *others = names
-    return f"{first} (and {len(others)} more)" if others else first
+    return f"{shown(first):.200}" + (f" (and {len(others)} more)" if others else "")
 
 
 def _read_safetensors(content: bytes):
@@ -105,8 +108,8 @@ def _read_safetensors(content: bytes):
 
 
 def _read_npz(content: bytes):
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    with Npz(io.BytesIO(content)) as arrays:
+        return {name: arrays.read(name) for name in arrays.names}
 
 
 _READERS = {".safetensors": _read_safetensors, ".npz": _read_npz}

@@ -68,7 +68,10 @@ def _valid_features(rng):
         logits=drawn.normal(size=(N, K)).astype(np.float32),
     )
     statistics = npz(
-        mean=np.zeros(D), covariance=np.eye(D), count=np.array(N), features=np.zeros((N, D))
+        mean=np.zeros(D),
+        covariance=np.eye(D),
+        count=np.array(N),
+        features=np.zeros((N, D), np.float32),
     )
     return {f"00000000-{N:04d}-x.npz": part, "statistics.npz": statistics}
 
@@ -155,7 +158,7 @@ def _read_evaluation(folder, rng):
     """What evaluate takes over from an earlier evaluation of the same model."""
     kept = evaluate._likelihood_in(epath.Path(folder / "evaluation.json"), model())
     for value in kept.values():
-        assert isinstance(value["title"], str) and isinstance(value["value"], float)
+        assert isinstance(value["title"], str) and isinstance(value["value"], (int, float))
     return "read"
 
 

@@ -1,20 +1,25 @@
 """Damaged records of a run: config.json, run.json, labels of results, metrics.jsonl."""
 
 import json
-from types import SimpleNamespace
 
+import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Config, from_dict, load_config, to_dict
+from ddpm_jax.data.record import record
+from ddpm_jax.data.sources import from_array
 from ddpm_jax.storage import run as run_files
 from ddpm_jax.storage.files import claim
 from ddpm_jax.training.logs import RunLog
-from fuzz.arrays import RUN
+from fuzz.arrays import RUN, npz
 from fuzz.edits import edit_bytes
+from fuzz.formats import edit_npz
 from fuzz.json_edits import edit_json
-from fuzz.reader import Reader, edit_one
+from fuzz.reader import Reader, edit_one, files_of
 
 SHIPPED = RUN.parents[2] / "configs/digits.py"
+OTHERS = ".others"
+"""A file that says that the images are no longer those of the run."""
 LABEL = {"parameters": "abc", "step": 2, "seed": 0, "diffusion": {"num_timesteps": 10}}
 
 
@@ -48,31 +53,47 @@ def _read_record(folder, rng):
     return "read"
 
 
+def _source(seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    return from_array(images, (8, 8, 1))
+
+
+def _valid_run(rng):
+    source = _source()
+    about = json.loads(_records()["run.json"])
+    about |= {"data_fingerprint": source.fingerprint, "images": len(source)}
+    return _records() | {
+        "run.json": json.dumps(about).encode(),
+        "data.npz": npz(**record(source)),
+    }
+
+
+def _edit_run(rng, files):
+    """At times the images are others, too, so that the run's record of them is read."""
+    name = rng.choice(sorted(files))
+    edit = edit_npz if name == "data.npz" else edit_json
+    others = {OTHERS: b""} if name == "data.npz" or rng.random() < 0.2 else {}
+    return files | {name: edit(rng, files[name])} | others
+
+
 def _start_run(folder, rng):
     """A run that resumes keeps its record; one that cannot is left as it is."""
     config = from_dict(json.loads(_records()["config.json"]))
-    record = json.loads(_records()["run.json"])
-    source = _Images(record["data_fingerprint"], record["images"])
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    others = (folder / OTHERS).exists()
+    before = files_of(folder)
     resumed = False
     try:
-        with run_files.start_run(folder, config, source, "cpu"):
+        with run_files.start_run(folder, config, _source(int(others)), "cpu"):
             resumed = True
+            assert not others, "a run resumed with other images"
             after = json.loads((folder / "run.json").read_bytes())
             assert len(after["starts"]) == len(json.loads(before["run.json"])["starts"]) + 1
             assert run_files.read_config(folder) == config
     finally:
-        kept = {name: (folder / name).read_bytes() for name in before}
-        assert resumed or kept == before, "a run that cannot resume was changed"
+        now = files_of(folder)
+        same = all(now[name] == content for name, content in before.items())
+        assert resumed or same, "a run that cannot resume was changed"
     return "read"
-
-
-class _Images(SimpleNamespace):
-    def __init__(self, fingerprint, count):
-        super().__init__(fingerprint=fingerprint, count=count)
-
-    def __len__(self):
-        return self.count
 
 
 def _read_label(folder, rng):
@@ -132,8 +153,8 @@ READERS = [
     Reader(
         "a run that resumes",
         300,
-        lambda rng: _records(),
-        edit_one(edit_json),
+        _valid_run,
+        _edit_run,
         _start_run,
         keeps=False,
     ),
