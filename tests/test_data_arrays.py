@@ -130,12 +130,13 @@ def refused_npz(path):
         (npy((2, 4, 4, 3), descr="|O", pixels=bytes(96)), "Python objects"),
         (npy((-2, 4, 4, 3)), "its shape is"),
         (b"\x93NUMPY\2\0" + struct.pack("<I", 2**32 - 1) + bytes(99), "too long"),
-        (b"\x93NUMPY\1\0" + struct.pack("<H", 9_999) + b"(" * 9_999, "images: "),
+        (b"\x93NUMPY\1\0" + struct.pack("<H", 9_999) + b"(" * 9_999, "too long"),
+        (b"\x93NUMPY\1\0" + struct.pack("<H", 999) + b"-" * 999, "images: "),
         (b"\x93NUMPY\1\0", "cut short"),
         (b"\x93NUM", "does not begin as"),
         (b"", "does not begin as"),
     ],
-    ids=list("0123456789"),
+    ids=list("0123456789a"),
 )
 def test_no_memory_is_taken_for_what_a_header_claims(tmp_path, method, content, words):
     with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import types
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from test_data import bomb, folder, picture
 
 from ddpm_jax import UserError
 from ddpm_jax.config import Config, Data
-from ddpm_jax.data import from_array, split
+from ddpm_jax.data import from_array, load_source, split
+from ddpm_jax.data.decode import decode
 from ddpm_jax.data.formats import endings
+from ddpm_jax.data.quiet import quiet_pillow
 from ddpm_jax.errors import DataLost
+from ddpm_jax.storage.files import npz
 from ddpm_jax.storage.run import start_run
 
 
@@ -79,6 +83,9 @@ def test_what_is_no_file_is_refused_at_once(three):
     (three / "d.png").unlink()
     os.mkfifo(three / "d.png")  # Reading it would wait for ever.
     assert "d.png cannot be read (it is not a regular file)" in refusal(three)
+    assert "d.png is neither a folder nor a zip" in refusal(three / "d.png")
+    with pytest.raises(UserError, match=r"d.png is not an npz .*not a regular file"):
+        load_source(Data(source=f"npz:{three}/d.png"))
 
 
 def test_a_folder_that_cannot_be_looked_at_is_not_left_out(three, monkeypatch):
@@ -200,6 +207,16 @@ def test_an_encrypted_zip_is_refused_for_what_it_is(classes, tmp_path):
     assert "x.zip is encrypted (1 images, the first is a/0.png)" in refusal(tmp_path / "x.zip")
 
 
+def test_a_member_that_unpacks_to_a_flood_is_not_unpacked(classes, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("ddpm_jax.data.files.UNPACKED", 2**16)
+    zipped(tmp_path / "x.zip", classes, lambda name: name)
+    with zipfile.ZipFile(tmp_path / "x.zip", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("d/0.png", bytes(2**17))
+    assert "d/0.png unpacks to 131,072 bytes, too many" in refusal(tmp_path / "x.zip")
+    assert len(folder(tmp_path / "x.zip", skip_unfit=True)) == 3
+    assert "skipped 1 images that do not fit: d/0.png" in caplog.text
+
+
 def test_no_zip_is_left_open(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\3\4 cut short")
     before = len(os.listdir("/dev/fd"))
@@ -236,9 +253,12 @@ def test_one_image_that_differs_is_named(classes, tmp_path, rng):
     Image.fromarray(picture(rng)).save(classes / "d.png")
     line = resumed(run, folder(classes))
     assert "b/0.png has changed; d.png is new; c/0.png is gone" in line
-    # A run of an older version keeps no record.
-    (run / "data.npz").unlink()
-    assert "(3 images, now 3)" in resumed(run, folder(classes))
+    # A run of an older version keeps no record, and a damaged one does not stand in the way.
+    for content in (None, b"x", npz({"marks": np.zeros((2, 2))}), npz({"names": np.zeros(3)})):
+        (run / "data.npz").unlink(missing_ok=True)
+        if content is not None:
+            (run / "data.npz").write_bytes(content)
+        assert "(3 images, now 3)" in resumed(run, folder(classes))
 
 
 def test_one_image_of_an_array_that_differs_is_named(tmp_path, rng):
@@ -294,6 +314,14 @@ def test_images_that_only_another_package_opens_are_counted(three, caplog, monke
         file.unlink()
     assert "no images found" in refusal(three) and "(it holds 1 .txt" in refusal(three)
 
+    # Telephones give HEIC the ending of JPEG.
+    Image.new("RGB", (4, 4)).save(three / "a.png")
+    (three / "b.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert folder(three).names == ["a.png"]
+    assert "b.jpg (pip install pillow-heif may open it)" in caplog.text
+    (three / "a.png").unlink()
+    (three / "b.jpg").unlink()
+
     # Where the package is installed, it is used.
     plugin = types.ModuleType("pillow_jxl")
     plugin.__spec__ = types.SimpleNamespace(name="pillow_jxl")
@@ -333,3 +361,33 @@ def test_no_limit_means_none_in_other_processes_too(three, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
         np.testing.assert_array_equal(pickle.loads(sent)([0]), folder(three).read(np.array([0])))
         assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_warnings_of_pillow_reach_nobody_and_change_nothing(three, monkeypatch):
+    """Two threads may decode at once, and one ends before the other."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        with pytest.raises(UserError, match="has 4x4 pixels, too many"):  # Pillow warns, too.
+            decode((three / "a.png").read_bytes(), (4, 4, 3), "a.png")
+        assert warnings.filters == before
+        first, second = quiet_pillow(), quiet_pillow()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert warnings.filters != before
+        second.__exit__(None, None, None)
+        assert warnings.filters == before
+
+
+def test_a_lost_image_is_told_without_addresses(three):
+    source = folder(three, cache_mb=0)
+    (three / "b.png").write_bytes(b"x")
+    with pytest.raises(DataLost) as lost:
+        source.read(np.array([1]))
+    expected = "b.png can no longer be decoded (it is not an image that Pillow knows); restore it"
+    assert expected in str(lost.value)
+    Image.new("RGB", (2, 9)).save(three / "b.png")
+    with pytest.raises(DataLost, match=r"b.png is 2x9 pixels, smaller than data.image_shape 4x4"):
+        source.read(np.array([1]))

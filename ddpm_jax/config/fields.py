@@ -190,6 +190,7 @@ class Data(Checked):
     """Folder with the original files of a tfds data set, to prepare it without a download."""
     image_shape: Annotated[tuple[int, int, int], Range(min=1), NETWORK_AND_IMAGES] = (32, 32, 3)
     """Height, width, channels. Image files are resized to cover it and cropped in the centre."""
+    # It may differ on resuming, since the fingerprint covers which images there are.
     skip_unfit: Annotated[bool, FREE] = False
     """Leave out images of a folder that are smaller than image_shape or too large to decode."""
     flip: Annotated[bool, LEARNING] = True

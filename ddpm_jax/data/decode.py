@@ -5,10 +5,12 @@ import io
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ddpm_jax.data.formats import formats
+from ddpm_jax.data.faults import Undecodable
+from ddpm_jax.data.formats import formats, opener
 from ddpm_jax.data.pixels import to_8_bit
+from ddpm_jax.data.quiet import quiet_pillow
 from ddpm_jax.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
@@ -53,7 +55,8 @@ def decode_file(file: bytes, image_shape: tuple[int, int, int], ending: str) -> 
     """As `decode`, but raises Unfit for an image that is too small or too large."""
     height, width, channels = image_shape
     reopen = functools.partial(_open, file, ending)
-    image, anew = to_8_bit(reopen, MODES[channels])
+    with quiet_pillow():
+        image, anew = to_8_bit(reopen, MODES[channels])
     if image.width < width or image.height < height:
         raise Unfit(
             f"is {image.width}x{image.height} pixels, smaller than data.image_shape "
@@ -91,6 +94,11 @@ def _open(file: bytes, ending: str) -> Image.Image:
         opened = Image.open(io.BytesIO(file), formats=formats(ending))
     except Image.DecompressionBombError as error:
         raise Unfit(f"is too large to decode safely: {error}") from error
+    except UnidentifiedImageError as error:
+        package = opener(file)
+        if package is None:
+            raise
+        raise Undecodable(f"pip install {package} may open it") from error
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and opened.width * opened.height > most:
         opened.close()

@@ -3,6 +3,9 @@
 import errno
 from typing import TypeGuard
 
+from PIL import UnidentifiedImageError
+
+from ddpm_jax.data.names import shown
 from ddpm_jax.errors import UserError
 
 OF_THE_MACHINE = {
@@ -28,13 +31,22 @@ class CannotRead(UserError):
         return f"data: {self.args[0]} cannot be read ({self.reason}); {self.remedy}"
 
 
+class Undecodable(ValueError):
+    """A file holds no image that can be used; the message is the reason, to be shown."""
+
+
 def reason_of(error: BaseException) -> str:
-    """The reason of `error`, on one line."""
+    """The reason of `error`, on one short line that can be printed."""
     if isinstance(error, MemoryError):
         return "out of memory"
+    if isinstance(error, Undecodable):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}".removesuffix(": ")
+    words = shown(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {words:.200}".removesuffix(": ")
 
 
 def is_of_machine(error: BaseException) -> TypeGuard[OSError | MemoryError]:

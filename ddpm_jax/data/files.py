@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 OF_A_RUN = {"config.json", "run.json", "metrics.jsonl"}
 """Files of a run directory; a folder that holds two of them is one."""
 
+UNPACKED = 2**26
+MAX_RATIO = 100
+"""A zip's member of more bytes than these that unpacks to so many times its size is no image."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Files:
@@ -75,6 +79,8 @@ def _members(root: Path) -> Files:
             f"data: {shown(root)} does not exist; name a folder or a zip with --data.source "
             "folder:PATH (--data in commands other than train)"
         )
+    if not root.is_file():  # Opening a pipe would wait for ever.
+        raise UserError(f"data: {shown(root)} is neither a folder nor a zip; name one of these")
     return _zip_members(root)
 
 
@@ -166,6 +172,8 @@ class _Zip:
         try:
             info = self.members[name]
             _check_size(info.file_size)
+            if info.file_size > max(UNPACKED, MAX_RATIO * info.compress_size):
+                raise Unfit(f"unpacks to {info.file_size:,} bytes, too many for an image")
             return self._file.read(info)
         except UserError:
             raise

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import logging
 import math
-import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
 from ddpm_jax.data.decode import DECODING, Unfit, WithLimits, check_channels, decode_file
-from ddpm_jax.data.faults import CannotRead, cannot_read, is_of_machine, reason_of
+from ddpm_jax.data.faults import CannotRead, Undecodable, cannot_read, is_of_machine, reason_of
 from ddpm_jax.data.files import open_files
 from ddpm_jax.data.names import name_bytes, shown, some
 from ddpm_jax.data.sources import Source
@@ -46,18 +44,15 @@ def load_folder(path: str, data: Data) -> Source:
     digests: dict[str, _Digest] = {}
     bad = []
     unfit: dict[str, str] = {}
-    with warnings.catch_warnings():
-        # Pillow only warns about images above MAX_IMAGE_PIXELS; `decode_file` refuses them.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for name, result in _try_all(decoder, names):
-            if isinstance(result, Unfit):
-                unfit[name] = str(result)
-            elif isinstance(result, Exception):
-                bad.append(f"{shown(name)} ({_why(result)})")
-            else:
-                if cached:
-                    pixels[len(digests)] = result.pixels
-                digests[name] = result.digest
+    for name, result in _try_all(decoder, names):
+        if isinstance(result, Unfit):
+            unfit[name] = str(result)
+        elif isinstance(result, Exception):
+            bad.append(f"{shown(name)} ({_why(result)})")
+        else:
+            if cached:
+                pixels[len(digests)] = result.pixels
+            digests[name] = result.digest
     if bad:
         log.warning("data: skipped %d files that cannot be decoded: %s", len(bad), some(bad))
     _check_fit(unfit, data.skip_unfit)
@@ -147,7 +142,7 @@ def _try_decode(decoder: _Decoder, name: str) -> _Image | Exception:
 
 def _why(error: Exception) -> str:
     """The kind of an error of Pillow, and the reason where this program has found it itself."""
-    return str(error) if "no fixed range" in str(error) else type(error).__name__
+    return str(error) if isinstance(error, Undecodable) else type(error).__name__
 
 
 def _check_fit(unfit: dict[str, str], skip: bool) -> None:
@@ -191,6 +186,8 @@ class _Reader:
             image = self.decoder(name)
         except CannotRead as error:
             raise _lost(name, f"can no longer be read ({error.reason})", error.remedy) from error
+        except Unfit as error:
+            raise _lost(name, str(error)) from error
         except Exception as error:  # Pillow raises many kinds of errors.
             raise _lost(name, f"can no longer be decoded ({reason_of(error)})") from error
         if str(image.digest) != self.digests[index]:

@@ -1,5 +1,6 @@
 """Which files are images, by their endings, and which package opens them."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -25,6 +26,16 @@ HEIF = Plugin("pillow-heif", "pillow_heif", "register_heif_opener")
 AVIF = Plugin("pillow-avif-plugin", "pillow_avif", None)
 JXL = Plugin("pillow-jxl-plugin", "pillow_jxl", None)
 PLUGINS = {".heic": HEIF, ".heif": HEIF, ".hif": HEIF, ".avif": AVIF, ".avifs": AVIF, ".jxl": JXL}
+
+# How files begin that are HEIC and the like, whatever their ending says: after so many bytes.
+STARTS = {
+    (4, b"ftyphei"): HEIF,
+    (4, b"ftyphev"): HEIF,
+    (4, b"ftypmif1"): HEIF,
+    (4, b"ftypavi"): AVIF,
+    (0, b"\xff\x0a"): JXL,
+    (0, b"\0\0\0\x0cJXL "): JXL,
+}
 
 # No package lets Pillow open these. What they hold must be written as another format first.
 CONVERTED = {
@@ -63,6 +74,14 @@ def _remedy(ending: str) -> str | None:
     return None
 
 
+def opener(file: bytes) -> str | None:
+    """The package that may open `file`, which Pillow does not know; None if it is not known."""
+    for (place, start), plugin in STARTS.items():
+        if file.startswith(start, place):
+            return plugin.package
+    return None
+
+
 def _after_dot(name: str) -> str:
     return "." + name.rpartition("/")[2].rpartition(".")[2].lower()
 
@@ -81,9 +100,10 @@ def endings() -> dict[str, str]:
     known = Image.registered_extensions()
     for plugin in {plugin for ending, plugin in PLUGINS.items() if ending not in known}:
         if importlib.util.find_spec(plugin.module):
-            module = importlib.import_module(plugin.module)
-            if plugin.function:
-                getattr(module, plugin.function)()
+            with contextlib.suppress(ImportError):  # It was built for another system.
+                module = importlib.import_module(plugin.module)
+                if plugin.function:
+                    getattr(module, plugin.function)()
     _add_inverted_tiff()
     known = Image.registered_extensions()
     return {ending: name for ending, name in known.items() if name in Image.OPEN and name != "EPS"}

@@ -3,15 +3,17 @@
 import io
 import math
 import os
+import stat
 import zipfile
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from ddpm_jax.data.faults import is_of_machine, reason_of
+from ddpm_jax.data.names import shown
 
-MAX_HEADER = 10_000
-"""Bytes of an array's header that NumPy reads without being asked to."""
+MAX_HEADER = 1000
+"""Bytes of an array's header: plain arrays have about 100, and a long one could nest deeply."""
 
 MAX_RATIO = 1032
 """Deflate makes at most this many bytes of one."""
@@ -57,6 +59,8 @@ class Npz:
 
     def header(self, name: str) -> Header:
         """The shape and dtype of the array `name`, which the file is long enough to hold."""
+        if name not in self._members:
+            raise BadArray(f"it has no array {name}")
         info = self._members[name]
         with _explaining(name), self._zip.open(info) as member:
             start, header = _read_header(member)
@@ -96,14 +100,16 @@ class _explaining:
         if error is None or not isinstance(error, Exception) or is_of_machine(error):
             return
         reason = str(error) if isinstance(error, BadArray) else reason_of(error)
-        raise BadArray(f"{self.name}: {reason}" if self.name else reason) from error
+        raise BadArray(f"{shown(self.name)}: {reason}" if self.name else reason) from error
 
 
 def _check_kind(file) -> None:
-    """Raises BadArray for a single array, which is no npz file."""
+    """Raises BadArray for a single array, which is no npz file, or for what is no file."""
     if hasattr(file, "read"):
         start = file.read(len(PREFIX))
         file.seek(0)
+    elif not stat.S_ISREG(os.stat(file).st_mode):  # Opening a pipe would wait for ever.
+        raise BadArray("it is not a regular file")
     else:
         with open(file, "rb") as opened:
             start = opened.read(len(PREFIX))

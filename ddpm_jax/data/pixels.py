@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddpm_jax.data.faults import Undecodable
+
 # Formats whose 16-bit greys run from 0, black, to 65535, white. Those of others have no fixed
 # range: in FITS, for example, they are measurements.
 FULL_RANGE = ("IM", "JPEG2000", "PNG", "PPM", "TIFF")
@@ -26,8 +28,8 @@ class Pixels(NamedTuple):
 def to_8_bit(reopen: Callable[[], Image.Image], mode: str) -> Pixels:
     """The image that `reopen` opens as `mode`, L or RGB, turned as its EXIF data say, on white.
 
-    16-bit greys keep their upper byte, as Pillow's 16-bit colours do. Raises ValueError for pixels
-    that have no fixed range.
+    16-bit greys keep their upper byte, as Pillow's 16-bit colours do. Raises Undecodable for
+    pixels that have no fixed range.
     """
     with reopen() as opened:
         kind = opened.format or ""
@@ -43,7 +45,7 @@ def to_8_bit(reopen: Callable[[], Image.Image], mode: str) -> Pixels:
         anew = bool(np.any(hidden)) or inverted or rawmode == "I;12"
         return Pixels(_on_white(Image.fromarray(grey), hidden, mode), anew)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        raise ValueError(f"pixels of mode {image.mode} in {kind} have no fixed range")
+        raise Undecodable(f"pixels of mode {image.mode} in {kind} have no fixed range")
     if key is not None and rawmode in SCALES:
         levels = np.asarray(image)
         hidden = levels == key * SCALES[rawmode]

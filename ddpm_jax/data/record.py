@@ -27,9 +27,11 @@ def differences(before: Mapping[str, np.ndarray], source: Source) -> list[str]:
 
     Empty if that is not known.
     """
-    if source.marks is None or not {"names", "marks"} <= before.keys():
+    names, marks = (np.asarray(before.get(name)) for name in ("names", "marks"))
+    known = (names.dtype, names.ndim, marks.dtype, marks.ndim) == (np.uint8, 1, np.uint32, 1)
+    if source.marks is None or not known:
         return []
-    was = dict(zip(_names(before["names"]), before["marks"].tolist(), strict=False))
+    was = dict(zip(_names(names), marks.tolist(), strict=False))
     now = dict(zip(source.names, source.marks().tolist(), strict=True))
     changed = [
         f"{shown(name)} has changed" for name in now if was.get(name, now[name]) != now[name]

@@ -127,8 +127,7 @@ def start_run(
         wait_for_all("start_run")  # All processes must have read the files before one writes.
         write_file(run_file, json.dumps(run, indent=1).encode())
         write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
-        if is_first() and not (workdir / "data.npz").exists():
-            write_file(workdir / "data.npz", npz(record.record(source)))
+        _record_images(workdir / "data.npz", source)
         yield workdir
 
 
@@ -184,6 +183,14 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source, ini
             f"{workdir}: this run cannot resume: {'; '.join(differences)}; "
             "undo these changes or choose another --workdir"
         )
+
+
+def _record_images(file: epath.Path, source: Source) -> None:
+    """Writes the names and hashes of the run's images, once."""
+    if is_first() and not file.exists():
+        of_images = record.record(source)
+        if of_images:
+            write_file(file, npz(of_images))
 
 
 def _of_images(workdir: epath.Path, run, source: Source) -> list[str]:
