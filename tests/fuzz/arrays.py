@@ -136,16 +136,18 @@ def _read_bound(folder, rng):
 
 
 def _valid_tfds(rng):
-    return {"x.npz": npz(fingerprint=np.array("abc"), images=_pictures(), labels=np.arange(N))}
+    labels = np.arange(N, dtype=np.int32)
+    return {"x.npz": npz(fingerprint=np.array("abc"), images=_pictures(), labels=labels)}
 
 
 def _read_tfds(folder, rng):
     """The decoded copy of a data set of tfds; a damaged one is written again."""
-    kept = tfds._load(epath.Path(folder / "x.npz"), "abc")
+    expected = {"images": ((N, 8, 8, 1), np.uint8), "labels": ((N,), np.int32)}
+    kept = tfds._load(epath.Path(folder / "x.npz"), "abc", expected)
     if kept is None:
         return "made again"
-    assert kept["images"].dtype == np.uint8 and kept["images"].shape[0] == N, "other images"
-    assert len(kept.get("labels", kept["images"])) == N, "other labels"
+    found = {name: (array.shape, array.dtype) for name, array in kept.items()}
+    assert found == expected, found
     return "read"
 
 

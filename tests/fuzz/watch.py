@@ -65,9 +65,9 @@ class Watch(logging.Handler):
         threading.excepthook = self._of_thread
 
     def emit(self, record):
-        """The package's own lines are for the user; but none may hide a lack of memory."""
+        """The package's own lines are for the user, and Pillow's few; memory is never what lacks."""
         line = record.getMessage()
-        if not record.name.startswith("ddpm_jax"):
+        if not record.name.startswith(("ddpm_jax", "PIL")):
             self.seen.append(f"a log line of {record.name}: {line:.300}")
         elif "MemoryError" in line:
             self.seen.append(f"memory ran out: {line:.300}")
