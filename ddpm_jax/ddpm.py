@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import operator
 from typing import Any
 
 import jax
@@ -13,12 +12,20 @@ import numpy as np
 
 from ddpm_jax import likelihood, losses
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
-from ddpm_jax.data.images import warn_of_range
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import Progress, moving, segments
 from ddpm_jax.diffusion import p_mean_variance, x_0_denoiser
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import NonFiniteSamples
+from ddpm_jax.inputs import (
+    check_concrete,
+    check_count,
+    check_key,
+    check_keys,
+    check_numbers,
+    checked_images,
+    checked_params,
+)
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
 from ddpm_jax.likelihood import BitsPerDim
 from ddpm_jax.models import UNet, init_params
@@ -87,6 +94,11 @@ class DDPM:
                 hashed.update(f"{name} {value!r}".encode())
         return hashed.hexdigest()
 
+    @functools.cached_property
+    def shapes(self) -> PyTree:
+        """The shapes and dtypes of the parameters, as a tree of jax.ShapeDtypeStruct."""
+        return jax.eval_shape(self.init, jax.random.key(0, impl="threefry2x32"))
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
@@ -94,6 +106,7 @@ class DDPM:
 
     def init(self, rng: AnyKey) -> PyTree:
         """Fresh parameters: a tree of float32 arrays."""
+        check_key(rng)
         return _init(self, rng)
 
     def denoise(
@@ -103,6 +116,9 @@ class DDPM:
 
         It has 2 C channels where the variance is learned.
         """
+        params = checked_params(params, self.shapes)
+        x_t = checked_images("x_t", x_t, self.image_shape)
+        check_numbers("t", t, len(x_t))
         return jnp.asarray(self.network.apply({"params": params}, x_t, t))
 
     def loss(
@@ -120,7 +136,10 @@ class DDPM:
         fold_in(rng, rows[i]); `rows` are 0, ..., B - 1 unless x_0 is a part of a batch.
         Raises TypeError for images that are not floats.
         """
+        check_key(rng)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
         rows = jnp.arange(len(x_0), dtype=jnp.uint32) if rows is None else rows
+        check_numbers("rows", rows, len(x_0))
         return self.loss_of_examples(params, example_keys(rng, rows), x_0, train=train)
 
     def loss_of_examples(
@@ -132,7 +151,9 @@ class DDPM:
         train: bool = False,
     ) -> Float[jax.Array, " b"]:
         """As `loss`, with the key of each example."""
-        _check_images(x_0)
+        params = checked_params(params, self.shapes)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
+        check_keys(keys, len(x_0))
         diffusion = self.config.diffusion
         t = random_times(keys, self.schedule.num_timesteps)
         noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
@@ -176,8 +197,10 @@ class DDPM:
         `progress` shows a bar of the steps of all batches, or is a tqdm that they move. Ctrl-C
         ends it within about a second, or one step's time.
         Raises ValueError for a negative n or start, a batch_size below 1, or a sampler that does
-        not fit the model, and UserError with the step if x stops being finite.
+        not fit the model, and NonFiniteSamples with the step if x stops being finite.
         """
+        n = check_count("n", n)
+        start = check_count("start", start)
         if n < 0 or start < 0 or start + n > 2**32:
             raise ValueError(
                 "n and start: must satisfy 0 <= start <= start + n <= 2**32, "
@@ -185,7 +208,9 @@ class DDPM:
             )
         chosen = as_sampler(sampler, **options)
         chosen.check(self.config.diffusion)
-        n = operator.index(n)
+        check_concrete("sample", params=params, rng=rng)
+        params = checked_params(params, self.shapes)
+        check_key(rng)
         mesh = mesh_of(params)
         result = np.empty((n, *self.image_shape), np.float32)
         batches = list(_batches(n, batch_size, mesh))
@@ -215,8 +240,14 @@ class DDPM:
         x was diffused `start` times (T is pure noise, k is q_sample at t = k - 1), the
         x that is returned `stop` times (0 is an image); x_0 is the prediction of the last step.
         Row i's noise at step t comes from fold_in(keys[i], t). `progress` as in `sample`.
-        Raises ValueError unless 0 <= stop < start <= T, and UserError if x stops being finite.
+        Raises ValueError unless 0 <= stop < start <= T, and NonFiniteSamples if x does not stay
+        finite.
         """
+        params = checked_params(params, self.shapes)
+        x = checked_images("x", x, self.image_shape)
+        check_keys(keys, len(x))
+        start = check_count("start", start)
+        stop = check_count("stop", stop)
         T = self.schedule.num_timesteps
         if not 0 <= stop < start <= T:
             raise ValueError(
@@ -226,7 +257,8 @@ class DDPM:
         with moving(progress, len(steps), "reverse steps") as move:
 
             def run(keys, x):
-                return _watched(_reverse, (self, params, keys, start), (x, x), steps, move)
+                args = (self, params, keys, np.int32(start))
+                return _watched(_reverse, args, (x, x), steps, move)
 
             return _share_rows(run, params, keys, x)
 
@@ -243,7 +275,8 @@ class DDPM:
         `steps` and `progress` as in `sample`; `decode` with as many steps takes them back to about
         x_0. Raises TypeError for images that are not floats.
         """
-        _check_images(x_0)
+        params = checked_params(params, self.shapes)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
         sampler = self._ddim(steps)
         steps_up = sampler.timesteps(self.config.diffusion)
         with moving(progress, len(steps_up), "encoding") as move:
@@ -262,6 +295,8 @@ class DDPM:
         progress: Progress = False,
     ) -> Float[jax.Array, "b h w c"]:
         """Images x_0 of latents x_T: DDIM with eta = 0, nothing clipped."""
+        params = checked_params(params, self.shapes)
+        x_T = checked_images("x_T", x_T, self.image_shape)
         sampler = self._ddim(steps)
         steps_down = sampler.timesteps(self.config.diffusion)[::-1]
         with moving(progress, len(steps_down), "decoding") as move:
@@ -292,9 +327,14 @@ class DDPM:
         See `likelihood.bits_per_dim`. Images are those of uint8, x / 127.5 - 1. Image i is diffused
         with noise of fold_in(rng, start + i). `batch_size`, devices and `progress` as in `sample`.
         Raises TypeError for images that are not floats, ValueError for a negative start, and
-        UserError for a model whose bound is infinite, or with the step if a term is not finite.
+        UserError for a model whose bound is infinite. NonFiniteSamples names the step at which a
+        term is not finite.
         """
-        _check_images(x_0)
+        check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0)
+        params = checked_params(params, self.shapes)
+        check_key(rng)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
+        start = check_count("start", start)
         self.config.diffusion.check_bound()
         if start < 0 or start + len(x_0) > 2**32:
             raise ValueError(
@@ -427,14 +467,15 @@ def _watched(program, args, state, steps, move):
     """`state` after all `steps` of a chain, which `program` runs in segments.
 
     `steps` are the original steps t in the order of the chain. Calls `move` after each segment with
-    its number of steps. Raises UserError from the step on that leaves a state that is not finite.
+    its number of steps. Raises NonFiniteSamples, which names the step, if the state does not stay
+    finite.
     """
     if _is_traced(args, state):  # Within a user's own jit or grad: one loop, as it always was.
         return program.__wrapped__(*args, state, 0, len(steps))[0]
     _announce(program, args[0], len(jax.tree.leaves(state)[0]))
     state = jax.tree.map(jnp.asarray, state)
     for first, last in segments(len(steps)):
-        after, finite = program(*args, state, first, last)
+        after, finite = program(*args, state, np.int32(first), np.int32(last))
         if not fetch(finite).all():
             _raise_not_finite(program, args, state, steps, first, last)
         state = jax.tree.map(_placed_as, after, state)
@@ -452,10 +493,10 @@ def _placed_as(after: jax.Array, before: jax.Array) -> jax.Array:
 def _raise_not_finite(program, args, state, steps, first, last):
     """Repeats a segment that went wrong, step by step, to find out where."""
     for i in range(first, last):
-        state, finite = program(*args, state, i, i + 1)
+        state, finite = program(*args, state, np.int32(i), np.int32(i + 1))
         bad = np.sum(~fetch(finite))
         if bad or i == last - 1:
-            raise UserError(
+            raise NonFiniteSamples(
                 f"samples: {bad} of {len(finite)} images are not finite from step t = {steps[i]} "
                 f"on, the chain's step {i + 1} of {len(steps)}; the weights may have diverged "
                 "(take an earlier checkpoint), or model.dtype overflows (take float32)"
@@ -506,7 +547,7 @@ def _of_one_step(config: Config) -> dict:
 def _batches(n: int, batch_size: int | None, mesh):
     """Batches of at most `batch_size`, 64 a device by default; see `full_batches`."""
     devices = mesh.size if mesh else 1
-    size = 64 * devices if batch_size is None else batch_size
+    size = 64 * devices if batch_size is None else check_count("batch_size", batch_size)
     return full_batches(n, size, shrink=True, multiple=devices)
 
 
@@ -519,9 +560,3 @@ def _share_rows(call, params, *batched):
     ((rows, _),) = full_batches(n, n, multiple=mesh.size)
     result = call(*(place(array[rows], mesh) for array in batched))
     return jax.tree.map(lambda array: array[:n], fetch(result))
-
-
-def _check_images(x_0) -> None:
-    if not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise TypeError(f"x_0: must be floats in [-1, 1], got {x_0.dtype}; use x / 127.5 - 1")
-    warn_of_range(x_0)

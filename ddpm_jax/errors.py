@@ -11,3 +11,7 @@ class DataLost(UserError):
 
 class NonFiniteLoss(UserError):
     """The loss or the gradient was infinite or not a number."""
+
+
+class NonFiniteSamples(UserError):
+    """A chain left values that were infinite or not a number."""

@@ -121,12 +121,18 @@ def as_sampler(sampler: Sampler | SamplerName, **options: Any) -> Sampler:
     Raises UserError for what does not fit together, TypeError for unknown options.
     """
     if not isinstance(sampler, Sampler):
-        return Sampler(sampler, **options)
+        # Numbers of NumPy and jax become Python's, which files and programs' names are made of.
+        plain = {name: _plain(value) for name, value in options.items()}
+        return Sampler(sampler, **plain)
     if options:
         raise TypeError(
             f"{', '.join(options)}: not allowed beside a Sampler; set it in the Sampler"
         )
     return sampler
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
 
 
 @functools.cache

@@ -180,10 +180,9 @@ def test_only_the_first_checkpoint_is_read_back_and_all_of_its_parts(tmp_path, m
         return whole(path, part, shapes)
 
     monkeypatch.setattr(checkpoint, "_check_metadata", counted)
-    checkpoints = Checkpoints(tmp_path, 2)
-    for step in (1, 2, 3):
+    checkpoints = Checkpoints(tmp_path, 1)
+    for step in (1, 2, 3):  # Faster than one asks whether they are saved.
         checkpoints.save(step, {"params": TREE, "ema_params": TREE})
-        checkpoints.wait()
     checkpoints.close()
     assert read == [("1", "params"), ("1", "ema_params")]
 

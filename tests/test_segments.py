@@ -1,5 +1,9 @@
 """Chains in segments: the same bits wherever they are cut, a bar that moves, Ctrl-C, NaNs."""
 
+import os
+import sys
+import termios
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +16,7 @@ from ddpm_jax import ddpm as module
 from ddpm_jax.config import Diffusion
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.ddpm import _advance, sample_batch
-from ddpm_jax.devices import segments
+from ddpm_jax.devices import progress, segments
 from ddpm_jax.devices.mesh import make_mesh, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import sample
@@ -178,7 +182,7 @@ def broken_below(t_broken, monkeypatch, tiny):
 @pytest.mark.parametrize("cuts", [UNEVEN, IN_ONE])
 def test_samples_that_are_not_finite_stop_with_the_step(monkeypatch, tiny, cut, cuts):
     ddpm = broken_below(6, monkeypatch, tiny)
-    params = {"w": jnp.zeros(())}
+    params = ddpm.init(jax.random.key(0))
     cut(cuts)
     words = r"samples: 1 of 4 images are not finite from step t = 6 on, the chain's step 4 of 10"
     with pytest.raises(UserError, match=words):
@@ -253,3 +257,28 @@ def test_the_same_sampler_in_other_words_is_the_same_folder(run, tmp_path):
     sample_to(out, model, 1, seed=0, sampler=ddim)
     with pytest.raises(UserError, match="eta"):
         sample_to(out, model, 1, seed=0, sampler=Sampler("ddim", eta=1.0))
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, caplog, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    caplog.set_level("INFO")
+    with progress.progress_bar(total=1000, desc="sampling", unit="step") as bar:
+        for _ in range(100):
+            clock[0] += 1.0
+            bar.update(10)
+    assert caplog.messages == [f"sampling: {done} of 1000 steps" for done in (300, 600, 900)]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("columns", [0, 80])
+def test_a_terminal_without_a_width_gets_lines(monkeypatch, columns):
+    main, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, columns))
+    with open(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with progress.progress_bar(total=10, desc="sampling", file=stderr) as bar:
+            is_bar = not bar.disable
+    monkeypatch.undo()
+    os.close(main)
+    assert is_bar == (columns > 0)

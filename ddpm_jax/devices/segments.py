@@ -53,7 +53,7 @@ def moving(progress: Progress, total: int, desc: str) -> Iterator[Callable[[int]
     if not isinstance(progress, bool):
         yield progress.update
     elif progress:
-        with progress_bar(total=total, desc=desc, unit="step", disable=False) as bar:
+        with progress_bar(total=total, desc=desc, unit="step", always=True) as bar:
             yield bar.update
     else:
         yield lambda steps: None

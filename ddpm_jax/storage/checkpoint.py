@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 from ddpm_jax.devices.processes import is_first, wait_for_all
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
+from ddpm_jax.storage.apart import apart
 from ddpm_jax.storage.checksum import checksum
 from ddpm_jax.storage.files import path_of, writing
 from ddpm_jax.storage.orbax_log import demote_orbax_errors
@@ -51,7 +52,8 @@ class Checkpoints:
             if "://" not in str(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._opened = plain_name(self.folder)
-            self._checkpointer = ocp.training.Checkpointer(
+            self._checkpointer = apart(
+                ocp.training.Checkpointer,
                 self._opened,
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
                 cleanup_tmp_directories=True,
@@ -67,10 +69,16 @@ class Checkpoints:
         """Starts to save `parts`, a dict of pytrees, as `step`; an existing step is kept."""
         if step == self.latest_step:
             return
+        if self._saved is not None and not self._proven:
+            self.wait()  # Orbax would wait too, and may delete the older checkpoint then.
         about = {"checksums": {name: checksum(part) for name, part in parts.items()}}
         with self._reported():
-            self._checkpointer.save_checkpointables_async(
-                step, parts, force=True, custom_metadata=about
+            apart(
+                self._checkpointer.save_checkpointables_async,
+                step,
+                parts,
+                force=True,
+                custom_metadata=about,
             )
         if not self._proven and self._saved is None:
             self._saved = step, {name: _shapes(part) for name, part in parts.items()}
@@ -98,7 +106,7 @@ class Checkpoints:
                 step,
             )
         wait_for_all("set aside")
-        self._checkpointer.reload()
+        apart(self._checkpointer.reload)
         return parts
 
     def check(self) -> None:
@@ -109,13 +117,13 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits for the save in progress, if any."""
         with self._reported():
-            self._checkpointer.wait()
+            apart(self._checkpointer.wait)
         self._prove()
 
     def close(self) -> None:
         """Waits for the save in progress, and ends."""
         with self._reported():
-            self._checkpointer.close()
+            apart(self._checkpointer.close)
         self._prove()
 
     def _prove(self) -> None:
@@ -172,9 +180,9 @@ def restore_part(
     folder = _folder(workdir)
     if not folder.exists():
         raise UserError(f"{workdir}: this run has no checkpoint yet")
-    checkpointer = ocp.training.Checkpointer(plain_name(folder))
+    checkpointer = apart(ocp.training.Checkpointer, plain_name(folder))
     steps = _steps(checkpointer)
-    checkpointer.close()
+    apart(checkpointer.close)
     if not steps:
         raise UserError(f"{workdir}: this run has no checkpoint yet")
     if step is not None and step not in steps:
@@ -246,7 +254,7 @@ def _load(path, abstract_parts) -> dict:
     try:
         for name, abstract in abstract_parts.items():
             checksums = _check_metadata(folder / path.name, name, abstract)
-        parts = ocp.load_checkpointables(folder / path.name, abstract_parts)
+        parts = apart(ocp.load_checkpointables, folder / path.name, abstract_parts)
         wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
     except _Unusable:
         raise
@@ -268,7 +276,7 @@ def _check_metadata(path, part: str, abstract) -> dict[str, int]:
 
     Raises _Unusable if there are none or `part` is not like `abstract`.
     """
-    metadata = ocp.metadata(path, part)
+    metadata = apart(ocp.metadata, path, part)
     if metadata.metadata is None or not (metadata.custom_metadata or {}).get("checksums"):
         raise _Unusable("its metadata cannot be read")
     there, here = _named(metadata.metadata), _named(abstract)
