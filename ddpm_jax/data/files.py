@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from ddpm_jax.data.decode import Unfit
-from ddpm_jax.data.faults import CannotRead, cannot_read, reason_of
+from ddpm_jax.data.faults import CannotRead, cannot_read, machine_remedy, reason_of
 from ddpm_jax.data.formats import image_files, unopened
 from ddpm_jax.data.names import endings, shown, some
 from ddpm_jax.errors import UserError
@@ -51,11 +51,11 @@ def open_files(path: str) -> Files:
     root = Path(path).expanduser()
     try:
         found = _members(root)
-    except OSError as error:
-        where = shown(error.filename or root)
+    except (OSError, MemoryError) as error:
+        where = shown(getattr(error, "filename", None) or root)
         raise UserError(
-            f"data: cannot read {where} ({error.strerror or error}); "
-            "fix that or name another folder"
+            f"data: cannot read {where} ({reason_of(error)}); "
+            f"{machine_remedy(error) or 'fix that or name another folder'}"
         ) from error
     names = _without_runs(root, list(found.names))
     images = image_files(names)
