@@ -1,8 +1,34 @@
 """Exceptions that the command line turns into one line and an exit code."""
 
+LONGEST = 1500
+"""Characters of a message; a longer one loses its middle."""
+
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message names it and the remedy, in one line."""
+    """Something the user gave cannot be used; the message names it and the remedy, in one line.
+
+    Names, paths and values of files stand in it: what a screen cannot show of them is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message, LONGEST))
+
+
+def one_line(text: str, longest: int) -> str:
+    """`text` as one line of characters that can be shown, at most about `longest`."""
+    line = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text[: longest + 1] + text[longest + 1 :][-longest:]
+    )
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"
+
+
+def shown(value: object) -> str:
+    """`value` as Python writes it, cut to about 80 characters: for messages."""
+    if isinstance(value, int) and abs(value) >= 2**64:  # Python refuses to write very long ones.
+        return f"a whole number of {value.bit_length()} bits"
+    return one_line(repr(value), 80)
 
 
 class DataLost(UserError):

@@ -59,7 +59,7 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         (["train", "digits", "--optim.learning-rate"], "learning-rate"),
         (
             ["train", "digits", "--train.batch-size", "0"],
-            "train.batch_size: must be at least 1, got 0",
+            "train.batch_size: must be at least 1 and at most 16777216, got 0",
         ),
         (["train", "digits", "--diffusion.schedule", "sine"], "sine"),
         (

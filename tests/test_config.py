@@ -79,7 +79,10 @@ def test_the_defaults_are_the_papers_cifar10():
             lambda: Data(image_shape=(3, 3)),
             "data.image_shape: must be a tuple of 3 numbers, got (3, 3)",
         ),
-        (lambda: Data(image_shape=(8, 0, 3)), "data.image_shape: must be at least 1, got 0"),
+        (
+            lambda: Data(image_shape=(8, 0, 3)),
+            "data.image_shape: must be at least 1 and at most 65536, got 0",
+        ),
         (
             lambda: Model(channel_multipliers=()),
             "model.channel_multipliers: must have one number per level, got none",

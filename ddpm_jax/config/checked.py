@@ -6,7 +6,10 @@ import types
 import typing
 from typing import Annotated, Any, ClassVar, Literal
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shown
+
+LONGEST_TUPLE = 16
+"""Numbers of a field: a network has a handful of levels, and each halves the image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +72,14 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
         _check(label, value, options[0], bounds)
     elif typing.get_origin(hint) is Literal:
         if value not in options:
-            raise UserError(f"{label}: must be one of {', '.join(options)}, got {value!r}")
+            raise UserError(f"{label}: must be one of {', '.join(options)}, got {shown(value)}")
     elif typing.get_origin(hint) is tuple:
         size = None if options[-1] is Ellipsis else len(options)
         if not isinstance(value, tuple) or (size is not None and len(value) != size):
-            raise UserError(
-                f"{label}: must be a tuple of {f'{size} ' if size else ''}numbers, got {value!r}"
-            )
+            numbers = f"{size} numbers" if size else "numbers"
+            raise UserError(f"{label}: must be a tuple of {numbers}, got {shown(value)}")
+        if len(value) > LONGEST_TUPLE:
+            raise UserError(f"{label}: must have at most {LONGEST_TUPLE} numbers, got {len(value)}")
         for item in value:
             _check(label, item, options[0], bounds)
     else:
@@ -86,6 +90,8 @@ def _check_one(label: str, value, kind: type, bounds: Range | None) -> None:
     # bool is an int to Python, and nobody means one by the other. An int for a float is fine.
     accepted: Any = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{label}: must be of type {kind.__name__}, got {value!r}")
-    if bounds is not None and (value not in bounds or not math.isfinite(value)):
-        raise UserError(f"{label}: must be {bounds}, got {value}")
+        raise UserError(f"{label}: must be of type {kind.__name__}, got {shown(value)}")
+    if bounds is not None and value not in bounds:
+        raise UserError(f"{label}: must be {bounds}, got {shown(value)}")
+    if isinstance(value, int | float) and not abs(value) < 2.0**63:  # nan is not, either.
+        raise UserError(f"{label}: must be a number below 2**63, got {shown(value)}")

@@ -6,6 +6,7 @@ below a field is its help on the command line.
 """
 
 import dataclasses
+import math
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -29,6 +30,13 @@ from ddpm_jax.schedule import SMALLEST_BETA, betas_of, schedule_parameters
 Positive = Annotated[int, Range(min=1)]
 Natural = Annotated[int, Range(min=0)]
 Timesteps = Annotated[int, Range(min=1, max=1_000_000)]
+WIDEST = 2**18
+"""Channels of a level."""
+LARGEST = 2**30
+"""Numbers of an image."""
+# Far beyond any real use, and small enough that nothing is built or counted for ever.
+Size = Annotated[int, Range(min=1, max=65_536)]
+BatchSize = Annotated[int, Range(min=1, max=2**24)]
 Beta = Annotated[float, Range(min=SMALLEST_BETA, max=1)]
 Seed = Annotated[int, Range(min=0, below=2**32)]
 
@@ -37,17 +45,17 @@ Seed = Annotated[int, Range(min=0, below=2**32)]
 class Model(Checked):
     """The U-Net."""
 
-    base_channels: Annotated[int, Range(min=4), NETWORK] = 128
+    base_channels: Annotated[int, Range(min=4, max=65_536), NETWORK] = 128
     """Channels of the first level."""
-    channel_multipliers: Annotated[tuple[int, ...], Range(min=1), NETWORK] = (1, 2, 2, 2)
+    channel_multipliers: Annotated[tuple[int, ...], Range(min=1, max=1024), NETWORK] = (1, 2, 2, 2)
     """Channels of each level, in units of base_channels."""
-    num_res_blocks: Annotated[Positive, NETWORK] = 2
+    num_res_blocks: Annotated[int, Range(min=1, max=64), NETWORK] = 2
     """Residual blocks per level on the way down; on the way up there is one more."""
     attention_resolutions: Annotated[tuple[int, ...], Range(min=1), NETWORK] = (16,)
     """Resolutions of the levels with attention: their smaller side in pixels."""
     dropout: Annotated[float, Range(min=0, below=1), LEARNING] = 0.1
     """Dropout rate inside each residual block, in training."""
-    norm_groups: Annotated[Positive, NETWORK_AND_IMAGES] = 32
+    norm_groups: Annotated[Size, NETWORK_AND_IMAGES] = 32
     """Number of groups of each group normalisation."""
     dtype: Annotated[Dtype, IMAGES] = "float32"
     """Type that convolutions and dense layers compute in; parameters and norms stay float32."""
@@ -68,6 +76,11 @@ class Model(Checked):
             raise UserError(f"model.base_channels: must be even, got {self.base_channels}")
         for multiplier in self.channel_multipliers:
             width = self.base_channels * multiplier
+            if width > WIDEST:
+                raise UserError(
+                    f"model.channel_multipliers: a level would have {width} channels; choose "
+                    f"at most {WIDEST}"
+                )
             if width % self.norm_groups:
                 raise UserError(
                     f"model.norm_groups: {self.norm_groups} does not divide the {width} channels "
@@ -188,7 +201,11 @@ class Data(Checked):
     """Folder of the tfds data sets; None for $TFDS_DATA_DIR or else ~/tensorflow_datasets."""
     manual_dir: Annotated[str | None, PLACE] = None
     """Folder with the original files of a tfds data set, to prepare it without a download."""
-    image_shape: Annotated[tuple[int, int, int], Range(min=1), NETWORK_AND_IMAGES] = (32, 32, 3)
+    image_shape: Annotated[tuple[int, int, int], Range(min=1, max=65_536), NETWORK_AND_IMAGES] = (
+        32,
+        32,
+        3,
+    )
     """Height, width, channels. Image files are resized to cover it and cropped in the centre."""
     # It may differ on resuming, since the fingerprint covers which images there are.
     skip_unfit: Annotated[bool, FREE] = False
@@ -197,7 +214,7 @@ class Data(Checked):
     """Mirror half of the training images, chosen at random."""
     holdout: Annotated[float, Range(min=0, max=0.9), LEARNING] = 0.1
     """Fraction of images held out from training, chosen by a hash of their index or name."""
-    workers: Annotated[Natural, FREE] = 4
+    workers: Annotated[int, Range(min=0, max=1024), FREE] = 4
     """Processes that read ahead if the images do not fit in cache_mb; 0 for a thread instead."""
     cache_mb: Annotated[Natural, FREE] = 4096
     """Keep images decoded in memory up to this many MiB; read larger data sets batch by batch."""
@@ -206,6 +223,11 @@ class Data(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if math.prod(self.image_shape) > LARGEST:
+            raise UserError(
+                f"data.image_shape: an image would have {math.prod(self.image_shape)} numbers; "
+                f"choose at most {LARGEST}"
+            )
         if self.source not in ("digits", "array") and not _is_file_source(self.source):
             raise UserError(
                 f"data.source: must be digits, folder:PATH, npz:PATH or tfds:NAME, "
@@ -239,7 +261,7 @@ class Train(Checked):
 
     steps: Annotated[Positive, FREE] = 800_000
     """Total number of training steps."""
-    batch_size: Annotated[Positive, LEARNING] = 128
+    batch_size: Annotated[BatchSize, LEARNING] = 128
     """Images per step, over all devices."""
     accumulate: Annotated[Positive, FREE] = 1
     """Split each batch into this many parts, computed one after another to save memory."""
@@ -251,7 +273,7 @@ class Train(Checked):
     """Maximum number of images for the held-out loss."""
     sample_every: Annotated[Natural, FREE] = 20_000
     """Steps between sample grids; 0 for only one at the end."""
-    num_samples: Annotated[Positive, FREE] = 64
+    num_samples: Annotated[BatchSize, FREE] = 64
     """Images in a sample grid."""
 
 

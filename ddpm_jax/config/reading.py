@@ -8,7 +8,7 @@ from typing import Any
 
 from ddpm_jax.config.fields import Config
 from ddpm_jax.config.shipped import shipped_configs
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shown
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -63,11 +63,11 @@ def load_config(name: str) -> Config:
 def _from_dict(kind, values, prefix):
     if not isinstance(values, dict):
         label = prefix.rstrip(".") or "config"
-        raise UserError(f"{label}: must be a table of fields, got {values!r}")
+        raise UserError(f"{label}: must be a table of fields, got {shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in values:
         if name not in fields:
-            raise UserError(f"{prefix}{name}: unknown field; choose one of {', '.join(fields)}")
+            raise UserError(f"{prefix}{name:.80}: unknown field; choose one of {', '.join(fields)}")
     converted = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(fields[name].type):

@@ -23,12 +23,13 @@ class CannotRead(UserError):
     """A file could not be read, or the machine could not decode it: nothing is known of it."""
 
     def __init__(self, name: str, reason: str, remedy: str):
-        super().__init__(name, reason, remedy)
+        super().__init__(f"data: {name} cannot be read ({reason}); {remedy}")
+        self.name = name
         self.reason = reason
         self.remedy = remedy
 
-    def __str__(self) -> str:
-        return f"data: {self.args[0]} cannot be read ({self.reason}); {self.remedy}"
+    def __reduce__(self) -> tuple:  # Processes that read ahead send it on.
+        return type(self), (self.name, self.reason, self.remedy)
 
 
 class Undecodable(ValueError):

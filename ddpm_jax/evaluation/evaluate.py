@@ -38,7 +38,7 @@ from ddpm_jax.evaluation.paper import results_of
 from ddpm_jax.evaluation.sample import fill_folder, image_file
 from ddpm_jax.evaluation.splits import Images, read_split
 from ddpm_jax.sampler import ANCESTRAL, Sampler
-from ddpm_jax.storage.files import path_of, read_json, write_file
+from ddpm_jax.storage.files import path_of, read_table, write_file
 from ddpm_jax.storage.run import versions
 from ddpm_jax.weights.load import Loaded, words_of
 
@@ -301,29 +301,24 @@ def _likelihood(model: Loaded, sets, seed, batch_size, folder) -> dict[str, dict
 
 
 def _likelihood_in(file, model: Loaded) -> dict[str, dict]:
-    """What an earlier evaluation measured that wrote `file`, if it was of the same model.
-
-    Raises UserError if the file is not the record of one.
-    """
-    before = read_json(file) if agreed(file.exists()) else {"values": {}}
-    values = before.get("values") if isinstance(before, dict) else None
-    kept = {}
-    if isinstance(values, dict):
-        kept = {name: value for name, value in values.items() if name.startswith("nll_")}
-    if not isinstance(values, dict) or not all(map(_is_value, kept.values())):
-        raise UserError(f"{file}: not the record of an evaluation; move it away to make a new one")
-    same = all(before.get(name) == value for name, value in model.label.items())
-    return kept if same else {}
+    """What an earlier evaluation measured that wrote `file`, if it was of the same model."""
+    before = read_table(file) if agreed(file.exists()) else {}
+    if any(before.get(name) != value for name, value in model.label.items()):
+        return {}
+    values = before.get("values")
+    if not isinstance(values, dict) or not all(map(_is_value, values.values())):
+        raise UserError(f"{file}: holds no values of an evaluation; delete it to compute it again")
+    return {name: value for name, value in values.items() if name.startswith("nll_")}
 
 
 def _is_value(value) -> bool:
-    """Whether `value` has what `_value` gives."""
-    if not isinstance(value, dict):
+    """Whether it is like those of `_value`."""
+    if not isinstance(value, dict) or value.keys() != _value("", 0, 0, "").keys():
         return False
-    words = [value.get("title"), value.get("error_is")]
-    numbers = [value.get("value"), value.get("error")]
-    return all(isinstance(word, str) for word in words) and all(
-        isinstance(number, float | int) for number in numbers
+    texts = [value["title"], value["error_is"]]
+    numbers = [value["value"], value["error"]]
+    return all(isinstance(text, str) for text in texts) and all(
+        isinstance(number, int | float) for number in numbers
     )
 
 

@@ -1,18 +1,15 @@
 """Reads the file of InceptionV3's weights."""
 
-import io
 from pathlib import Path
 
 import jax
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data.faults import reason_of
-from ddpm_jax.data.names import shown
-from ddpm_jax.data.npz import Npz
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.models import inception_shapes
 from ddpm_jax.shapes import PyTree
+from ddpm_jax.storage.files import parse_npz, refuse_pointer
 
 # Our name of a parameter: (its name in a PyTorch file, the order of its axes there).
 _UNIT = {
@@ -47,10 +44,14 @@ def load_inception(path: epath.PathLike) -> PyTree:
             "pass the file of InceptionV3's weights"
         ) from error
     try:
+        refuse_pointer(content)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    try:
         tensors = _READERS[path.suffix](content)
     except Exception as error:  # A damaged file raises errors of many kinds.
         raise UserError(
-            f"{path}: is not a {path.suffix} file of plain arrays ({shown(reason_of(error))}); "
+            f"{path}: is not a {path.suffix} file of plain arrays ({one_line(str(error), 200)}); "
             f"write it again with `{CONVERT}`"
         ) from error
     return from_state_dict(tensors, str(path))
@@ -98,7 +99,7 @@ def _is_unused(name: str) -> bool:
 def _some(names) -> str:
     """The first of the names, and the number of the others."""
     first, *others = names
-    return f"{shown(first):.200}" + (f" (and {len(others)} more)" if others else "")
+    return f"{one_line(first, 200)} (and {len(others)} more)" if others else one_line(first, 200)
 
 
 def _read_safetensors(content: bytes):
@@ -107,9 +108,4 @@ def _read_safetensors(content: bytes):
     return load(content)
 
 
-def _read_npz(content: bytes):
-    with Npz(io.BytesIO(content)) as arrays:
-        return {name: arrays.read(name) for name in arrays.names}
-
-
-_READERS = {".safetensors": _read_safetensors, ".npz": _read_npz}
+_READERS = {".safetensors": _read_safetensors, ".npz": parse_npz}

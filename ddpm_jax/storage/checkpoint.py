@@ -5,6 +5,7 @@ that reading the weights does not touch the optimiser's. With it a checksum of e
 """
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.apart import apart
 from ddpm_jax.storage.checksum import checksum
-from ddpm_jax.storage.files import path_of, writing
+from ddpm_jax.storage.files import path_of, read_table, refuse_pointer, writing
 from ddpm_jax.storage.orbax_log import demote_orbax_errors
 from ddpm_jax.storage.plain_name import plain_name
 
@@ -48,14 +49,20 @@ class Checkpoints:
         self._failed = False
         self._saved: tuple[int, dict] | None = None
         self._proven = False
+        self._keep = keep
         with writing(self.folder):
             if "://" not in str(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._opened = plain_name(self.folder)
-            self._checkpointer = apart(
+
+    @functools.cached_property
+    def _checkpointer(self):
+        """Opened at first use, once `restore` has set damaged checkpoints aside."""
+        with writing(self.folder):
+            return apart(
                 ocp.training.Checkpointer,
                 self._opened,
-                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
                 cleanup_tmp_directories=True,
             )
 
@@ -90,11 +97,11 @@ class Checkpoints:
         reported and renamed to STEP.damaged, which makes room for the step when it is reached
         again. Raises UserError if all are damaged, or one does not fit.
         """
-        if self.latest_step is None:
+        steps, unreadable = _steps(self.folder)
+        if not steps:
             return None
-        step, parts, damaged = _newest_whole(
-            self.folder, _steps(self._checkpointer), abstract_parts
-        )
+        step, parts, damaged = _newest_whole(self.folder, steps, abstract_parts)
+        damaged |= dict.fromkeys(unreadable, _Unusable("its metadata cannot be read"))
         wait_for_all("restored")  # All have read before one renames.
         for bad, reason in damaged.items():
             aside = _set_aside(self.folder / str(bad))
@@ -106,7 +113,6 @@ class Checkpoints:
                 step,
             )
         wait_for_all("set aside")
-        apart(self._checkpointer.reload)
         return parts
 
     def check(self) -> None:
@@ -180,9 +186,7 @@ def restore_part(
     folder = _folder(workdir)
     if not folder.exists():
         raise UserError(f"{workdir}: this run has no checkpoint yet")
-    checkpointer = apart(ocp.training.Checkpointer, plain_name(folder))
-    steps = _steps(checkpointer)
-    apart(checkpointer.close)
+    steps, _ = _steps(folder)
     if not steps:
         raise UserError(f"{workdir}: this run has no checkpoint yet")
     if step is not None and step not in steps:
@@ -222,8 +226,27 @@ def _folder(workdir: epath.PathLike) -> epath.Path:
     return absolute / "checkpoints"
 
 
-def _steps(checkpointer) -> list[int]:
-    return [checkpoint.step for checkpoint in checkpointer.checkpoints]
+def _steps(folder: epath.Path) -> tuple[list[int], list[int]]:
+    """(the steps in `folder`, those of them whose metadata Orbax cannot read)."""
+    try:
+        checkpointer = apart(ocp.training.Checkpointer, plain_name(folder))
+    except Exception:  # Orbax reads the metadata of all before it lists any. Errors of many kinds.
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+        steps = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+        return steps, [step for step in steps if not _is_readable(folder / str(step))]
+    steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+    apart(checkpointer.close)
+    return steps, []
+
+
+def _is_readable(path: epath.Path) -> bool:
+    """Whether the metadata of the checkpoint are as Orbax writes them."""
+    try:
+        metadata = read_table(path / "_CHECKPOINT_METADATA")
+    except UserError:
+        return False
+    tables = ("metrics", "custom_metadata", "item_handlers")
+    return all(isinstance(metadata.get(name), dict | None) for name in tables)
 
 
 def _newest_whole(folder, steps, abstract_parts):
@@ -256,9 +279,14 @@ def _load(path, abstract_parts) -> dict:
             checksums = _check_metadata(folder / path.name, name, abstract)
         parts = apart(ocp.load_checkpointables, folder / path.name, abstract_parts)
         wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
-    except _Unusable:
-        raise
     except Exception as error:  # Orbax raises errors of many kinds, of its own and of others.
+        if _holds_pointers(path):
+            raise UserError(
+                f"{path}: holds git-lfs pointers, not the files themselves; "
+                "run `git lfs pull` in its folder"
+            ) from error
+        if isinstance(error, _Unusable):
+            raise
         reason = _reason(error, folder, path.parent)
         at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
         if isinstance(error, at_fault) or any(word in reason for word in NOT_DAMAGE):
@@ -269,6 +297,22 @@ def _load(path, abstract_parts) -> dict:
     if wrong:
         raise _Unusable(f"its checksum differs from the saved one: {', '.join(wrong)}")
     return parts
+
+
+def _holds_pointers(path) -> bool:
+    """Whether git-lfs has left pointers in place of files of this checkpoint."""
+    if "://" in str(path):
+        return False
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                with open(os.path.join(folder, name), "rb") as file:
+                    refuse_pointer(file.read(200))
+            except ValueError:
+                return True
+            except OSError:
+                continue
+    return False
 
 
 def _check_metadata(path, part: str, abstract) -> dict[str, int]:

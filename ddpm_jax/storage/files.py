@@ -15,10 +15,17 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import flatten
+from ddpm_jax.data.npz import Npz
 from ddpm_jax.devices.processes import agreed, is_first
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shown
 
 log = logging.getLogger(__name__)
+
+MOST_JSON = 2**24
+"""Bytes of a JSON file. Ours have some thousand, an index of a large model's tensors a million."""
+
+DEEPEST_JSON = 50
+"""Levels of lists and objects. Ours have five."""
 
 LOCAL_MOUNTS = ("/gs/", "/s3/", "/az/", "/hf/")
 
@@ -90,7 +97,7 @@ def claim(
     file = folder / name
     here = flatten(json.loads(json.dumps(label)))
     if agreed(file.exists()):
-        there = flatten(now(read_json(file)))
+        there = flatten(now(read_table(file)))
         differs = [key for key in here if key in there and there[key] != here[key]]
         if differs:
             made_with = ", ".join(f"{key} {there[key]!r}, not {here[key]!r}" for key in differs)
@@ -187,17 +194,63 @@ def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
     Raises UserError naming the file if it is not an npz file or holds anything but plain arrays.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
+        return parse_npz(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read as npz ({error}); delete it to compute it again"
         ) from error
 
 
+def parse_npz(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an npz file. Raises ValueError, one line, for anything but plain arrays."""
+    refuse_pointer(content)
+    with Npz(io.BytesIO(content)) as arrays:
+        return {name: arrays.read(name) for name in arrays.names}
+
+
+def read_table(file: epath.Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError naming the file if it holds anything else."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: is not a JSON object but {shown(value)}; fix or restore it")
+    return value
+
+
 def read_json(file: epath.Path) -> Any:
     """The content of a JSON file. Raises UserError naming the file if it cannot be read."""
     try:
-        return json.loads(file.read_text())
+        with file.open("rb") as opened:
+            return parse_json(opened.read(MOST_JSON + 1))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); fix or restore it") from error
+
+
+def parse_json(content: bytes) -> Any:
+    """The value that JSON holds; every reader of JSON uses this.
+
+    Raises ValueError with a reason in one line for anything else, for a git-lfs pointer, and for
+    values that are nested deeper than any of ours.
+    """
+    refuse_pointer(content)
+    if len(content) > MOST_JSON:
+        raise ValueError("it is too long for JSON of ours")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+    level, depth = [value] if isinstance(value, dict | list) else [], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST_JSON:
+            raise ValueError("its values are nested too deeply")
+        tables = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [item for table in tables for item in table if isinstance(item, dict | list)]
+    return value
+
+
+def refuse_pointer(content: bytes) -> None:
+    """Raises ValueError if `content` is what git-lfs leaves in place of a file."""
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            "it is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
+        )

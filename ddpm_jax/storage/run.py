@@ -36,7 +36,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.keys import seed_key
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage import checkpoint
-from ddpm_jax.storage.files import locked, npz, path_of, read_json, read_npz, write_file
+from ddpm_jax.storage.files import locked, npz, path_of, read_npz, read_table, write_file
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def read_config(path: epath.PathLike) -> Config:
         raise UserError(
             f"{path}: not a run directory, since it has no config.json; name a run directory"
         )
-    return from_dict(read_json(file))
+    return from_dict(read_table(file))
 
 
 @contextlib.contextmanager
@@ -144,9 +144,14 @@ def data_fingerprint(run: epath.PathLike) -> str:
 def _read_run(workdir: epath.Path) -> dict:
     """The content of run.json."""
     file = workdir / "run.json"
-    run = read_json(file)
-    if not isinstance(run, dict) or not {"data_fingerprint", "images", "starts"} <= run.keys():
-        raise UserError(f"{file}: not the record of a run; restore it or choose another run")
+    run = read_table(file)
+    kinds = {"data_fingerprint": str, "images": int, "starts": list, "init_from": dict | None}
+    wrong = [name for name, kind in kinds.items() if not isinstance(run.get(name), kind)]
+    if wrong or not all(isinstance(start, dict) for start in run["starts"]):
+        names = ", ".join(wrong or ["starts"])
+        raise UserError(
+            f"{file}: not the record of a run, by its {names}; restore it or choose another run"
+        )
     return run
 
 

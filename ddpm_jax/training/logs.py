@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ddpm_jax.data.images import grid, png, to_uint8
 from ddpm_jax.devices.processes import is_first
 from ddpm_jax.devices.progress import progress_bar
-from ddpm_jax.storage.files import append_line, write_file
+from ddpm_jax.storage.files import append_line, parse_json, write_file
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class RunLog:
 def _step_of(line: bytes) -> int | None:
     """The step of a line of metrics.jsonl, or None if the line is damaged."""
     try:
-        step = json.loads(line)["step"]
+        step = parse_json(line)["step"]
     except (ValueError, TypeError, KeyError):
         return None
     return step if isinstance(step, int) else None

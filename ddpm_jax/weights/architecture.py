@@ -1,8 +1,9 @@
 """Converts the JSON fields of diffusers' U-Nets and schedulers to a `Config`, and back.
 
 An absent field has the library's default, which often differs from the paper's network. A value
-that this package does not support is refused, and the field named. So is an unknown field, unless
-it is null. Names that begin with _ are the library's own notes.
+that this package does not support is refused, and the field named. So is an unknown field of a
+U-Net, unless it is null; fields that a scheduler's class does not take are ignored, as the library
+does. Names that begin with _ are the library's own notes.
 
 The steps of a shorter chain (`timestep_spacing`, `steps_offset`) are not part of the model here, so
 these fields may have any value: `DDPM.sample` takes `steps` and `grid`. Its grids `leading` and
@@ -88,7 +89,8 @@ SCHEDULERS = {
     "DDPMScheduler": _BOTH | {"variance_type": "fixed_small"},
     "DDIMScheduler": _BOTH | {"set_alpha_to_one": True},
 }
-"""The library's defaults for its schedulers that describe the paper's process."""
+"""The library's defaults for its schedulers that describe the paper's process: all arguments of
+their constructors in diffusers 0.42.1."""
 
 # Each maps diffusers' names to ours.
 SCHEDULES = {"linear": "linear", "scaled_linear": "quad", "squaredcos_cap_v2": "cosine"}

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from ddpm_jax.config import Config
 from ddpm_jax.ddpm import DDPM
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of, read_json, write_file
 from ddpm_jax.weights.architecture import SCHEDULERS, UNET, Fields, read_config, write_config
@@ -33,8 +33,8 @@ def is_diffusers(path: epath.PathLike) -> bool:
     if (folder / "model_index.json").exists():
         return True
     try:
-        values = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        values = read_json(folder / "config.json")
+    except UserError:
         return False
     return isinstance(values, dict) and "_class_name" in values
 
@@ -67,7 +67,7 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
         scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = None
     if index.exists() or scheduler_file.exists():
-        scheduler = _read_fields(scheduler_file, SCHEDULERS)
+        scheduler = _read_scheduler(scheduler_file)
     else:
         log.warning(
             "%s: this U-Net has no scheduler; using the paper's: linear betas, fixed_large",
@@ -112,13 +112,36 @@ def _read_json(file: epath.Path) -> dict:
 
 
 def _read_fields(file: epath.Path, classes: dict[str, dict]) -> Fields:
-    values = _read_json(file)
+    return _fields(file, _read_json(file), classes)
+
+
+def _fields(file: epath.Path, values: dict, classes: dict[str, dict]) -> Fields:
     name = values.get("_class_name")
     if not isinstance(name, str) or name not in classes:
         raise UserError(
             f"{file}: _class_name is {json.dumps(name)}; it must be {' or '.join(classes)}"
         )
     return Fields(file, values, classes[name])
+
+
+def _read_scheduler(file: epath.Path) -> Fields:
+    """The fields that the scheduler's class takes; the library ignores all others, too."""
+    values = _read_json(file)
+    taken = SCHEDULERS.get(str(values.get("_class_name")), {})
+    ignored = [
+        name
+        for name, value in values.items()
+        if name not in taken and not name.startswith("_") and value is not None
+    ]
+    if taken and ignored:
+        log.warning(
+            "%s: %s does not take %s; ignored, as diffusers does",
+            file,
+            values["_class_name"],
+            one_line(", ".join(ignored), 300),
+        )
+        values = {name: value for name, value in values.items() if name not in ignored}
+    return _fields(file, values, SCHEDULERS)
 
 
 def _read_weights(folder: epath.Path) -> dict:

@@ -13,8 +13,11 @@ from ddpm_jax.config import Config, from_dict, to_dict
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
-from ddpm_jax.storage.files import path_of, write_file
+from ddpm_jax.storage.files import parse_json, path_of, refuse_pointer, write_file
 from ddpm_jax.weights.names import flat_params, nested_params
+
+PROVENANCE = {"weights": str, "step": int | None, "data_fingerprint": str | None}
+"""What the metadata say of the weights at least."""
 
 
 def write_single_file(
@@ -38,14 +41,17 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
     """
     content = path_of(path).read_bytes()
     try:
-        metadata = json.loads(_metadata(content)["ddpm_jax"])
+        refuse_pointer(content)
+        metadata = parse_json(_metadata(content)["ddpm_jax"].encode(errors="surrogatepass"))
         tensors = load(content)
         config = from_dict(metadata["config"])
         provenance = metadata["provenance"]
         about = provenance | {
-            name: provenance[name] for name in ("weights", "step", "data_fingerprint")
+            name: _of_kind(provenance[name], kind) for name, kind in PROVENANCE.items()
         }
-    except (KeyError, TypeError):
+        if about["weights"] not in ("ema", "raw", "unknown"):
+            raise KeyError("weights")
+    except (KeyError, TypeError, AttributeError):
         raise UserError(
             f"{path}: does not describe its model, so it is not from ddpm-jax export; "
             "for a diffusers model, name its folder"
@@ -73,7 +79,14 @@ def _metadata(content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:8], "little")
     if length > len(content) - 8:
         raise ValueError("the file is incomplete")
-    return json.loads(content[8 : 8 + length])["__metadata__"]
+    return parse_json(content[8 : 8 + length])["__metadata__"]
+
+
+def _of_kind(value, kind):
+    """The value, or a TypeError."""
+    if not isinstance(value, kind):
+        raise TypeError(f"must be {kind}")
+    return value
 
 
 def _describe(leaf) -> str:

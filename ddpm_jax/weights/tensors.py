@@ -14,6 +14,7 @@ from etils import epath
 
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
+from ddpm_jax.storage.files import refuse_pointer
 
 MODULES = {
     "stem": "conv_in",
@@ -60,8 +61,10 @@ def read_tensors(file: epath.Path) -> dict[str, np.ndarray]:
     Raises UserError if the file is of another kind or its tensors are not floats.
     """
     try:
-        stored = safetensors.deserialize(file.read_bytes())
-    except (OSError, safetensors.SafetensorError) as error:
+        content = file.read_bytes()
+        refuse_pointer(content)
+        stored = safetensors.deserialize(content)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(
             f"{file}: cannot be read as safetensors ({error}); download it again"
         ) from error

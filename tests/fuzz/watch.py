@@ -65,7 +65,7 @@ class Watch(logging.Handler):
         threading.excepthook = self._of_thread
 
     def emit(self, record):
-        """The package's own lines are for the user, and Pillow's few; memory is never what lacks."""
+        """The package's own lines are for the user, and Pillow's; but memory is never short."""
         line = record.getMessage()
         if not record.name.startswith(("ddpm_jax", "PIL")):
             self.seen.append(f"a log line of {record.name}: {line:.300}")
