@@ -1,5 +1,6 @@
-"""Draws images with an exported model; needs only jax and numpy.
+"""Draws images with an exported model, without ddpm_jax.
 
+    pip install jax numpy flatbuffers
     ddpm-jax export RUN --format stablehlo --out FOLDER
     python examples/run_exported.py FOLDER -n 16 --seed 0 --out samples.npz
 
@@ -9,6 +10,7 @@ The images are uint8 [n,H,W,C], named `images`. They are the same as those of
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -26,6 +28,8 @@ parser.add_argument("--seed", type=int, default=0, help="seed of the images")
 parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
 parser.add_argument("--out", type=Path, default="samples.npz", help="file to write, a .npz")
 options = parser.parse_args()
+if importlib.util.find_spec("flatbuffers") is None:  # jax reads programs with it, unasked.
+    sys.exit("flatbuffers is missing; pip install jax numpy flatbuffers")
 if options.n < 1 or options.batch_size < 1 or not 0 <= options.seed < 2**32:
     sys.exit("-n and --batch-size must be at least 1, --seed from 0 to 2**32 - 1")
 if options.out.suffix != ".npz" or not options.out.parent.is_dir():

@@ -148,6 +148,13 @@ def test_no_memory_is_taken_for_what_a_header_claims(tmp_path, method, content, 
     assert words in refused_npz(tmp_path / "x.npz")
 
 
+def test_other_compression_than_numpys_is_refused(tmp_path):
+    """LZMA would take as much memory as the file declares."""
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("images.npy", npy((2, 4, 4, 3), pixels=bytes(96)))
+    assert "not compressed as numpy.savez does" in refused_npz(tmp_path / "x.npz")
+
+
 def test_a_length_that_the_archive_claims_is_not_believed(tmp_path):
     """Both lengths are changed to 2^31 in the zip's directory, at its end."""
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:

@@ -220,6 +220,19 @@ def test_a_member_that_unpacks_to_a_flood_is_not_unpacked(classes, tmp_path, mon
     assert "skipped 1 images that do not fit: d/0.png" in caplog.text
 
 
+def test_a_dictionary_of_4_gib_is_not_made(classes, tmp_path):
+    zipped(tmp_path / "x.zip", classes, lambda name: name)
+    with zipfile.ZipFile(tmp_path / "x.zip", "a", zipfile.ZIP_LZMA) as archive:
+        archive.write(classes / "a/0.png", "d/0.png")
+    assert len(folder(tmp_path / "x.zip")) == 4
+    whole = bytearray((tmp_path / "x.zip").read_bytes())
+    at = whole.index(b"d/0.png") + len("d/0.png")
+    assert whole[at + 5 : at + 9] == (2**23).to_bytes(4, "little")
+    whole[at + 5 : at + 9] = b"\xff" * 4
+    (tmp_path / "x.zip").write_bytes(whole)
+    assert "cannot be read (BadZipFile: its dictionary is too large)" in refusal(tmp_path / "x.zip")
+
+
 def test_no_zip_is_left_open(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\3\4 cut short")
     with warnings.catch_warnings(record=True) as told:

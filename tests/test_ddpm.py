@@ -299,12 +299,13 @@ def test_without_clip_the_predicted_image_stays_as_it_is(tiny, monkeypatch):
     monkeypatch.setattr(losses, "bound_terms", lambda *_: jnp.zeros(2))
     keys = samplers.example_keys(jax.random.key(1), np.arange(2, dtype=np.uint32))
     x = samplers.gaussian_noise(keys, samplers.START, (8, 8, 1))
-    params, images = {"none": np.zeros(1)}, {}
+    images = {}
     for clip in (True, False):
         diffusion = dataclasses.replace(tiny.diffusion, prediction="x_0", clip=clip)
         ddpm = DDPM(
             dataclasses.replace(tiny, diffusion=diffusion, seed=124)
         )  # A program of its own.
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), ddpm.shapes)
         x_0, predicted = ddpm.reverse(params, keys, x, 10)
         images[clip] = ddpm.sample(params, jax.random.key(1), 2)
         mse = ddpm.bits_per_dim(params, jax.random.key(1), jnp.zeros((2, 8, 8, 1))).mse

@@ -9,7 +9,9 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import runpy
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -366,3 +368,29 @@ def test_why_two_of_its_variances_are_refused(library):
     scheduler.set_timesteps(1000)
     output = library.torch.full((1, 3, 2, 2), 0.25)
     assert scheduler._get_variance(500, output) is output  # The variance, and not its logarithm.
+
+
+def test_its_pickle_is_converted_to_the_same_weights(library, tmp_path):
+    unet = make_unet(library, norm_num_groups=4, **NETWORKS["one level"])
+    unet.save_pretrained(tmp_path / "safe")
+    unet.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    with pytest.raises(UserError, match=r"convert_bin\.py"):
+        read_diffusers(tmp_path / "pickled")
+    script = Path(__file__).parent.parent / "scripts/convert_bin.py"
+    runpy.run_path(str(script))["main"](tmp_path / "pickled")
+    one, other = (read_diffusers(tmp_path / name)[1] for name in ("safe", "pickled"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(library, tmp_path):
+    ran = tmp_path / "ran"
+
+    class Code:
+        def __reduce__(self):
+            return ran.touch, ()
+
+    library.torch.save({"a": Code()}, tmp_path / "diffusion_pytorch_model.bin")
+    script = Path(__file__).parent.parent / "scripts/convert_bin.py"
+    with pytest.raises(UserError, match="cannot be read as plain weights"):
+        runpy.run_path(str(script))["main"](tmp_path)
+    assert not ran.exists()

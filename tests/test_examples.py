@@ -1,6 +1,7 @@
 """What a student reads first must run, be short, and import nothing of ours."""
 
 import ast
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 MINIMAL = Path(__file__).parent.parent / "examples/minimal.py"
+EXPORTED = MINIMAL.with_name("run_exported.py")
+SAVED = Path(__file__).parent / "data/run_0_1"
 
 
 @pytest.mark.slow
@@ -41,3 +44,57 @@ def test_the_minimal_example_is_short_and_stands_alone():
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert imported == {"sys", "pathlib", "jax", "flax", "optax"}
+
+
+WITHOUT = """
+import importlib.util, runpy, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "flatbuffers" else find(name, *a)
+sys.argv = ["run_exported.py", "nowhere"]
+runpy.run_path(EXPORTED, run_name="__main__")
+"""
+
+
+def test_what_an_exported_program_needs_is_said_in_one_line():
+    code = WITHOUT.replace("EXPORTED", repr(str(EXPORTED)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = "flatbuffers is missing; pip install jax numpy flatbuffers\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    for file in (EXPORTED, MINIMAL.parent.parent / "README.md"):
+        assert "pip install jax numpy flatbuffers" in file.read_text()
+
+
+@pytest.mark.slow
+def test_an_exported_program_draws_where_only_what_it_needs_is_installed(tmp_path):
+    """In an environment with that and nothing else, and there the images of `ddpm-jax sample`."""
+    from ddpm_jax.cli import main
+
+    assert main(["export", str(SAVED), "--format", "stablehlo", "--out", f"{tmp_path}/x"]) == 0
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment.pop("PYTHONPATH", None)
+    versions = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "numpy")]
+
+    def install(*packages):
+        command = [python, "-m", "pip", "install", "--quiet", *packages]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode and "No matching distribution" in done.stderr:
+            pytest.skip(f"pip reaches no index: {done.stderr[-300:]}")
+        assert done.returncode == 0, done.stderr
+
+    def draw():
+        command = [python, EXPORTED, tmp_path / "x", "-n", "3", "--out", tmp_path / "there.npz"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    install(*versions)
+    done = draw()
+    assert done.returncode == 1 and done.stderr.startswith("flatbuffers is missing; pip install")
+    install("flatbuffers")
+    done = draw()
+    assert done.returncode == 0, done.stderr
+    assert main(["sample", str(SAVED), "-n", "3", "--out", f"{tmp_path}/here.npz"]) == 0
+    there = np.load(tmp_path / "there.npz")["images"].astype(int)
+    here = np.load(tmp_path / "here.npz")["images"].astype(int)
+    # Flags of XLA differ, and so may the last bits: a pixel by one step of grey.
+    assert there.shape == here.shape and np.abs(there - here).max() <= 1

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import logging
 import re
+import runpy
 import sys
 import types
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -19,7 +21,8 @@ from ddpm_jax.config import Data, Diffusion, Model
 from ddpm_jax.weights import architecture
 from ddpm_jax.weights.architecture import SCHEDULERS, Fields, read_config, write_config
 from ddpm_jax.weights.diffusers import is_diffusers, read_diffusers, write_diffusers
-from ddpm_jax.weights.hub import download, is_hub_name
+from ddpm_jax.weights.hub import KINDS, download, is_hub_name
+from ddpm_jax.weights.load import load_weights
 
 # The published CIFAR10 model's JSON, narrower: two levels of 4 and 8 channels, attention at 4x4.
 UNET = {
@@ -66,6 +69,7 @@ CONFIG = Config(
     data=Data(source="array", image_shape=(8, 8, 3)),
 )
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+CONVERT_BIN = Path(__file__).parent.parent / "scripts/convert_bin.py"
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +297,8 @@ def test_a_pickle_alone_is_not_read(tmp_path):
         f"{WEIGHTS}: is missing; download the whole folder"
     )
     (folder / "diffusion_pytorch_model.bin").write_bytes(b"\x80")
-    assert f"use_safetensors=False).save_pretrained('{folder}')" in refusal(read_diffusers, folder)
+    said = refusal(read_diffusers, folder)
+    assert f"`python scripts/convert_bin.py FILE` (needs torch), where FILE is {folder}" in said
     (folder / "diffusion_pytorch_model.bin").unlink()
     (folder / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"")
     assert "rename diffusion_pytorch_model.fp16.safetensors" in refusal(read_diffusers, folder)
@@ -462,10 +467,6 @@ def test_an_unknown_field_that_is_null_is_nothing(tmp_path, tensors):
             "num_train_timesteps is 0; it must be a whole number of at least 1",
         ),
         ({"beta_start": 0}, "diffusion.beta_start: must be at most 1 and above 0"),
-        (
-            {"final_sigmas_type": "zero"},
-            'unknown field final_sigmas_type, which is "zero"',
-        ),
         (
             {"_class_name": "DDIMScheduler", "variance_type": ABSENT, "set_alpha_to_one": False},
             "set_alpha_to_one is false; it must be true",
@@ -669,3 +670,85 @@ def test_patterns_take_shards_and_no_variants():
     )
     for name in taken + left:
         assert any(pattern.match(name) for pattern in patterns) == (name in taken), name
+
+
+def test_fields_that_the_scheduler_does_not_take_are_ignored_as_the_library_does(
+    tmp_path, tensors, params, caplog
+):
+    """Schedulers' files carry those of others: of DDIM, a solver, or a newer version."""
+    others = {"variance_type": "fixed_large", "solver_order": 2, "final_sigmas_type": "zero"}
+    scheduler = SCHEDULER | {"_class_name": "DDIMScheduler"} | others
+    folder = write(tmp_path, scheduler=scheduler, weights=save(tensors))
+    config, found = read_diffusers(folder)
+    assert config.diffusion.variance == "fixed_small"  # DDIM's, whatever the file says.
+    assert_same(found, params)
+    (message,) = [record.getMessage() for record in caplog.records]
+    said = "DDIMScheduler does not take variance_type, solver_order, final_sigmas_type; ignored"
+    assert said in message
+
+
+def test_fields_that_the_scheduler_does_take_are_still_refused(tmp_path, tensors):
+    folder = write(tmp_path, scheduler=SCHEDULER | {"thresholding": True}, weights=save(tensors))
+    assert "thresholding is true; it must be false" in refusal(read_diffusers, folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, f"{WEIGHTS}.index.json", "config.json"])
+def test_a_pointer_of_git_lfs_gets_the_command(tmp_path, tensors, name):
+    folder = write(tmp_path, index={"_class_name": "DDPMPipeline"}, weights=save(tensors))
+    if name.startswith(WEIGHTS):
+        (folder / WEIGHTS).unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    said = refusal(read_diffusers, folder)
+    assert name in said and "run `git lfs pull` in its folder" in said
+
+
+@pytest.mark.parametrize("name", [*KINDS, "google/ddpm-cat-256"])
+def test_known_names_are_raw_or_averaged_and_others_unknown(tmp_path, tensors, monkeypatch, name):
+    folder = write(tmp_path, index={"_class_name": "DDPMPipeline"}, weights=save(tensors))
+    monkeypatch.setattr("ddpm_jax.weights.load.download", lambda _: folder)
+    monkeypatch.chdir(tmp_path)
+    kind = {"google/ddpm-cifar10-32": "raw", "google/ddpm-cat-256": "unknown"}.get(name, "ema")
+    assert load_weights(name).kind == kind
+    other = {"raw": "ema", "ema": "raw", "unknown": "raw"}[kind]
+    said = refusal(lambda _: load_weights(name, weights=other), None)
+    only = "does not say whether" if kind == "unknown" else f"holds only {kind} weights"
+    assert only in said
+    if kind != "unknown":
+        assert load_weights(name, weights=kind).kind == kind
+    assert load_weights(folder).kind == "unknown"  # A folder does not say whose it is.
+
+
+@pytest.mark.parametrize("place", ["", "unet"])
+def test_a_pickle_is_converted_by_the_script_that_the_refusal_names(
+    tmp_path, tensors, params, monkeypatch, place
+):
+    """With a stub of torch; the real one reads a real pickle in tests/test_diffusers.py."""
+    main = runpy.run_path(str(CONVERT_BIN))["main"]
+    folder = write(tmp_path / place, index={"_class_name": "DDPMPipeline"})
+    (folder / WEIGHTS).unlink()
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"\x80")
+
+    class Tensor(np.ndarray):
+        detach = float = contiguous = lambda self: self
+
+        def numpy(self):
+            return np.asarray(self)
+
+    calls = []
+
+    def read(path, *, map_location, weights_only):
+        calls.append((path, weights_only))
+        return {name: tensor.view(Tensor) for name, tensor in tensors.items()}
+
+    stub = types.SimpleNamespace(Tensor=Tensor, load=read)
+    monkeypatch.setitem(sys.modules, "torch", stub)
+    main(tmp_path)
+    assert calls == [(folder / "diffusion_pytorch_model.bin", True)]
+    assert_same(read_diffusers(folder)[1], params)
+    assert "is there already" in refusal(main, tmp_path)
+    (folder / WEIGHTS).unlink()
+    stub.load = lambda *_, **__: {"a": object()}
+    assert "not a state dict" in refusal(main, tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "pip install torch" in refusal(main, tmp_path)
+    assert "no diffusion_pytorch_model.bin there" in refusal(main, tmp_path / "nowhere")

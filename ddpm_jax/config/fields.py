@@ -253,6 +253,8 @@ class Optim(Checked):
     """Clip the mean gradient, or each device's before the mean, as the paper's code did (pmap)."""
     ema_decay: Annotated[float, Range(min=0, below=1), LEARNING] = 0.9999
     """Decay per step of the exponential moving average of the parameters."""
+    ema_warmup: Annotated[bool, LEARNING] = False
+    """Decay at most (1 + n) / (10 + n) at step n: the average forgets the first parameters soon."""
 
 
 @dataclasses.dataclass(frozen=True)

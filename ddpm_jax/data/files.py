@@ -28,6 +28,12 @@ UNPACKED = 2**26
 MAX_RATIO = 100
 """A zip's member of more bytes than these that unpacks to so many times its size is no image."""
 
+DICTIONARY = 2**26
+"""Bytes that LZMA may declare for its dictionary: what its highest setting takes."""
+
+LENGTHS = 26
+"""Where a member's header says how long its name and its extra field are."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Files:
@@ -174,6 +180,8 @@ class _Zip:
             _check_size(info.file_size)
             if info.file_size > max(UNPACKED, MAX_RATIO * info.compress_size):
                 raise Unfit(f"unpacks to {info.file_size:,} bytes, too many for an image")
+            if info.compress_type == zipfile.ZIP_LZMA and self._dictionary(info) > DICTIONARY:
+                raise zipfile.BadZipFile("its dictionary is too large")
             return self._file.read(info)
         except UserError:
             raise
@@ -185,6 +193,14 @@ class _Zip:
                 reason_of(error),
                 "make the zip again, or unpack it and name the folder",
             ) from error
+
+    def _dictionary(self, info: zipfile.ZipInfo) -> int:
+        """Bytes of memory that a member declares it takes to unpack it with LZMA."""
+        with self.path.open("rb") as file:
+            file.seek(info.header_offset + LENGTHS)
+            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            file.seek(name + extra, os.SEEK_CUR)
+            return int.from_bytes(file.read(9)[5:], "little")
 
     @functools.cached_property
     def _file(self) -> zipfile.ZipFile:

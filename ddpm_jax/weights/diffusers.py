@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLE = "diffusion_pytorch_model.bin"
+CONVERT = "python scripts/convert_bin.py FILE"
 
 
 def is_diffusers(path: epath.PathLike) -> bool:
@@ -178,9 +179,8 @@ def _instead(folder: epath.Path) -> str:
     """The remedy when the weights are missing but files of other kinds exist."""
     if (folder / PICKLE).exists() or (folder / f"{PICKLE}.index.json").exists():
         return (
-            f", and {PICKLE} is a pickle, which can run any program; if you trust it, convert it "
-            f"with diffusers: UNet2DModel.from_pretrained({str(folder)!r}, use_safetensors=False)"
-            f".save_pretrained({str(folder)!r})"
+            f", and {PICKLE} is a pickle, which can run any program and is not read; convert it "
+            f"with `{CONVERT}` (needs torch), where FILE is {folder / PICKLE}"
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))
     if others:

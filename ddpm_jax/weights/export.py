@@ -40,8 +40,9 @@ def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = A
     """Writes `model` to `path`, a `new_path`.
 
     safetensors is the file that `load` reads, diffusers the folder that the library's
-    DDPMPipeline loads, stablehlo the sampler and the denoiser as programs that need jax alone.
-    Only stablehlo draws, by `sampler`. Raises UserError if the format cannot hold the model.
+    DDPMPipeline loads, stablehlo the sampler and the denoiser as programs that run without
+    ddpm_jax. Only stablehlo draws, by `sampler`. Raises UserError if the format cannot hold the
+    model.
     """
     if format != "stablehlo" and sampler != ANCESTRAL:
         raise UserError(

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from ddpm_jax.average import first_share
 from ddpm_jax.config import Config, Weights, names_where, value_of
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import mesh_of, replicate
@@ -15,8 +16,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of
 from ddpm_jax.storage.run import data_fingerprint, digest, is_run, load_checkpoint
-from ddpm_jax.weights.diffusers import is_diffusers, read_diffusers
-from ddpm_jax.weights.hub import download, is_hub_name
+from ddpm_jax.weights.diffusers import CONVERT, is_diffusers, read_diffusers
+from ddpm_jax.weights.hub import KINDS, download, is_hub_name
 from ddpm_jax.weights.single_file import read_single_file
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,25 @@ def load_weights(
     )
 
 
+def load_for_command(
+    path: epath.PathLike, weights: Weights | None, step: int | None, mesh: Mesh | None
+) -> Loaded:
+    """As `load_weights`; says where a run's average is largely what it started from."""
+    loaded = load_weights(path, weights=weights, step=step, mesh=mesh)
+    if is_run(path) and loaded.kind == "ema" and loaded.step is not None:
+        optim = loaded.ddpm.config.optim
+        share = first_share(loaded.step, decay=optim.ema_decay, warmup=optim.ema_warmup)
+        if share > 0.1:
+            log.warning(
+                "%s: in the averaged weights of step %d, those that the run started from still "
+                "count for %.0f %%; --weights raw takes those of the last update",
+                path,
+                loaded.step,
+                100 * share,
+            )
+    return loaded
+
+
 def weights_for(ddpm: DDPM, path: epath.PathLike, mesh: Mesh) -> Loaded:
     """The weights of `path`, as `load` finds them, to train `ddpm` from; on each device of `mesh`.
 
@@ -170,21 +190,23 @@ def _read(path: epath.PathLike):
     local = path_of(path)
     if local.suffix == ".safetensors" and local.is_file():
         return read_single_file(local)
+    kind = "unknown"
     mistyped = local.suffix == ".safetensors" or local.parent.exists()
     if not local.exists() and not mistyped and is_hub_name(str(path)):
         log.info("%s: no such path, looking on huggingface.co", path)
-        local = download(str(path))
+        local = path_of(download(str(path)))
+        kind = KINDS.get(str(path), "unknown")
     if is_diffusers(local):
         config, params = read_diffusers(local)
-        return config, params, {"weights": "unknown", "step": None, "data_fingerprint": None}
+        return config, params, {"weights": kind, "step": None, "data_fingerprint": None}
     if not local.exists():
         raise UserError(
             f"{path}: not found; name a run directory, a .safetensors file or a diffusers folder"
         )
     if local.suffix in PICKLES:
         raise UserError(
-            f"{path}: pickle files can run any code, so they are not read; "
-            "for a diffusers model, name its folder"
+            f"{path}: pickle files can run any code, so they are not read; for a diffusers model, "
+            f"`{CONVERT}` (needs torch), then name its folder"
         )
     raise UserError(
         f"{path}: not a model; name a run directory, a .safetensors file or a diffusers folder"

@@ -1,6 +1,6 @@
-"""Exports the sampler and the denoiser as StableHLO programs, which run with jax alone.
+"""Exports the sampler and the denoiser as StableHLO programs.
 
-They need neither this package nor a config. The folder contains
+They need neither this package nor a config, only jax, numpy and flatbuffers. The folder contains
 
   sampler.stablehlo    (params, key uint32 [2], indices uint32 [B])
                        -> images float32 [B,H,W,C] in [-1, 1]: entry i is image indices[i] of the
