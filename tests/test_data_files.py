@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import pickle
+import struct
 import sys
 import types
 import warnings
@@ -231,6 +232,16 @@ def test_a_dictionary_of_4_gib_is_not_made(classes, tmp_path):
     whole[at + 5 : at + 9] = b"\xff" * 4
     (tmp_path / "x.zip").write_bytes(whole)
     assert "cannot be read (BadZipFile: its dictionary is too large)" in refusal(tmp_path / "x.zip")
+
+
+def test_a_member_longer_than_its_zip_takes_no_memory(classes, tmp_path):
+    zipped(tmp_path / "x.zip", classes, lambda name: name)
+    whole = bytearray((tmp_path / "x.zip").read_bytes())
+    at = whole.index(b"PK\1\2")
+    whole[at + 20 : at + 28] = struct.pack("<II", 2**31, 2**28)
+    (tmp_path / "x.zip").write_bytes(whole)
+    assert "a/0.png in" in refusal(tmp_path / "x.zip")
+    assert "cannot be read (BadZipFile: it is longer than the zip)" in refusal(tmp_path / "x.zip")
 
 
 def test_no_zip_is_left_open(tmp_path):

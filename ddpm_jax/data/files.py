@@ -177,6 +177,9 @@ class _Zip:
     def __call__(self, name: str) -> bytes:
         try:
             info = self.members[name]
+            # zipfile takes memory for as many bytes as a member says it has.
+            if info.header_offset + info.compress_size > self.path.stat().st_size:
+                raise zipfile.BadZipFile("it is longer than the zip")
             _check_size(info.file_size)
             if info.file_size > max(UNPACKED, MAX_RATIO * info.compress_size):
                 raise Unfit(f"unpacks to {info.file_size:,} bytes, too many for an image")
