@@ -25,7 +25,8 @@ from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.keys import seed_key
 from ddpm_jax.likelihood import BitsPerDim, rate
-from ddpm_jax.storage.files import claim, npz, path_of, read_npz, write_file
+from ddpm_jax.storage.files import claim, npz, path_of, write_file
+from ddpm_jax.storage.kept import Kept, read_kept
 from ddpm_jax.weights.load import Loaded, words_of
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def measure(
             key = jax.random.fold_in(rng, draw)
             _make_parts(folder, draw, model, images, key, size, progress)
     wait_for_all("likelihood")
-    parts = [[read_npz(file) for file in _files(folder, draw, 0, count)] for draw in range(draws)]
+    parts = [_read_parts(folder, draw, model, count) for draw in range(draws)]
     result = _result(parts, label)
     write_file(folder / "curves.npz", npz(_curves(result)))
     summary = {"run": str(model.path), **result.summary}
@@ -158,6 +159,17 @@ def _home(model: Loaded, images: Images, seed: int) -> epath.Path:
 def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:
     """The parts of one draw that hold the images start, ..., stop - 1."""
     return [folder / "parts" / f"{draw:03d}-{at:08d}.npz" for at in range(start, stop, PART)]
+
+
+def _read_parts(folder, draw: int, model: Loaded, count: int) -> list[dict[str, np.ndarray]]:
+    """The parts of one draw of `count` images."""
+    curve = Kept("float64", (model.ddpm.schedule.num_timesteps,))
+    parts = []
+    for at, file in zip(range(0, count, PART), _files(folder, draw, 0, count), strict=True):
+        each = Kept("float32", (min(PART, count - at),))
+        of_images = dict.fromkeys(("total", "prior", "distortion"), each)
+        parts.append(read_kept(file, {**of_images, "terms": curve, "mse": curve}))
+    return parts
 
 
 def _have(files) -> bool:
