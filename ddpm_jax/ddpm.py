@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-import operator
+import logging
 from typing import Any
 
 import jax
@@ -14,14 +14,27 @@ from ddpm_jax import likelihood, losses
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
+from ddpm_jax.devices.segments import Progress, moving, segments
 from ddpm_jax.diffusion import p_mean_variance, x_0_denoiser
+from ddpm_jax.errors import NonFiniteSamples
+from ddpm_jax.inputs import (
+    check_concrete,
+    check_count,
+    check_key,
+    check_keys,
+    check_numbers,
+    checked_images,
+    checked_params,
+)
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
 from ddpm_jax.likelihood import BitsPerDim
 from ddpm_jax.models import UNet, init_params
 from ddpm_jax.sampler import Sampler, as_sampler
-from ddpm_jax.samplers import ancestral_step, ddim, ddim_encode
+from ddpm_jax.samplers import ancestral_step, ddim_encode_step, start_state
 from ddpm_jax.schedule import Schedule, make_schedule, strided
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree
+
+log = logging.getLogger(__name__)
 
 # The order in which the first digests hashed these fields; saved files compare them.
 HASHED_FIRST = (
@@ -81,6 +94,11 @@ class DDPM:
                 hashed.update(f"{name} {value!r}".encode())
         return hashed.hexdigest()
 
+    @functools.cached_property
+    def shapes(self) -> PyTree:
+        """The shapes and dtypes of the parameters, as a tree of jax.ShapeDtypeStruct."""
+        return jax.eval_shape(self.init, jax.random.key(0, impl="threefry2x32"))
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
@@ -88,6 +106,7 @@ class DDPM:
 
     def init(self, rng: AnyKey) -> PyTree:
         """Fresh parameters: a tree of float32 arrays."""
+        check_key(rng)
         return _init(self, rng)
 
     def denoise(
@@ -97,6 +116,9 @@ class DDPM:
 
         It has 2 C channels where the variance is learned.
         """
+        params = checked_params(params, self.shapes)
+        x_t = checked_images("x_t", x_t, self.image_shape)
+        check_numbers("t", t, len(x_t))
         return jnp.asarray(self.network.apply({"params": params}, x_t, t))
 
     def loss(
@@ -114,7 +136,10 @@ class DDPM:
         fold_in(rng, rows[i]); `rows` are 0, ..., B - 1 unless x_0 is a part of a batch.
         Raises TypeError for images that are not floats.
         """
+        check_key(rng)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
         rows = jnp.arange(len(x_0), dtype=jnp.uint32) if rows is None else rows
+        check_numbers("rows", rows, len(x_0))
         return self.loss_of_examples(params, example_keys(rng, rows), x_0, train=train)
 
     def loss_of_examples(
@@ -126,7 +151,9 @@ class DDPM:
         train: bool = False,
     ) -> Float[jax.Array, " b"]:
         """As `loss`, with the key of each example."""
-        _check_images(x_0)
+        params = checked_params(params, self.shapes)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
+        check_keys(keys, len(x_0))
         diffusion = self.config.diffusion
         t = random_times(keys, self.schedule.num_timesteps)
         noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
@@ -156,6 +183,7 @@ class DDPM:
         start: int = 0,
         batch_size: int | None = None,
         sampler: Sampler | SamplerName = "ancestral",
+        progress: Progress = False,
         **options: Any,
     ) -> np.ndarray:
         """Images start, ..., start + n - 1 of the key `rng`, float32 [n,H,W,C] in [-1, 1].
@@ -166,9 +194,13 @@ class DDPM:
         Image i is made from fold_in(rng, i) alone: the same for any n, start, batch_size and
         number of devices. `batch_size` (default 64 a device) bounds the memory; the result is in
         the host's memory. Where params are on a mesh of several devices, these share the work.
+        `progress` shows a bar of the steps of all batches, or is a tqdm that they move. Ctrl-C
+        ends it within about a second, or one step's time.
         Raises ValueError for a negative n or start, a batch_size below 1, or a sampler that does
-        not fit the model.
+        not fit the model, and NonFiniteSamples with the step if x stops being finite.
         """
+        n = check_count("n", n)
+        start = check_count("start", start)
         if n < 0 or start < 0 or start + n > 2**32:
             raise ValueError(
                 "n and start: must satisfy 0 <= start <= start + n <= 2**32, "
@@ -176,14 +208,22 @@ class DDPM:
             )
         chosen = as_sampler(sampler, **options)
         chosen.check(self.config.diffusion)
-        n = operator.index(n)
+        check_concrete("sample", params=params, rng=rng)
+        params = checked_params(params, self.shapes)
+        check_key(rng)
         mesh = mesh_of(params)
         result = np.empty((n, *self.image_shape), np.float32)
-        for rows, count in _batches(n, batch_size, mesh):
-            indices = (start + rows).astype(np.uint32)
-            images = sample_batch(self, chosen, params, rng, place(indices, mesh))
-            result[rows[:count]] = fetch(images)[:count]
-        return result
+        batches = list(_batches(n, batch_size, mesh))
+        steps = chosen.timesteps(self.config.diffusion)[::-1]
+        with moving(progress, len(batches) * len(steps), "sampling") as move:
+            for rows, count in batches:
+                indices = place((start + rows).astype(np.uint32), mesh)
+                keys, state = _begin(self, rng, indices)
+                state = _watched(_advance, (self, chosen, params, keys), state, steps, move)
+                result[rows[:count]] = fetch(state.x)[:count]
+        # The mean is not clipped where the network predicts it, and nothing without
+        # diffusion.clip.
+        return np.clip(result, -1, 1, out=result)
 
     def reverse(
         self,
@@ -192,41 +232,80 @@ class DDPM:
         x: Float[Array, "b h w c"],
         start: int,
         stop: int = 0,
+        *,
+        progress: Progress = False,
     ) -> tuple[Float[jax.Array, "b h w c"], Float[jax.Array, "b h w c"]]:
         """Algorithm 2 between any two steps: (x, x_0).
 
         x was diffused `start` times (T is pure noise, k is q_sample at t = k - 1), the
         x that is returned `stop` times (0 is an image); x_0 is the prediction of the last step.
-        Row i's noise at step t comes from fold_in(keys[i], t).
-        Raises ValueError unless 0 <= stop < start <= T.
+        Row i's noise at step t comes from fold_in(keys[i], t). `progress` as in `sample`.
+        Raises ValueError unless 0 <= stop < start <= T, and NonFiniteSamples if x does not stay
+        finite.
         """
+        params = checked_params(params, self.shapes)
+        x = checked_images("x", x, self.image_shape)
+        check_keys(keys, len(x))
+        start = check_count("start", start)
+        stop = check_count("stop", stop)
         T = self.schedule.num_timesteps
         if not 0 <= stop < start <= T:
             raise ValueError(
                 f"start and stop: must satisfy 0 <= stop < start <= {T}, got {start} and {stop}"
             )
-        return _share_rows(
-            lambda keys, x: _reverse(self, params, keys, x, start, stop), params, keys, x
-        )
+        steps = np.arange(stop, start)[::-1]
+        with moving(progress, len(steps), "reverse steps") as move:
+
+            def run(keys, x):
+                args = (self, params, keys, np.int32(start))
+                return _watched(_reverse, args, (x, x), steps, move)
+
+            return _share_rows(run, params, keys, x)
 
     def encode(
-        self, params: PyTree, x_0: Float[Array, "b h w c"], *, steps: int | None = None
+        self,
+        params: PyTree,
+        x_0: Float[Array, "b h w c"],
+        *,
+        steps: int | None = None,
+        progress: Progress = False,
     ) -> Float[jax.Array, "b h w c"]:
         """The DDIM latents x_T of images x_0 in [-1, 1].
 
-        `steps` as in `sample`; `decode` with as many steps takes them back to about x_0. Raises
-        TypeError for images that are not floats.
+        `steps` and `progress` as in `sample`; `decode` with as many steps takes them back to about
+        x_0. Raises TypeError for images that are not floats.
         """
-        _check_images(x_0)
+        params = checked_params(params, self.shapes)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
         sampler = self._ddim(steps)
-        return _share_rows(lambda x_0: _encode(self, sampler, params, x_0), params, x_0)
+        steps_up = sampler.timesteps(self.config.diffusion)
+        with moving(progress, len(steps_up), "encoding") as move:
+
+            def run(x_0):
+                return _watched(_encode, (self, sampler, params), x_0, steps_up, move)
+
+            return _share_rows(run, params, x_0)
 
     def decode(
-        self, params: PyTree, x_T: Float[Array, "b h w c"], *, steps: int | None = None
+        self,
+        params: PyTree,
+        x_T: Float[Array, "b h w c"],
+        *,
+        steps: int | None = None,
+        progress: Progress = False,
     ) -> Float[jax.Array, "b h w c"]:
         """Images x_0 of latents x_T: DDIM with eta = 0, nothing clipped."""
+        params = checked_params(params, self.shapes)
+        x_T = checked_images("x_T", x_T, self.image_shape)
         sampler = self._ddim(steps)
-        return _share_rows(lambda x_T: _decode(self, sampler, params, x_T), params, x_T)
+        steps_down = sampler.timesteps(self.config.diffusion)[::-1]
+        with moving(progress, len(steps_down), "decoding") as move:
+
+            def run(x_T):
+                state = start_state(None, self.image_shape, x_T)
+                return _watched(_decode, (self, sampler, params), state, steps_down, move).x
+
+            return _share_rows(run, params, x_T)
 
     def _ddim(self, steps: int | None) -> Sampler:
         sampler = Sampler("ddim", steps)
@@ -241,14 +320,22 @@ class DDPM:
         *,
         start: int = 0,
         batch_size: int | None = None,
+        progress: Progress = False,
     ) -> BitsPerDim:
         """The bound on -log2 p of images x_0 and its parts, as NumPy arrays.
 
         See `likelihood.bits_per_dim`. Images are those of uint8, x / 127.5 - 1. Image i is diffused
-        with noise of fold_in(rng, start + i). `batch_size` and devices as in `sample`.
-        Raises TypeError for images that are not floats, ValueError for a negative start.
+        with noise of fold_in(rng, start + i). `batch_size`, devices and `progress` as in `sample`.
+        Raises TypeError for images that are not floats, ValueError for a negative start, and
+        UserError for a model whose bound is infinite. NonFiniteSamples names the step at which a
+        term is not finite.
         """
-        _check_images(x_0)
+        check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0)
+        params = checked_params(params, self.shapes)
+        check_key(rng)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
+        start = check_count("start", start)
+        self.config.diffusion.check_bound()
         if start < 0 or start + len(x_0) > 2**32:
             raise ValueError(
                 f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}"
@@ -262,11 +349,17 @@ class DDPM:
             terms=np.empty((n, T), np.float32),
             mse=np.empty((n, T), np.float32),
         )
-        for rows, count in _batches(n, batch_size, mesh):
-            first = np.uint32(start + rows[0])
-            bits = _bits_per_dim(self, params, rng, place(x_0[rows], mesh), first)
-            for field, of_batch in zip(result, fetch(bits), strict=True):
-                field[rows[:count]] = of_batch[:count]
+        batches = list(_batches(n, batch_size, mesh))
+        with moving(progress, len(batches) * T, "likelihood") as move:
+            for rows, count in batches:
+                indices = place((start + rows).astype(np.uint32), mesh)
+                images = place(x_0[rows], mesh)
+                empty = place(np.zeros((len(rows), T), np.float32), mesh)
+                args = (self, params, rng, indices, images)
+                parts = _watched(_bounds, args, (empty, empty), np.arange(T), move)
+                bits = _whole_bound(self, images, *parts)
+                for field, of_batch in zip(result, fetch(bits), strict=True):
+                    field[rows[:count]] = of_batch[:count]
         return result
 
 
@@ -278,18 +371,10 @@ def sample_batch(
     rng: AnyKey,
     indices: Integer[Array, " b"],
 ) -> Float[jax.Array, "b h w c"]:
-    """Images of the key `rng`, one for each of `indices`."""
+    """Images of the key `rng`, one for each of `indices`: all of `DDPM.sample` as one program."""
     schedule, denoise_fn, options = _chain(ddpm, sampler, params)
-    x_0 = sampler.method(
-        schedule,
-        denoise_fn,
-        example_keys(rng, indices),
-        ddpm.image_shape,
-        clip=ddpm.config.diffusion.clip,
-        **options,
-        **sampler.step_options,
-    )
-    # The mean is not clipped where the network predicts it, and nothing without diffusion.clip.
+    keys = example_keys(rng, indices)
+    x_0 = sampler.method(schedule, denoise_fn, keys, ddpm.image_shape, **options)
     return jnp.clip(x_0, -1, 1)
 
 
@@ -298,20 +383,139 @@ def _init(ddpm: DDPM, rng):
     return init_params(ddpm.network, rng, ddpm.image_shape)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(ddpm: DDPM, sampler: Sampler, params, x_0):
-    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
-    return ddim_encode(schedule, denoise_fn, x_0, **options)
+# Programs that run a part of a chain, its steps first, ..., last - 1. Each returns the new state
+# and which images are finite. The bounds are arguments: one program for all parts.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(ddpm: DDPM, rng, indices):
+    keys = example_keys(rng, indices)
+    return keys, start_state(keys, ddpm.image_shape)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(ddpm: DDPM, sampler: Sampler, params, x_T):
+def _advance(ddpm: DDPM, sampler: Sampler, params, keys, state, first, last):
     schedule, denoise_fn, options = _chain(ddpm, sampler, params)
-    return ddim(schedule, denoise_fn, None, ddpm.image_shape, x_T=x_T, clip=False, **options)
+    step = sampler.method.bound_step(schedule, denoise_fn, keys, ddpm.image_shape, **options)
+    S = schedule.num_timesteps
+    state = jax.lax.fori_loop(first, last, lambda i, state: step(state, S - 1 - i), state)
+    return state, _are_finite(state.x)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(ddpm: DDPM, sampler: Sampler, params, x, first, last):
+    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
+    options["clip"] = False
+
+    def step(t, x):
+        return ddim_encode_step(schedule, denoise_fn, x, t, **options)
+
+    x = jax.lax.fori_loop(first, last, step, x)
+    return x, _are_finite(x)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode(ddpm: DDPM, sampler: Sampler, params, state, first, last):
+    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
+    options["clip"] = False
+    step = sampler.method.bound_step(schedule, denoise_fn, None, ddpm.image_shape, **options)
+    S = schedule.num_timesteps
+    state = jax.lax.fori_loop(first, last, lambda i, state: step(state, S - 1 - i), state)
+    return state, _are_finite(state.x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reverse(ddpm: DDPM, params, keys, start, state, first, last):
+    options = _of_one_step(ddpm.config)
+
+    def step(i, state):
+        x_t, _ = state
+        t = start - 1 - i
+        t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
+        output = ddpm.denoise(params, x_t, t_batch)
+        p = p_mean_variance(ddpm.schedule, output, x_t, t_batch, **options)
+        return ancestral_step(p, t, gaussian_noise(keys, t, ddpm.image_shape)), p.x_0
+
+    state = jax.lax.fori_loop(first, last, step, state)
+    return state, _are_finite(state[0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _bounds(ddpm: DDPM, params, rng, indices, x_0, state, first, last):
+    denoise_fn = functools.partial(ddpm.denoise, params)
+    keys = example_keys(rng, indices)
+    options = _of_one_step(ddpm.config)
+
+    def step(t, state):
+        of_t = likelihood.bound_at(ddpm.schedule, denoise_fn, keys, x_0, t, **options)
+        return jax.tree.map(lambda all_t, one: all_t.at[:, t].set(one), state, of_t)
+
+    state = jax.lax.fori_loop(first, last, step, state)
+    return state, _are_finite(state[0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _whole_bound(ddpm: DDPM, x_0, terms, mse):
+    return likelihood.whole_bound(ddpm.schedule, x_0, terms.T, mse.T)
+
+
+def _are_finite(x):
+    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+
+
+def _watched(program, args, state, steps, move):
+    """`state` after all `steps` of a chain, which `program` runs in segments.
+
+    `steps` are the original steps t in the order of the chain. Calls `move` after each segment with
+    its number of steps. Raises NonFiniteSamples, which names the step, if the state does not stay
+    finite.
+    """
+    if _is_traced(args, state):  # Within a user's own jit or grad: one loop, as it always was.
+        return program.__wrapped__(*args, state, 0, len(steps))[0]
+    _announce(program, args[0], len(jax.tree.leaves(state)[0]))
+    state = jax.tree.map(jnp.asarray, state)
+    for first, last in segments(len(steps)):
+        after, finite = program(*args, state, np.int32(first), np.int32(last))
+        if not fetch(finite).all():
+            _raise_not_finite(program, args, state, steps, first, last)
+        state = jax.tree.map(_placed_as, after, state)
+        move(last - first)
+    return state
+
+
+def _placed_as(after: jax.Array, before: jax.Array) -> jax.Array:
+    """`after`, divided over the devices as `before`: arrays placed otherwise take a new program."""
+    if after.sharding.is_equivalent_to(before.sharding, after.ndim):
+        return after
+    return jax.device_put(after, before.sharding)
+
+
+def _raise_not_finite(program, args, state, steps, first, last):
+    """Repeats a segment that went wrong, step by step, to find out where."""
+    for i in range(first, last):
+        state, finite = program(*args, state, np.int32(i), np.int32(i + 1))
+        bad = np.sum(~fetch(finite))
+        if bad or i == last - 1:
+            raise NonFiniteSamples(
+                f"samples: {bad} of {len(finite)} images are not finite from step t = {steps[i]} "
+                f"on, the chain's step {i + 1} of {len(steps)}; the weights may have diverged "
+                "(take an earlier checkpoint), or model.dtype overflows (take float32)"
+            )
+
+
+def _is_traced(*trees) -> bool:
+    """Whether jax is tracing: some array stands for its values only, or a new one would."""
+    leaves = jax.tree.leaves((trees, jnp.zeros(())))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+@functools.cache
+def _announce(program, ddpm: DDPM, size: int) -> None:
+    log.info("compiling for batches of %d; the first step takes longer", size)
 
 
 def _chain(ddpm: DDPM, sampler: Sampler, params):
-    """(schedule, denoise_fn, {prediction, variance}) of the steps that `sampler` takes."""
+    """(schedule, denoise_fn, the step's options) of the chain that `sampler` takes."""
     diffusion = ddpm.config.diffusion
     schedule = ddpm.schedule
     prediction = diffusion.prediction
@@ -326,30 +530,8 @@ def _chain(ddpm: DDPM, sampler: Sampler, params):
         denoise_fn = x_0_denoiser(schedule, denoise_fn, prediction=prediction)
         prediction = "x_0"
         schedule = strided(schedule, sampler.timesteps(diffusion))
-    return schedule, denoise_fn, {"prediction": prediction, "variance": variance}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _reverse(ddpm: DDPM, params, keys, x, start, stop):
-    options = _of_one_step(ddpm.config)
-
-    def step(i, carry):
-        x_t, _ = carry
-        t = start - 1 - i
-        t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
-        output = ddpm.denoise(params, x_t, t_batch)
-        p = p_mean_variance(ddpm.schedule, output, x_t, t_batch, **options)
-        return ancestral_step(p, t, gaussian_noise(keys, t, ddpm.image_shape)), p.x_0
-
-    # Bounds that are not part of the program: one to compile, whatever the steps.
-    return jax.lax.fori_loop(0, start - stop, step, (x, x))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _bits_per_dim(ddpm: DDPM, params, rng, x_0, start):
-    denoise_fn = functools.partial(ddpm.denoise, params)
-    options = _of_one_step(ddpm.config)
-    return likelihood.bits_per_dim(ddpm.schedule, denoise_fn, rng, x_0, start=start, **options)
+    options = {"prediction": prediction, "variance": variance, "clip": diffusion.clip}
+    return schedule, denoise_fn, {**options, **sampler.step_options}
 
 
 def _of_one_step(config: Config) -> dict:
@@ -365,7 +547,7 @@ def _of_one_step(config: Config) -> dict:
 def _batches(n: int, batch_size: int | None, mesh):
     """Batches of at most `batch_size`, 64 a device by default; see `full_batches`."""
     devices = mesh.size if mesh else 1
-    size = 64 * devices if batch_size is None else batch_size
+    size = 64 * devices if batch_size is None else check_count("batch_size", batch_size)
     return full_batches(n, size, shrink=True, multiple=devices)
 
 
@@ -378,8 +560,3 @@ def _share_rows(call, params, *batched):
     ((rows, _),) = full_batches(n, n, multiple=mesh.size)
     result = call(*(place(array[rows], mesh) for array in batched))
     return jax.tree.map(lambda array: array[:n], fetch(result))
-
-
-def _check_images(x_0) -> None:
-    if not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise TypeError(f"x_0: must be floats in [-1, 1], got {x_0.dtype}; use x / 127.5 - 1")

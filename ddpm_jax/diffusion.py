@@ -28,6 +28,9 @@ logarithm; with learned_range it interpolates between the logarithms of the two 
 LEARNED: tuple[Variance, ...] = ("learned", "learned_range")
 """The variances that use the second half of the network's output channels."""
 
+LEAST_DIVISOR = 2.0**-63
+"""The square root of float32's smallest normal number."""
+
 
 class MeanVariance(NamedTuple):
     """p(x_{t-1} | x_t) and the predicted x_0."""
@@ -119,7 +122,9 @@ def predict_x_0(
         return output
     if prediction == "mean":
         of_x_t = _at(schedule.posterior_mean_coef_x_t, t, x_t) * x_t
-        return (output - of_x_t) / _at(schedule.posterior_mean_coef_x_0, t, x_t)
+        # Finite even where nothing of x_0 is in the mean, as sqrt_recip_alphas_bar is.
+        of_x_0 = jnp.maximum(_at(schedule.posterior_mean_coef_x_0, t, x_t), LEAST_DIVISOR)
+        return (output - of_x_t) / of_x_0
     if prediction == "v":
         return (
             _at(schedule.sqrt_alphas_bar, t, x_t) * x_t

@@ -10,8 +10,8 @@ class UserError(ValueError):
     Names, paths and values of files stand in it: what a screen cannot show of them is escaped.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message, LONGEST))
+    def __str__(self) -> str:
+        return one_line(super().__str__(), LONGEST)
 
 
 def one_line(text: str, longest: int) -> str:
@@ -37,3 +37,7 @@ class DataLost(UserError):
 
 class NonFiniteLoss(UserError):
     """The loss or the gradient was infinite or not a number."""
+
+
+class NonFiniteSamples(UserError):
+    """A chain left values that were infinite or not a number."""

@@ -3,13 +3,15 @@
 Keys are threefry keys and come from `fold_in` alone, never from a split that is carried along.
 Numbers of one family are folded into the same key, so they must differ; counters that share the
 key are named beside them.
+
+Every draw states its dtype: it is the same with and without jax's 64-bit mode.
 """
 
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float32, Int32, Integer, Shaped
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Bool, Float32, Int32, Integer, Shaped
 
 # Folded into the key of a run's seed, beside the numbers of its updates 0, 1, ...
 INIT = 2**32 - 1
@@ -52,22 +54,36 @@ FAMILIES = {
 def seed_key(seed: int) -> AnyKey:
     """The key of `seed`, threefry2x32 whatever jax's default implementation is.
 
-    Raises UserError unless 0 <= seed < 2**32.
+    Raises UserError unless 0 <= seed < 2**32, or where `check_threefry` does.
     """
+    check_threefry()
     if not 0 <= seed < 2**32:
         raise UserError(f"seed: must be at least 0 and below 2**32, got {seed}")
     return jax.random.key(seed, impl="threefry2x32")
 
 
+def check_threefry() -> None:
+    """Raises UserError where jax is set to draw other numbers from a key."""
+    # jax adds its options as attributes at run time. A program is traced anew when this changes.
+    if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
+        raise UserError(
+            "jax_threefry_partitionable: it is off, and a key would give other images; turn it on, "
+            "or leave JAX_THREEFRY_PARTITIONABLE unset"
+        )
+
+
 def example_keys(rng: AnyKey, indices: Integer[Array, " b"]) -> AnyKeys:
     """fold_in(rng, i) for each of `indices`.
 
-    Raises ValueError if `rng` is not a threefry key: draws of the others depend on the batch.
+    Raises ValueError if `rng` is not a threefry key: draws of the others depend on the batch; and
+    UserError where `check_threefry` does.
     """
+    check_threefry()
     implementation = jax.random.key_impl(rng)
     if "threefry" not in str(implementation):
         raise ValueError(
-            f"rng: must be a threefry key, got {implementation}; use jax.random.key(seed)"
+            f"rng: must be a threefry key, got {implementation}; "
+            'use jax.random.key(seed, impl="threefry2x32")'
         )
     return jax.vmap(lambda i: jax.random.fold_in(rng, i))(indices)
 
@@ -81,15 +97,27 @@ def gaussian_noise(
     keys: AnyKeys, number: int | Integer[Array, ""], shape: tuple[int, ...]
 ) -> Float32[jax.Array, "b *shape"]:
     """N(0, I) of `shape` for each of `keys`: each example's from its own fold_in(key, number)."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), shape))(keys)
+    return jax.vmap(
+        lambda key: jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32)
+    )(keys)
 
 
 def random_times(keys: AnyKeys, num_timesteps: int) -> Int32[jax.Array, " b"]:
     """t, uniform in 0, ..., T - 1, from `keys` of examples."""
-    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps))(fold(keys, TIME))
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_timesteps, jnp.int32))(
+        fold(keys, TIME)
+    )
+
+
+def happens(
+    keys: AnyKeys, probability: float, shape: tuple[int, ...]
+) -> Bool[jax.Array, "b *shape"]:
+    """True with `probability`, of `shape` for each of `keys`."""
+    p = jnp.float32(probability)
+    return jax.vmap(lambda key: jax.random.bernoulli(key, p, shape))(keys)
 
 
 def random_flip(keys: AnyKeys, images: Shaped[Array, "b h w c"]) -> Shaped[jax.Array, "b h w c"]:
     """Images, each mirrored left to right with probability 1/2 by its own key."""
-    flip = jax.vmap(jax.random.bernoulli)(fold(keys, FLIP))
+    flip = happens(fold(keys, FLIP), 0.5, ())
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)

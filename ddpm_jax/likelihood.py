@@ -1,7 +1,7 @@
 """The bound on the negative log-likelihood in bits/dim (Ho et al. 2020, Sections 3.3 and 4.3)."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from ddpm_jax import diffusion, losses
 from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance
 from ddpm_jax.keys import example_keys, gaussian_noise
 from ddpm_jax.schedule import Schedule
-from ddpm_jax.shapes import AnyKey, Array, Float, Integer
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer
 
 
 class BitsPerDim(NamedTuple):
@@ -53,18 +53,47 @@ def bits_per_dim(
     threefry key.
     """
     keys = example_keys(rng, start + jnp.arange(len(x_0), dtype=jnp.uint32))
+    options: dict[str, Any] = {"prediction": prediction, "variance": variance, "clip": clip}
 
     def step(_, t):
-        t_batch = jnp.full(x_0.shape[:1], t, jnp.int32)
-        x_t = diffusion.q_sample(schedule, x_0, t_batch, gaussian_noise(keys, t, x_0.shape[1:]))
-        output = denoise_fn(x_t, schedule.timesteps[t_batch])
-        p = diffusion.p_mean_variance(
-            schedule, output, x_t, t_batch, prediction=prediction, variance=variance, clip=clip
-        )
-        terms = losses.bound_terms(schedule, p, x_0, x_t, t_batch)
-        return None, (terms, diffusion.example_mean(jnp.square(x_0 - p.x_0)))
+        return None, bound_at(schedule, denoise_fn, keys, x_0, t, **options)
 
     _, (terms, mse) = jax.lax.scan(step, None, np.arange(schedule.num_timesteps, dtype=np.int32))
+    return whole_bound(schedule, x_0, terms, mse)
+
+
+def bound_at(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    keys: AnyKeys,
+    x_0: Float[Array, "b h w c"],
+    t: Int[Array, ""],
+    *,
+    prediction: Prediction,
+    variance: Variance,
+    clip: bool = True,
+) -> tuple[Float[jax.Array, " b"], Float[jax.Array, " b"]]:
+    """(the bound's term, the mean squared error of the predicted x_0) at one t, of each image.
+
+    Image i is diffused with noise of fold_in(keys[i], t). Bits/dim.
+    """
+    t_batch = jnp.full(x_0.shape[:1], t, jnp.int32)
+    x_t = diffusion.q_sample(schedule, x_0, t_batch, gaussian_noise(keys, t, x_0.shape[1:]))
+    output = denoise_fn(x_t, schedule.timesteps[t_batch])
+    p = diffusion.p_mean_variance(
+        schedule, output, x_t, t_batch, prediction=prediction, variance=variance, clip=clip
+    )
+    terms = losses.bound_terms(schedule, p, x_0, x_t, t_batch)
+    return terms, diffusion.example_mean(jnp.square(x_0 - p.x_0))
+
+
+def whole_bound(
+    schedule: Schedule,
+    x_0: Float[Array, "b h w c"],
+    terms: Float[Array, "T b"],
+    mse: Float[Array, "T b"],
+) -> BitsPerDim:
+    """The bound of images x_0, put together from `bound_at` of every t."""
     prior = prior_bits(schedule, x_0)
     return BitsPerDim(prior + terms.sum(axis=0), prior, terms.T, mse.T)
 

@@ -95,7 +95,12 @@ def min_snr_weight(
     if prediction == "v":
         return clipped / (snr + 1)
     if prediction == "mean":
-        return clipped / jnp.square(schedule.posterior_mean_coef_x_0[t])
+        coef = schedule.posterior_mean_coef_x_0[t]
+        betas = schedule.betas[t]
+        # Where nothing of x_0 is in the mean, both are 0: this is snr / coef^2 from Eq. 4 and 7.
+        limit = (1 - betas) * jnp.square(schedule.sqrt_one_minus_alphas_bar[t] / betas)
+        lost = coef < diffusion.LEAST_DIVISOR
+        return jnp.where(lost, limit, clipped / jnp.square(coef))
     raise diffusion.unknown("prediction", prediction, Prediction)
 
 

@@ -62,6 +62,19 @@ class Sampler(Checked):
             if name not in common and value is not None
         }
 
+    def simplest(self, diffusion: Diffusion) -> "Sampler":
+        """The same sampler, with None for every option that has its default anyway."""
+        as_default: dict[str, Any] = {
+            name: None
+            for name, value in self.step_options.items()
+            if value == self.method.defaults[name]
+        }
+        if not self.strides(diffusion):  # All T steps are the same on every grid.
+            as_default |= {"steps": None, "grid": None}
+        elif self.grid == self.method.grid:
+            as_default["grid"] = None
+        return dataclasses.replace(self, **as_default)
+
     def check(self, diffusion: Diffusion) -> None:
         """Raises UserError if a model of this process cannot be sampled so.
 
@@ -70,6 +83,11 @@ class Sampler(Checked):
         T = diffusion.num_timesteps
         if self.steps is not None and self.steps > T:
             raise UserError(f"steps: must be from 1 to {T}, got {self.steps}")
+        if T > 1 and self.timesteps(diffusion)[-1] == 0:
+            raise UserError(
+                f"grid: {self.grid} with --steps {self.steps} visits step 0 alone, and pure noise "
+                "stays noise; choose --grid trailing or linspace, or more steps"
+            )
         _log_variance(self, diffusion)
 
     def timesteps(self, diffusion: Diffusion) -> np.ndarray:
@@ -103,12 +121,18 @@ def as_sampler(sampler: Sampler | SamplerName, **options: Any) -> Sampler:
     Raises UserError for what does not fit together, TypeError for unknown options.
     """
     if not isinstance(sampler, Sampler):
-        return Sampler(sampler, **options)
+        # Numbers of NumPy and jax become Python's, which files and programs' names are made of.
+        plain = {name: _plain(value) for name, value in options.items()}
+        return Sampler(sampler, **plain)
     if options:
         raise TypeError(
             f"{', '.join(options)}: not allowed beside a Sampler; set it in the Sampler"
         )
     return sampler
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
 
 
 @functools.cache

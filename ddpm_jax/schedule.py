@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike
 
 from ddpm_jax.shapes import Float32, Float64, Int32
 
+SMALLEST_BETA = 1e-11
+"""The smallest beta: in float64, 1 - alphas_bar is then right to five digits."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,11 +59,17 @@ class Schedule:
     def from_betas(cls, betas: ArrayLike, timesteps: ArrayLike | None = None) -> "Schedule":
         """The tables for `betas` [T], each in (0, 1]; `timesteps` [T] defaults to 0, 1, ..., T-1.
 
-        Raises ValueError if a beta is outside (0, 1] or the shapes differ.
+        Raises ValueError if a beta is outside (0, 1] or below SMALLEST_BETA, or the shapes differ.
         """
         betas = np.asarray(betas, np.float64)
         if betas.ndim != 1 or not betas.size or not ((betas > 0) & (betas <= 1)).all():
             raise ValueError("betas: must be one-dimensional, not empty, and all in (0, 1]")
+        # Half of it, since schedules round.
+        if betas.min() < SMALLEST_BETA / 2:
+            raise ValueError(
+                f"betas: {betas.min()} is too small for float64's 1 - alphas_bar; choose "
+                f"{SMALLEST_BETA} or more"
+            )
         timesteps = np.arange(betas.size) if timesteps is None else np.asarray(timesteps)
         if timesteps.shape != betas.shape:
             raise ValueError(
@@ -76,8 +85,8 @@ class Schedule:
 def _tables(betas: Float64[np.ndarray, " T"]) -> dict[str, Float64[np.ndarray, " T"]]:
     alphas_bar = np.cumprod(1 - betas)
     alphas_bar_prev = np.append(1.0, alphas_bar[:-1])
-    # `jsd` ends at alphas_bar = 0. A huge but finite reciprocal gives an x_0 that can be clipped;
-    # an infinite one would give NaN.
+    # `jsd` ends at alphas_bar = 0, and long chains of large betas too. A huge but finite reciprocal
+    # gives an x_0 that can be clipped; an infinite one would give NaN.
     recip = 1 / np.maximum(alphas_bar, np.finfo(np.float32).tiny)
     posterior_variance = betas * (1 - alphas_bar_prev) / (1 - alphas_bar)
     entry_0 = posterior_variance[1:2] if betas.size > 1 else betas
@@ -144,8 +153,16 @@ def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters:
     less. For a chain that ends as noisy as the paper's, scale both by 1000 / T:
     make_schedule("linear", T, beta_start=0.1 / T, beta_end=20 / T).
 
-    Raises ValueError for an unknown name or parameter, T < 1, or a beta outside (0, 1].
+    Raises ValueError for an unknown name or parameter, T < 1, or a beta outside (0, 1] or below
+    SMALLEST_BETA.
     """
+    return Schedule.from_betas(betas_of(name, num_timesteps, **parameters))
+
+
+def betas_of(
+    name: str, num_timesteps: int, **parameters: float
+) -> Float64[np.ndarray, "{num_timesteps}"]:
+    """The betas [T] of `make_schedule` without their tables. Raises ValueError as it does."""
     if name not in SCHEDULES:
         raise ValueError(f"schedule: {name!r} is not one of {', '.join(SCHEDULES)}")
     if num_timesteps < 1:
@@ -157,7 +174,7 @@ def make_schedule(name: str = "linear", num_timesteps: int = 1000, **parameters:
                 f"schedule {name!r} has no parameter {parameter!r}; "
                 f"it takes {', '.join(accepted) or 'none'}"
             )
-    return Schedule.from_betas(SCHEDULES[name](num_timesteps, **parameters))
+    return SCHEDULES[name](num_timesteps, **parameters)
 
 
 def schedule_parameters(name: str) -> list[str]:

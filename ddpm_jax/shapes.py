@@ -8,6 +8,7 @@ The tests check the annotations of the mathematics and of the networks at every 
 import jax
 import numpy as np
 from jaxtyping import (
+    Bool,
     Float,
     Float32,
     Float64,
@@ -25,6 +26,7 @@ __all__ = [
     "AnyKey",
     "AnyKeys",
     "Array",
+    "Bool",
     "Float",
     "Float32",
     "Float64",

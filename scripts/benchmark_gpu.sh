@@ -25,7 +25,8 @@ failed=0
   >"$out/roofline.md" || failed=1
 "$RUN" benchmarks/hotspots.py "$network" training "${batches[0]}" --dtype "$dtype" \
   >"$out/hotspots.md" || failed=1
+"$RUN" benchmarks/segments.py --rounds 5 >"$out/segments.md" || failed=1
 "$RUN" benchmarks/compare.py --networks "$network" --dtypes "$dtype" \
-  --variants channels_last compile --seconds $((400 - SECONDS)) --out "$out" || failed=1
-cat "$out/roofline.md" "$out/hotspots.md" "$out/benchmark.md"
+  --variants channels_last compile --seconds $((380 - SECONDS)) --out "$out" || failed=1
+cat "$out/roofline.md" "$out/hotspots.md" "$out/segments.md" "$out/benchmark.md"
 exit $failed

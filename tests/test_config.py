@@ -119,6 +119,24 @@ def test_the_defaults_are_the_papers_cifar10():
             "diffusion.prediction: with schedule jsd, x_T has no trace of the image, and the "
             "bound with eps is infinite; choose x_0, mean or v, or diffusion.loss simple",
         ),
+        (
+            lambda: Diffusion(beta_end=1.0, loss="vlb"),
+            "diffusion.prediction: with schedule linear of these betas, x_T has no trace of the "
+            "image, and the bound with eps is infinite; choose x_0, mean or v, or diffusion.loss "
+            "simple",
+        ),
+        (
+            lambda: Diffusion(
+                schedule="const", beta_end=0.2, loss="hybrid", variance="learned_range"
+            ),
+            "diffusion.prediction: with schedule const of these betas, x_T has no trace of the "
+            "image, and the bound with eps is infinite in float32; choose x_0, mean or v, or "
+            "diffusion.loss simple",
+        ),
+        (
+            lambda: Diffusion(beta_start=1e-17),
+            "diffusion.beta_start: must be at least 1e-11 and at most 1, got 1e-17",
+        ),
         (lambda: Diffusion(min_snr_gamma=0.0), "diffusion.min_snr_gamma: must be above 0, got 0.0"),
         (
             lambda: Data(test="tfds"),

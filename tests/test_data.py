@@ -143,7 +143,7 @@ def test_images_are_turned_resized_to_cover_and_cropped_in_the_centre(tmp_path, 
     np.testing.assert_array_equal(only(tmp_path), np.rot90(lying, k=-1))
 
 
-def bomb():
+def bomb(side=70_000):
     """A PNG of 70,000 x 70,000 pixels in a hundred bytes."""
 
     def chunk(kind, body):
@@ -151,7 +151,7 @@ def bomb():
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
 
-    header = struct.pack(">IIBBBBB", 70_000, 70_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
-from ddpm_jax.ddpm import sample_batch
+from ddpm_jax.ddpm import _advance, sample_batch
 from ddpm_jax.devices.mesh import batch_sharding, make_mesh, replicated
 from ddpm_jax.keys import NOISE, TIME, example_keys, random_flip
 from ddpm_jax.sampler import Sampler, _log_variance
@@ -67,10 +67,10 @@ def test_several_devices_share_the_work(model):
 
 def test_programs_do_not_multiply_with_n(model):
     ddpm, params = model
-    sample_batch.clear_cache()
+    _advance.clear_cache()
     for n in range(1, 20):
         ddpm.sample(params, jax.random.key(0), n, batch_size=4)
-    assert sample_batch._cache_size() == 3  # batches of 1, 2 and 4
+    assert _advance._cache_size() == 3  # batches of 1, 2 and 4
 
 
 def test_nonsense_counts_are_refused(model):
@@ -213,6 +213,16 @@ def test_a_whole_grid_is_the_whole_chain(model):
             {"steps": 5, "grid": "cubic"},
             "grid: must be one of linspace, leading, trailing, quad, got 'cubic'",
         ),
+        (
+            {"steps": 1, "grid": "leading"},
+            "grid: leading with --steps 1 visits step 0 alone, and pure noise stays noise; choose "
+            "--grid trailing or linspace, or more steps",
+        ),
+        (
+            {"sampler": "heun", "steps": 1, "grid": "quad"},
+            "grid: quad with --steps 1 visits step 0 alone, and pure noise stays noise; choose "
+            "--grid trailing or linspace, or more steps",
+        ),
         ({"grid": "quad"}, "grid: quad requires --steps; add it, or leave --grid out"),
         ({"eta": 0.5}, "eta: ancestral does not take it; leave it out or choose ddim"),
         ({"sampler": "ddim", "eta": 1.5}, "eta: must be at least 0 and at most 1, got 1.5"),
@@ -289,12 +299,13 @@ def test_without_clip_the_predicted_image_stays_as_it_is(tiny, monkeypatch):
     monkeypatch.setattr(losses, "bound_terms", lambda *_: jnp.zeros(2))
     keys = samplers.example_keys(jax.random.key(1), np.arange(2, dtype=np.uint32))
     x = samplers.gaussian_noise(keys, samplers.START, (8, 8, 1))
-    params, images = {"none": np.zeros(1)}, {}
+    images = {}
     for clip in (True, False):
         diffusion = dataclasses.replace(tiny.diffusion, prediction="x_0", clip=clip)
         ddpm = DDPM(
             dataclasses.replace(tiny, diffusion=diffusion, seed=124)
         )  # A program of its own.
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), ddpm.shapes)
         x_0, predicted = ddpm.reverse(params, keys, x, 10)
         images[clip] = ddpm.sample(params, jax.random.key(1), 2)
         mse = ddpm.bits_per_dim(params, jax.random.key(1), jnp.zeros((2, 8, 8, 1))).mse

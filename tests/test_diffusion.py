@@ -264,3 +264,14 @@ def test_annotated_shapes_and_dtypes_are_checked():
             q_sample(schedule, *wrong)
     with pytest.raises(TypeCheckError):
         dataclasses.replace(schedule, timesteps=schedule.betas)
+
+
+def test_a_predicted_mean_gives_a_finite_image_where_nothing_of_it_is_left():
+    """And the image itself up to there, as Eq. 7 solved for x_0 in float64 has it."""
+    s = make_schedule("const", 1000, beta_end=0.2)
+    t = np.array([300, 900, 999], np.int32)
+    x_0, x_t = jnp.full((3, 1, 1, 1), 0.5), jnp.full((3, 1, 1, 1), 0.1)
+    mean = q_posterior(s, x_0, x_t, t)[0]
+    found = predict_x_0(s, mean, x_t, t, prediction="mean")
+    assert s.posterior_mean_coef_x_0[999] == 0 and np.isfinite(found).all()
+    assert np.abs(predict_x_0(s, mean + 0.1, x_t, t, prediction="mean")[1:]).min() > 1e6

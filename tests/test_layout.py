@@ -26,6 +26,7 @@ config
 sampler models
 devices
 data
+inputs
 ddpm
 storage
 weights

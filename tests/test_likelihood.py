@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import with_
 from gaussian import Chain, M, S, denoiser, images_and_noise, mmse
 from scipy import stats
 
 from ddpm_jax import DDPM, likelihood, losses, make_schedule, q_sample
 from ddpm_jax.devices.mesh import make_mesh, replicated
+from ddpm_jax.errors import UserError
 from ddpm_jax.likelihood import bits_per_dim, prior_bits
 
 T, N = 40, 192
@@ -207,3 +209,14 @@ def test_the_networks_bound_is_the_same_in_any_batch_and_on_devices(tiny, pictur
     np.testing.assert_allclose(tail.terms, whole.terms[5:], rtol=1e-4, atol=1e-6)
     with pytest.raises(TypeError, match="floats"):
         ddpm.bits_per_dim(params, key, pictures[:2])
+
+
+@pytest.mark.parametrize(("schedule", "beta_end"), [("jsd", None), ("linear", 1.0)])
+def test_an_infinite_bound_is_refused(tiny, schedule, beta_end):
+    """eps of an x_T without any trace of the image, x_0 not clipped."""
+    fields = {"schedule": schedule, "beta_start": None, "beta_end": beta_end}
+    infinite = with_(tiny, diffusion={**fields, "clip": False})
+    with pytest.raises(UserError, match=f"likelihood: with schedule {schedule}, x_T"):
+        DDPM(infinite).bits_per_dim(None, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    for finite in ({**fields, "clip": True}, {**fields, "clip": False, "prediction": "v"}):
+        with_(tiny, diffusion=finite).diffusion.check_bound()

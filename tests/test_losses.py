@@ -76,6 +76,21 @@ def test_min_snr_weighs_the_error_of_the_image(rng, prediction):
     ).all()
 
 
+@pytest.mark.parametrize(
+    ("schedule", "options"), [("const", {"beta_end": 0.2}), ("linear", {"beta_end": 0.5})]
+)
+def test_min_snr_of_a_predicted_mean_is_its_limit_where_nothing_is_left(schedule, options):
+    """snr / coef^2, its parts multiplied out in float64 before they vanish (Eq. 4 and 7)."""
+    schedule = make_schedule(schedule, 1000, **options)
+    t = np.arange(0, 1000, 37)
+    betas = np.float64(schedule.betas)
+    one_minus = (1 - np.cumprod(1 - betas))[t]
+    snr = np.cumprod(1 - betas)[t] / one_minus
+    expected = np.minimum(5 / snr, 1) * (1 - betas[t]) * one_minus / betas[t] ** 2
+    got = losses.min_snr_weight(schedule, t, 5.0, prediction="mean")
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
 def test_the_bounds_mean_over_t_is_the_whole_sum(variance):
     betas, (x_0, noise) = np.linspace(0.01, 0.3, 20), images_and_noise()

@@ -1,5 +1,8 @@
 """Ancestral sampling with denoisers whose answer is known."""
 
+import functools
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,10 @@ import pytest
 from gaussian import M, S, denoiser, gain
 
 from ddpm_jax import Schedule, make_schedule, samplers
+from ddpm_jax.config import Diffusion
 from ddpm_jax.devices.mesh import batch_sharding, make_mesh
 from ddpm_jax.diffusion import p_mean_variance, target, x_0_denoiser
-from ddpm_jax.schedule import strided
+from ddpm_jax.schedule import SCHEDULES, schedule_parameters, strided
 
 SHAPE = (2, 3, 1)
 
@@ -382,6 +386,65 @@ def test_a_chain_that_ends_at_pure_noise_can_be_sampled(sampler):
             variance="fixed_small",
         )
         np.testing.assert_allclose(x_0, jnp.broadcast_to(image, x_0.shape), atol=1e-5)
+
+
+@functools.cache
+def extreme_chains():
+    """Chains of 6 steps on every grid, of every schedule at the ends of what its betas may be.
+
+    Their tables, each with an axis of all chains in front, and a function that makes a Schedule of
+    the tables of one.
+    """
+    ends = (1e-11, 1e-4, 0.2, 0.5, 1.0)
+    chains = []
+    for name in SCHEDULES:
+        accepted = schedule_parameters(name)
+        for start in ends if "beta_start" in accepted else (None,):
+            for end in ends if "beta_end" in accepted else (None,):
+                config = Diffusion(schedule=name, beta_start=start, beta_end=end)
+                schedule = make_schedule(name, 1000, **config.schedule_parameters)
+                grids = [samplers.time_grid(1000, 6, grid) for grid in get_args(samplers.Grid)]
+                chains += [strided(schedule, grid) for grid in grids]
+    tables = [np.stack(each) for each in zip(*map(jax.tree.leaves, chains), strict=True)]
+    return tables, functools.partial(jax.tree.unflatten, jax.tree.structure(chains[0]))
+
+
+@pytest.mark.parametrize("prediction", ["x_0", "eps"])
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
+def test_every_sampler_is_finite_on_every_schedule_and_grid(sampler, prediction):
+    image = jnp.linspace(-1, 1, 6).reshape(1, *SHAPE)
+    tables, schedule_of = extreme_chains()
+
+    def draw(tables):
+        return sampler(
+            schedule_of(tables),
+            lambda x, t: jnp.broadcast_to(image, x.shape),
+            keys(2),
+            SHAPE,
+            prediction=prediction,
+            variance="fixed_small",
+            trajectory=True,
+        )
+
+    x_0, xs = jax.jit(jax.vmap(draw))(tables)
+    assert len(xs) > 300 and np.isfinite(xs).all()
+    if prediction == "x_0":  # Whatever the chain, it ends at the image that is predicted.
+        np.testing.assert_allclose(x_0, jnp.broadcast_to(image, x_0.shape), atol=1e-5)
+
+
+def test_dpm_solver_is_ddim_where_nothing_is_left_of_the_image():
+    """Both are of first order there, and exact: in float64, with alphas_bar as they are."""
+    schedule = make_schedule("const", 1000, beta_end=0.2)
+    steps = np.array([0, 5, 20, 600, 800, 999])
+    a = np.cumprod(1 - np.float64(schedule.betas))[steps]
+    short = strided(schedule, steps)
+    assert (np.asarray(short.sqrt_alphas_bar) == 0).sum() == 3
+    x_0, before, x = np.float32(np.random.default_rng(0).normal(size=(3, 1, *SHAPE)))
+    for t in (5, 4, 3):
+        eps = (x - np.sqrt(a[t]) * x_0) / np.sqrt(1 - a[t])
+        expected = np.sqrt(a[t - 1]) * x_0 + np.sqrt(1 - a[t - 1]) * eps
+        got = samplers.dpm_solver_step(short, x_0, before, x, t)
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import Schedule, make_schedule
-from ddpm_jax.schedule import strided
+from ddpm_jax.schedule import SMALLEST_BETA, schedule_parameters, strided
 
 NAMES = ["linear", "cosine", "quad", "const", "jsd", "warmup10", "warmup50", "raised_cosine"]
 
@@ -115,6 +115,9 @@ def test_a_schedule_passes_through_jit():
         (lambda: make_schedule("jsd", 10, beta_end=0.1), "beta_end"),
         (lambda: make_schedule("linear", 0), "num_timesteps"),
         (lambda: make_schedule("linear", 10, beta_end=1.5), "betas"),
+        (lambda: make_schedule("linear", 10, beta_start=1e-17), "betas: 1e-17 is too small"),
+        (lambda: make_schedule("const", 10, beta_end=1e-300), "betas: 1e-300 is too small"),
+        (lambda: Schedule.from_betas([0.1, 4e-12]), "betas: 4e-12 is too small"),
         (lambda: Schedule.from_betas([]), "betas"),
         (lambda: Schedule.from_betas([0.1, np.nan]), "betas"),
         (lambda: Schedule.from_betas([0.1], timesteps=[1, 2]), "timesteps"),
@@ -123,6 +126,16 @@ def test_a_schedule_passes_through_jit():
 def test_bad_input_is_named(make, names):
     with pytest.raises(ValueError, match=names):
         make()
+
+
+@pytest.mark.parametrize("name", ["linear", "quad", "const", "raised_cosine"])
+def test_the_smallest_betas_have_sound_tables(name):
+    """Against 1 - alphas_bar from sums of logarithms, which lose no digits."""
+    s = make_schedule(name, 100, **dict.fromkeys(schedule_parameters(name), SMALLEST_BETA))
+    exact = -np.expm1(np.cumsum(np.log1p(-np.full(100, SMALLEST_BETA))))
+    np.testing.assert_allclose(np.float64(s.sqrt_one_minus_alphas_bar) ** 2, exact, rtol=1e-5)
+    assert all(np.isfinite(table).all() for table in jax.tree.leaves(s))
+    assert np.isfinite(jax.tree.leaves(strided(s, [0, 50, 99]))).all()
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "jsd"])

@@ -152,3 +152,29 @@ def best_linear_denoiser(folder):
     # E[eps | x_t] = gain (x_t - sqrt(a) mean), along each direction on its own.
     gain = np.sqrt(1 - a) / (a * variances + 1 - a)
     return float((gain**2 * a * projected + (1 - gain * np.sqrt(1 - a)) ** 2).mean())
+
+
+def test_a_run_is_the_same_with_and_without_64_bits(tmp_path):
+    """Each trained in one mode, resumed in the other, and sampled in both."""
+
+    def train(name, steps, bits):
+        options = ["--model.base-channels", 8, "--train.steps", steps, "--checkpoint.every", 2]
+        command = [*COMMAND, "train", "digits", "--workdir", name, *options]
+        run(*command, cwd=tmp_path, JAX_ENABLE_X64=bits)
+
+    def images(name, bits):
+        options = ["--sampler", "dpm-solver++", "--steps", 20]
+        command = [*COMMAND, "sample", name, "-n", 4, "--out", f"{name}-{bits}.npz", *options]
+        run(*command, cwd=tmp_path, JAX_ENABLE_X64=bits)
+        with np.load(tmp_path / f"{name}-{bits}.npz") as arrays:
+            return dict(arrays)
+
+    train("a", 2, "1")
+    train("b", 2, "0")
+    train("a", 4, "0")
+    train("b", 4, "1")
+    first, *others = (images(name, bits) for name in "ab" for bits in "01")
+    for other in others:
+        assert first.keys() == other.keys()
+        for name, array in first.items():
+            np.testing.assert_array_equal(array, other[name], strict=True)

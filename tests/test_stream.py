@@ -12,8 +12,8 @@ import pytest
 from conftest import HANG
 
 from ddpm_jax.config import Data
-from ddpm_jax.data import Batch, Batches, from_array, open_batches
-from ddpm_jax.errors import DataLost
+from ddpm_jax.data import Batch, Batches, from_array, guard, open_batches
+from ddpm_jax.errors import DataLost, UserError
 
 N, BATCH = 20, 8
 
@@ -141,3 +141,29 @@ def test_processes_read_the_same_not_too_far_ahead_and_tell_of_lost_data(logged,
     delivered = step - 5
     assert reads.in_all() <= 7 + delivered + 4 * 2
     stream.close()
+
+
+def test_a_script_without_the_main_guard_is_told_about_it(monkeypatch):
+    """A process that is started to read images runs the main script first, and with it `fit`."""
+    codes = []
+    monkeypatch.setattr(guard.os, "_exit", codes.append)
+    guard.leave_unguarded_reader()
+    process = multiprocessing.current_process()
+    monkeypatch.setattr(process, "_inheriting", True, raising=False)
+    guard.leave_unguarded_reader()
+    assert codes == [guard.UNGUARDED]
+
+    def died():
+        raise RuntimeError(f"Worker process was terminated with exit code {codes[0]}. Search")
+        yield
+
+    stream = open_batches(
+        dataclasses.replace(from_array(np.zeros((4, 1, 1, 1), np.uint8), (1, 1, 1)), streamed=True),
+        np.arange(4),
+        2,
+        0,
+        Data(image_shape=(1, 1, 1)),
+    )
+    stream._iterator, stream._next = died(), 0
+    with pytest.raises(UserError, match='under if __name__ == "__main__":'):
+        stream.batch_at(0)

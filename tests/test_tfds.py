@@ -1,6 +1,7 @@
 """Data sets of tfds, read without TensorFlow."""
 
 import dataclasses
+import io
 import pickle
 import shutil
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 from ddpm_jax import UserError
 from ddpm_jax.config import Data
 from ddpm_jax.data import load_source, open_batches
+from ddpm_jax.data import tfds as tfds_source
 from ddpm_jax.errors import DataLost
 
 SHAPE = (6, 5, 3)
@@ -222,6 +224,48 @@ def test_files_that_vanish_are_named(data):
         file.unlink()
     with pytest.raises(DataLost, match=r"tfds:own_pictures in .* can no longer be read"):
         load_source(dataclasses.replace(data, cache_mb=0))
+
+
+def test_a_kept_file_that_lacks_images_or_labels_is_written_again(data, caplog):
+    source = load_source(data)
+    file = cache_of(data)
+    whole = dict(np.load(file))
+    for wrong in (
+        {"labels": whole["labels"]},
+        {"images": whole["images"][:-1]},
+        {"images": whole["images"].astype(np.int16)},
+        {"images": whole["images"], "labels": whole["labels"][1:]},
+    ):
+        np.savez(file, fingerprint=whole["fingerprint"], **wrong)
+        again = load_source(data)
+        np.testing.assert_array_equal(everything(again), everything(source))
+        np.testing.assert_array_equal(again.labels, source.labels)
+        assert "is damaged and will be written again" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+def test_a_prepared_folder_that_is_damaged_is_named(data, name):
+    (prepared_folder(data) / name).write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"tfds:own_pictures cannot be read in .*; restore"
+    ) as error:
+        load_source(data)
+    assert "\n" not in str(error.value) and data.dir in str(error.value)
+
+
+def test_a_label_beyond_32_bits_is_refused(monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+
+    class Records:
+        def __getitems__(self, indices):
+            return [{"image": file.getvalue(), "label": np.int64(label)} for label in (7, 2**31)]
+
+    monkeypatch.setattr(tfds_source, "_open", lambda *_: Records())
+    read = tfds_source._Reader("tfds:x", "folder", "train", (4, 4, 3), True)
+    with pytest.raises(UserError, match="tfds:x has the label 2147483648, which does not fit"):
+        read.read([0, 1])
 
 
 def test_readers_travel_to_other_processes(data, tmp_path, rng):

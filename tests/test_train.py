@@ -12,10 +12,11 @@ import pytest
 from conftest import lines, on_one_device, with_
 
 from ddpm_jax import DDPM, UserError, fit, load
+from ddpm_jax import ddpm as ddpm_module
 from ddpm_jax.config import Optim
 from ddpm_jax.data import Batch, Batches
 from ddpm_jax.devices.mesh import make_mesh, place, replicated
-from ddpm_jax.errors import DataLost, NonFiniteLoss
+from ddpm_jax.errors import DataLost, NonFiniteLoss, NonFiniteSamples
 from ddpm_jax.keys import HOLDOUT, example_keys, random_flip
 from ddpm_jax.storage import checkpoint
 from ddpm_jax.training import train, update
@@ -277,6 +278,36 @@ def test_a_signal_saves_and_ends(tiny, pictures, tmp_path, number, monkeypatch):
     resumed = fit(config, tmp_path / "run", pictures)
     assert_equal_trees(resumed, fit(config, tmp_path / "whole", pictures))
     assert [line["steps"] for line in lines(tmp_path / "run")] == [2, 1, 1, 2]
+
+
+def test_a_signal_ends_the_drawing_of_samples(tiny, pictures, tmp_path, monkeypatch):
+    config = on_one_device(tiny, train={"steps": 2, "eval_every": 0})
+
+    def cuts(steps):
+        yield 0, 3
+        signal.raise_signal(signal.SIGTERM)
+        yield 3, 4
+        pytest.fail("the chain runs on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ddpm_module, "segments", cuts)
+        assert int(fit(config, tmp_path / "run", pictures).step) == 2
+    assert not (tmp_path / "run/samples.png").exists()
+    fit(config, tmp_path / "run", pictures)
+    assert (tmp_path / "run/samples.png").exists()
+
+
+def test_samples_that_are_not_finite_do_not_end_a_run(
+    tiny, pictures, tmp_path, monkeypatch, caplog
+):
+    config = on_one_device(tiny, train={"steps": 2, "eval_every": 0}, seed=77)
+
+    def lost(*_, **__):
+        raise NonFiniteSamples("samples: 1 of 4 images are not finite")
+
+    monkeypatch.setattr(DDPM, "sample", lost)
+    assert int(fit(config, tmp_path / "run", pictures).step) == 2
+    assert "samples of step 2: none; samples: 1 of 4 images are not finite" in caplog.text
 
 
 def test_fit_works_outside_the_main_thread(tiny, pictures, tmp_path):

@@ -4,12 +4,21 @@ Each command imports its own part of the package when it runs: `ddpm-jax --help`
 """
 
 import logging
+import os
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable
 
 from ddpm_jax import __version__
+from ddpm_jax.cli.faults import line_of
+from ddpm_jax.cli.streams import (
+    READER_LEFT,
+    discard_unwritable,
+    open_closed_streams,
+    reader_has_left,
+    say,
+)
 from ddpm_jax.config.shipped import shipped_configs
 from ddpm_jax.errors import UserError
 
@@ -47,28 +56,46 @@ ddpm-jax COMMAND --help shows the options; ddpm-jax --version, the version."""
 def main(args: list[str] | None = None) -> int:
     """Runs the command `args`, sys.argv's by default.
 
-    Returns the exit code: 0, 2 for a user's error, 130 for Ctrl-C.
+    Returns the exit code: 0, 2 for a user's error, 130 for Ctrl-C, 141 where the reader of the
+    output has left.
     """
     args = sys.argv[1:] if args is None else args
+    open_closed_streams()
     _log_to_stderr()
     _hide_closed_loops()
-    try:
-        code = _run(args)
-    except (UserError, OSError, ImportError) as error:
-        remedy = "; pip install 'ddpm-jax[gcs]'" if "gcsfs" in str(error) else ""
-        print(f"ddpm-jax: {error}{remedy}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        resumes = args[0] in ("evaluate", "likelihood")
-        advice = "; run the same command to resume" if resumes else ""
-        print(f"ddpm-jax: interrupted{advice}", file=sys.stderr)
-        code = 130
-    except Exception:
-        _leave(1)
-        raise
+    code = _code_of(args)
+    discard_unwritable()
     if code:
         _leave(code)
     return code
+
+
+def _code_of(args: list[str]) -> int:
+    """Runs the command; prints one line for an error that is not a bug. Returns the exit code."""
+    command = args[0] if args else ""
+    try:
+        _run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        resumes = command in ("evaluate", "likelihood")
+        advice = "; run the same command to resume" if resumes else ""
+        say(f"ddpm-jax: interrupted{advice}")
+        return 130
+    except Exception as error:
+        return _code_of_error(error, command)
+    return 0
+
+
+def _code_of_error(error: Exception, command: str) -> int:
+    """Says what `error` is; raises it again if it is a bug."""
+    if isinstance(error, BrokenPipeError) and reader_has_left():
+        return READER_LEFT
+    line = line_of(error, command)
+    if line is None:
+        _leave(1)
+        raise error
+    say(f"ddpm-jax: {line}")
+    return 2
 
 
 def _leave(code: int) -> None:
@@ -79,17 +106,32 @@ def _leave(code: int) -> None:
         leave_at_once(code)
 
 
-def _run(args: list[str]) -> int:
+def _run(args: list[str]) -> None:
     command, *rest = args or ["--help"]
     if command in ("-h", "--help"):
         print(_usage())
     elif command == "--version":
         print(f"ddpm-jax {__version__}")
     elif command in COMMANDS:
+        _import_jax()
         COMMANDS[command](rest)
     else:
         raise UserError(f"{command!r} is not a command; choose one of {', '.join(COMMANDS)}")
-    return 0
+
+
+def _import_jax() -> None:
+    """Imports jax, which reads its settings from the environment and refuses some.
+
+    Raises UserError naming the setting.
+    """
+    try:
+        import jax  # noqa: F401
+    except (ValueError, RuntimeError) as error:
+        names = [name for name in os.environ if name.startswith("JAX_")]
+        named = [name for name in names if name in str(error).upper()] or names
+        raise UserError(
+            f"jax cannot start ({error}); correct or unset {' and '.join(named) or 'its settings'}"
+        ) from error
 
 
 def _train(args: list[str]) -> None:
@@ -119,6 +161,9 @@ def _plan(args: list[str]) -> None:
 
     # It needs no accelerator, and must not take one's memory from a run.
     jax.config.update("jax_platforms", "cpu")
+    from ddpm_jax.devices.mesh import all_devices
+
+    all_devices()
     from ddpm_jax.training.plan import compile_for, plan, table
 
     config = options.config
@@ -269,18 +314,19 @@ def _lines(names) -> str:
 
 
 def _start(launch=None) -> None:
-    """Configures jax and joins the other processes, of which only the first logs.
+    """Configures jax, joins the other processes, of which only the first logs, finds the devices.
 
     Logs advice on the devices where there is any.
     """
     from ddpm_jax.cli.options import Launch
-    from ddpm_jax.devices.mesh import device_advice
+    from ddpm_jax.devices.mesh import all_devices, device_advice
     from ddpm_jax.devices.processes import is_first, join
     from ddpm_jax.devices.runtime import configure_jax
 
     launch = launch or Launch()
     configure_jax(launch.compile_cache)
     join(launch.coordinator, launch.num_processes, launch.process_id)
+    all_devices()
     if not is_first():
         log.setLevel(logging.ERROR)
     advice = device_advice()

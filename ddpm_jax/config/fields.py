@@ -9,6 +9,8 @@ import dataclasses
 import math
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+
 from ddpm_jax.config.checked import Checked, Range
 from ddpm_jax.config.choices import Dtype, Mode, ScheduleName, WeightingName
 from ddpm_jax.config.meaning import (
@@ -23,7 +25,7 @@ from ddpm_jax.config.meaning import (
 from ddpm_jax.diffusion import LEARNED, Prediction, Variance
 from ddpm_jax.errors import UserError
 from ddpm_jax.losses import LossName
-from ddpm_jax.schedule import schedule_parameters
+from ddpm_jax.schedule import SMALLEST_BETA, betas_of, schedule_parameters
 
 Positive = Annotated[int, Range(min=1)]
 Natural = Annotated[int, Range(min=0)]
@@ -35,7 +37,7 @@ LARGEST = 2**30
 # Far beyond any real use, and small enough that nothing is built or counted for ever.
 Size = Annotated[int, Range(min=1, max=65_536)]
 BatchSize = Annotated[int, Range(min=1, max=2**24)]
-Beta = Annotated[float, Range(above=0, max=1)]
+Beta = Annotated[float, Range(min=SMALLEST_BETA, max=1)]
 Seed = Annotated[int, Range(min=0, below=2**32)]
 
 
@@ -123,17 +125,39 @@ class Diffusion(Checked):
                 f"diffusion.loss: hybrid needs a learned variance, and {self.variance} is fixed; "
                 "choose simple, or diffusion.variance learned_range"
             )
-        if self.schedule == "jsd" and self.prediction == "eps" and self.loss != "simple":
-            raise UserError(
-                "diffusion.prediction: with schedule jsd, x_T has no trace of the image, and the "
-                "bound with eps is infinite; choose x_0, mean or v, or diffusion.loss simple"
-            )
         self._check_weighting()
         for name in ("beta_start", "beta_end"):
             if getattr(self, name) is None or name in schedule_parameters(self.schedule):
                 continue
             raise UserError(
                 f"diffusion.{name}: schedule {self.schedule!r} does not use it; leave it out"
+            )
+        if self.prediction == "eps" and self.loss != "simple":
+            self._check_end()
+
+    def _check_end(self) -> None:
+        alphas_bar = np.prod(1 - self._betas)
+        if np.float32(alphas_bar) > 0:
+            return
+        those = " of these betas" if self.schedule_parameters else ""
+        where = " in float32" if self._betas.max() < 1 else ""
+        raise UserError(
+            f"diffusion.prediction: with schedule {self.schedule}{those}, x_T has no trace of the "
+            f"image, and the bound with eps is infinite{where}; choose x_0, mean or v, or "
+            "diffusion.loss simple"
+        )
+
+    def check_bound(self) -> None:
+        """Raises UserError if the bound of such a model is infinite, whatever it has learned.
+
+        It is where eps is predicted of an x_T that has no trace of the image, and the x_0 that
+        follows is not clipped.
+        """
+        if self.prediction == "eps" and not self.clip and self._betas.max() == 1:
+            raise UserError(
+                f"likelihood: with schedule {self.schedule}, x_T has no trace of the image, and "
+                "the bound with eps is infinite without diffusion.clip; measure a model with "
+                "diffusion.clip, or one that predicts x_0, mean or v"
             )
 
     def _check_weighting(self) -> None:
@@ -160,6 +184,10 @@ class Diffusion(Checked):
         given = {"beta_start": self.beta_start, "beta_end": self.beta_end}
         return {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def _betas(self) -> np.ndarray:
+        return betas_of(self.schedule, self.num_timesteps, **self.schedule_parameters)
+
 
 @dataclasses.dataclass(frozen=True)
 class Data(Checked):
@@ -179,6 +207,9 @@ class Data(Checked):
         3,
     )
     """Height, width, channels. Image files are resized to cover it and cropped in the centre."""
+    # It may differ on resuming, since the fingerprint covers which images there are.
+    skip_unfit: Annotated[bool, FREE] = False
+    """Leave out images of a folder that are smaller than image_shape or too large to decode."""
     flip: Annotated[bool, LEARNING] = True
     """Mirror half of the training images, chosen at random."""
     holdout: Annotated[float, Range(min=0, max=0.9), LEARNING] = 0.1

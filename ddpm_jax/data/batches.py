@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ddpm_jax.data.names import name_bytes
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UserError
 
@@ -98,7 +99,8 @@ def split(source: Source, holdout: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hash01(name: str) -> float:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+    hashed = hashlib.blake2b(name_bytes(name), digest_size=8)
+    return int.from_bytes(hashed.digest(), "big") / 2**64
 
 
 @functools.lru_cache(maxsize=4)

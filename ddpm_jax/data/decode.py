@@ -2,14 +2,35 @@
 
 import functools
 import io
-from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from ddpm_jax.data.faults import Undecodable
+from ddpm_jax.data.formats import formats, opener
+from ddpm_jax.data.pixels import to_8_bit
+from ddpm_jax.data.quiet import quiet_pillow
 from ddpm_jax.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
+
+DECODING = 2
+"""The version of decoding. The fingerprint of data has it where it made other pixels of an image
+than version 1, which ignored that a 16-bit grey may be inverted, transparent or of 12 bits."""
+
+
+class Unfit(UserError):
+    """An image is too small or too large; the message is what follows its name in a sentence."""
+
+
+class Decoded(NamedTuple):
+    """The pixels of an image file."""
+
+    pixels: np.ndarray
+    """uint8 [H,W,C]."""
+    anew: bool
+    """Whether version 1 of decoding made other pixels of it."""
 
 
 def decode(
@@ -24,28 +45,25 @@ def decode(
     Raises UserError if the image is smaller than `image_shape` or too large to decode safely, and
     Pillow's own errors if it cannot be decoded.
     """
-    height, width, channels = image_shape
     try:
-        opened = Image.open(io.BytesIO(file), formats=_formats(ending or name))
-    except Image.DecompressionBombError as error:
-        raise UserError(
-            f"data: {name} is too large to decode safely: {error}; remove it"
-        ) from error
-    with opened:
-        most = Image.MAX_IMAGE_PIXELS
-        if most is not None and opened.width * opened.height > most:
-            raise UserError(
-                f"data: {name} has {opened.width}x{opened.height} pixels, "
-                "too many to decode safely; remove it"
-            )
-        image = _to_8_bit(ImageOps.exif_transpose(opened), MODES[channels])
+        return decode_file(file, image_shape, ending or name).pixels
+    except Unfit as error:
+        raise UserError(f"data: {name} {error}; remove it or lower data.image_shape") from error
+
+
+def decode_file(file: bytes, image_shape: tuple[int, int, int], ending: str) -> Decoded:
+    """As `decode`, but raises Unfit for an image that is too small or too large."""
+    height, width, channels = image_shape
+    reopen = functools.partial(_open, file, ending)
+    with quiet_pillow():
+        image, anew = to_8_bit(reopen, MODES[channels])
     if image.width < width or image.height < height:
-        raise UserError(
-            f"data: {name} is {image.width}x{image.height} pixels, smaller than data.image_shape "
-            f"{width}x{height}; remove it or lower data.image_shape"
+        raise Unfit(
+            f"is {image.width}x{image.height} pixels, smaller than data.image_shape "
+            f"{width}x{height}"
         )
     image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image, np.uint8).reshape(image_shape)
+    return Decoded(np.asarray(image, np.uint8).reshape(image_shape), anew)
 
 
 def check_channels(image_shape: tuple[int, int, int]) -> None:
@@ -57,50 +75,32 @@ def check_channels(image_shape: tuple[int, int, int]) -> None:
         )
 
 
-def image_files(names: Iterable[str]) -> list[str]:
-    """Those of `names` (paths with /) with an image file's ending, sorted; hidden ones left out."""
-    endings = _endings()
-    parts_of = {name: name.split("/") for name in names}
-    return sorted(
-        name
-        for name, parts in parts_of.items()
-        if not any(part.startswith((".", "__MACOSX")) for part in parts)
-        and "." + parts[-1].rpartition(".")[2].lower() in endings
-    )
+class WithLimits:
+    """Takes Pillow's limits along where it is sent to another process, and sets them there.
 
-
-def _to_8_bit(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion would clip 16-bit greyscale at 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no fixed range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
-
-
-@functools.cache
-def _endings() -> dict[str, str]:
-    """{".png": "PNG", ...}: the formats that are opened.
-
-    EPS is left out, because Pillow runs an interpreter on PostScript.
+    Whoever has set `Image.MAX_IMAGE_PIXELS` or `ImageFile.LOAD_TRUNCATED_IMAGES` means all images.
     """
-    formats = Image.registered_extensions()
-    return {
-        ending: name for ending, name in formats.items() if name in Image.OPEN and name != "EPS"
-    }
+
+    def __getstate__(self) -> tuple[dict[str, Any], int | None, bool]:
+        return vars(self), Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+
+    def __setstate__(self, state: tuple[dict[str, Any], int | None, bool]) -> None:
+        own, Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = state
+        vars(self).update(own)
 
 
-@functools.cache
-def _formats_after(first: str | None) -> tuple[str, ...]:
-    return tuple(sorted(set(_endings().values()), key=lambda name: (name != first, name)))
-
-
-def _formats(name: str) -> tuple[str, ...]:
-    """All formats, with that of the name's ending first.
-
-    Trying all of them can take longer than decoding a small image.
-    """
-    return _formats_after(_endings().get("." + name.rpartition(".")[2].lower()))
+def _open(file: bytes, ending: str) -> Image.Image:
+    try:
+        opened = Image.open(io.BytesIO(file), formats=formats(ending))
+    except Image.DecompressionBombError as error:
+        raise Unfit(f"is too large to decode safely: {error}") from error
+    except UnidentifiedImageError as error:
+        package = opener(file)
+        if package is None:
+            raise
+        raise Undecodable(f"pip install {package} may open it") from error
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and opened.width * opened.height > most:
+        opened.close()
+        raise Unfit(f"has {opened.width}x{opened.height} pixels, too many to decode safely")
+    return opened

@@ -1,22 +1,23 @@
-"""Finds, checks, fingerprints and decodes the images of a folder or a zip."""
+"""Checks, fingerprints and decodes the images of a folder or a zip."""
 
 import functools
 import hashlib
 import logging
 import math
-import os
-import warnings
-import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
-from ddpm_jax.data.decode import check_channels, decode, image_files
+from ddpm_jax.data.decode import DECODING, Unfit, WithLimits, check_channels, decode_file
+from ddpm_jax.data.faults import CannotRead, Undecodable, cannot_read, is_of_machine, reason_of
+from ddpm_jax.data.files import open_files
+from ddpm_jax.data.names import name_bytes, shown, some
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import DataLost, UserError
 
@@ -26,128 +27,98 @@ log = logging.getLogger(__name__)
 def load_folder(path: str, data: Data) -> Source:
     """The images below `path`, a folder or a .zip. An image's label is the folder it is in.
 
-    Every file with the ending of one of Pillow's formats is decoded once. Files that cannot be
-    decoded are logged and skipped.
+    Every file with the ending of one of Pillow's formats is read and decoded once. Files that were
+    read whole and cannot be decoded are logged and skipped, and with data.skip_unfit also images
+    that are too small or too large. Folders that hold a run are left out.
 
-    Raises UserError if there are no images, an image is smaller than `data.image_shape` or too
-    large to decode safely, or `data.image_shape` has neither 1 nor 3 channels.
+    Raises UserError if there are no images, a file cannot be read, an image is smaller than
+    `data.image_shape` or too large to decode safely, or `data.image_shape` has neither 1 nor 3
+    channels.
     """
     check_channels(data.image_shape)
-    names, read_bytes = _open(path)
-    if not names:
-        raise UserError(f"data: no images found in {path}; name a folder or a zip with image files")
+    files = open_files(path)
+    names = files.names
     cached = len(names) * math.prod(data.image_shape) <= data.cache_mb * 2**20
     pixels = np.empty((len(names) if cached else 0, *data.image_shape), np.uint8)
-    decode_at = functools.partial(_decode_at, read_bytes, data.image_shape)
-    digests: dict[str, str] = {}
+    decoder = _Decoder(files.read, data.image_shape)
+    digests: dict[str, _Digest] = {}
     bad = []
-    with warnings.catch_warnings():
-        # Pillow only warns about images above MAX_IMAGE_PIXELS; `decode` refuses them.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for name, (image, digest) in _try_all(decode_at, names):
-            if image is None:
-                bad.append(f"{name} ({digest})")
-                continue
+    unfit: dict[str, str] = {}
+    for name, result in _try_all(decoder, names):
+        if isinstance(result, Unfit):
+            unfit[name] = str(result)
+        elif isinstance(result, Exception):
+            bad.append(f"{shown(name)} ({_why(result)})")
+        else:
             if cached:
-                pixels[len(digests)] = image
-            digests[name] = digest
+                pixels[len(digests)] = result.pixels
+            digests[name] = result.digest
     if bad:
-        log.warning("data: skipped %d files that cannot be decoded: %s", len(bad), _some(bad))
+        log.warning("data: skipped %d files that cannot be decoded: %s", len(bad), some(bad))
+    _check_fit(unfit, data.skip_unfit)
     if not digests:
         raise UserError(
-            f"data: none of the {len(names)} image files in {path} can be decoded; "
-            "replace them or name another folder or zip"
+            f"data: none of the {len(names)} image files in {shown(path)} can be "
+            f"{'used' if unfit else 'decoded'}; replace them or name another folder or zip"
         )
     usable = list(digests)
-    read: Callable[[np.ndarray], np.ndarray]
-    read = functools.partial(_read, decode_at, usable, list(digests.values()))
+    own = [str(digest) for digest in digests.values()]
+    read: Callable[[np.ndarray], np.ndarray] = _Reader(decoder, usable, own)
     if cached:
         read = pixels[: len(usable)].__getitem__
     return Source(
         usable,
         read,
         _labels(usable),
-        _fingerprint(digests, data.image_shape),
+        _fingerprint(dict(zip(usable, own, strict=True)), data.image_shape),
         streamed=not cached,
         beside=Path(path).expanduser().absolute().parent,
+        marks=functools.partial(_marks, own),
+        former=_former(digests, files.former, data.image_shape),
     )
 
 
-def _open(path: str):
-    """(sorted names of the image files below `path`, function from a name to the file's bytes).
+class _Digest(NamedTuple):
+    """What the fingerprint takes of an image: its file, and the decoding if that has changed."""
 
-    The function can be pickled.
-    """
-    root = Path(path).expanduser()
-    try:
-        if root.is_dir():
-            return image_files(_walk(root)), functools.partial(_read_file, root)
-        if not root.exists():
-            raise UserError(
-                f"data: {root} does not exist; name a folder or a zip with --data.source "
-                "folder:PATH (--data in commands other than train)"
-            )
-        archive = _Zip(root)
-        return image_files(archive.file.namelist()), archive
-    except zipfile.BadZipFile as error:
-        raise UserError(f"data: {root} is neither a folder nor a zip; name one of these") from error
-    except OSError as error:
-        raise UserError(
-            f"data: cannot read {root} ({error.strerror or error}); fix that or name another folder"
-        ) from error
+    file: str
+    anew: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}-decoding-{DECODING}" if self.anew else self.file
 
 
-def _walk(root: Path):
-    """Names of all files below `root`. Follows links to folders, but lists each folder once."""
-
-    def stop(error):
-        raise error
-
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=stop):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(folder) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(folder))
-        yield from (Path(folder, name).relative_to(root).as_posix() for name in files)
+class _Image(NamedTuple):
+    pixels: np.ndarray
+    digest: _Digest
 
 
-def _read_file(root: Path, name: str) -> bytes:
-    return (root / name).read_bytes()
+class _Decoder(WithLimits):
+    """Maps a name to its image. It can be sent to other processes.
 
-
-class _Zip:
-    """Maps the name of a zip's member to its bytes. Each process opens the zip for itself."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.file = zipfile.ZipFile(path.open("rb"))
-
-    def __reduce__(self):
-        return _Zip, (self.path,)
-
-    def __call__(self, name: str) -> bytes:
-        # An image that is safe to decode has at most 8 bytes per pixel; a zip bomb has more.
-        most = Image.MAX_IMAGE_PIXELS
-        if most is not None and self.file.getinfo(name).file_size > 8 * most:
-            raise UserError(f"data: {name} is too large to unpack and decode safely; remove it")
-        return self.file.read(name)
-
-
-def _decode_at(read_bytes, image_shape, name):
-    file = read_bytes(name)
-    return decode(file, image_shape, name), hashlib.blake2b(file, digest_size=16).hexdigest()
-
-
-def _try_all(decode_at, names):
-    """Yields (name, (image, digest of the file)) in order.
-
-    If a file cannot be decoded, it yields (name, (None, reason)).
+    Raises CannotRead if the file cannot be read, Unfit, or Pillow's own errors.
     """
 
-    def try_some(some):
-        return [_try_decode(decode_at, name) for name in some]
+    def __init__(self, read: Callable[[str], bytes], image_shape: tuple[int, int, int]):
+        self.read = read
+        self.image_shape = image_shape
+
+    def __call__(self, name: str) -> _Image:
+        file = self.read(name)
+        try:
+            pixels, anew = decode_file(file, self.image_shape, name)
+        except Exception as error:  # Pillow raises many kinds, without a common base class.
+            if is_of_machine(error):
+                raise cannot_read(shown(name), error) from error
+            raise
+        return _Image(pixels, _Digest(hashlib.blake2b(file, digest_size=16).hexdigest(), anew))
+
+
+def _try_all(decoder: _Decoder, names: list[str]):
+    """Yields (name, its image, or the error for one that does not decode or does not fit)."""
+
+    def try_some(some_names):
+        return [_try_decode(decoder, name) for name in some_names]
 
     # In groups, since passing small images to the threads one by one costs more than decoding them.
     groups = [names[i : i + 64] for i in range(0, len(names), 64)]
@@ -160,31 +131,72 @@ def _try_all(decode_at, names):
             progress.update(len(group))
 
 
-def _try_decode(decode_at, name):
+def _try_decode(decoder: _Decoder, name: str) -> _Image | Exception:
     try:
-        return decode_at(name)
-    except UserError:
+        return decoder(name)
+    except CannotRead:
         raise
     except Exception as error:  # Pillow raises many kinds of errors, without a common base class.
-        return None, type(error).__name__
+        return error
 
 
-def _read(decode_at, names, digests, indices):
-    def read_one(index):
-        name = names[index]
+def _why(error: Exception) -> str:
+    """The kind of an error of Pillow, and the reason where this program has found it itself."""
+    return str(error) if isinstance(error, Undecodable) else type(error).__name__
+
+
+def _check_fit(unfit: dict[str, str], skip: bool) -> None:
+    """Logs the images that are too small or too large, or raises UserError unless to `skip`."""
+    if not unfit:
+        return
+    first, *others = [f"{shown(name)} {why}" for name, why in unfit.items()]
+    named = first
+    if others:
+        more = some([shown(name) for name in list(unfit)[1:]])
+        named += f", and {len(others)} more images are too small or too large: {more}"
+    if skip:
+        log.warning("data: skipped %d images that do not fit: %s", len(unfit), named)
+        return
+    raise UserError(
+        f"data: {named}; remove them, lower data.image_shape, or leave them out with "
+        "--data.skip-unfit"
+    )
+
+
+class _Reader:
+    """Reads images by their index, as long as they are those of the start."""
+
+    def __init__(self, decoder: _Decoder, names: list[str], digests: list[str]):
+        self.decoder = decoder
+        self.names = names
+        self.digests = digests
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
         try:
-            image, digest = decode_at(name)
-        except Exception as error:  # From the disk, the zip, or Pillow, which raises many kinds.
-            raise _lost(name, f"can no longer be read ({error})") from error
-        if digest != digests[index]:
+            return np.stack([self._read(index) for index in indices])
+        except MemoryError as error:
+            raise DataLost(
+                "data: out of memory while images are read; lower data.workers or "
+                "train.batch_size and run the same command again"
+            ) from error
+
+    def _read(self, index) -> np.ndarray:
+        name = self.names[index]
+        try:
+            image = self.decoder(name)
+        except CannotRead as error:
+            raise _lost(name, f"can no longer be read ({error.reason})", error.remedy) from error
+        except Unfit as error:
+            raise _lost(name, str(error)) from error
+        except Exception as error:  # Pillow raises many kinds of errors.
+            raise _lost(name, f"can no longer be decoded ({reason_of(error)})") from error
+        if str(image.digest) != self.digests[index]:
             raise _lost(name, "has changed since the start")
-        return image
-
-    return np.stack([read_one(index) for index in indices])
+        return image.pixels
 
 
-def _lost(name: str, why: str) -> DataLost:
-    return DataLost(f"data: {name} {why}; restore it and run the same command again")
+def _lost(name: str, why: str, remedy: str = "restore it") -> DataLost:
+    return DataLost(f"data: {shown(name)} {why}; {remedy}, then run the same command again")
 
 
 def _labels(names: list[str]) -> np.ndarray | None:
@@ -196,9 +208,30 @@ def _labels(names: list[str]) -> np.ndarray | None:
 
 
 def _fingerprint(digests: dict[str, str], image_shape) -> str:
-    lines = [f"{image_shape}", *(f"{digest} {name}" for name, digest in digests.items())]
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+    lines = [f"{image_shape}".encode()]
+    lines += [f"{digest} ".encode() + name_bytes(name) for name, digest in digests.items()]
+    return hashlib.blake2b(b"\n".join(lines), digest_size=16).hexdigest()
 
 
-def _some(items: list[str], most: int = 10) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+def _former(digests: dict[str, _Digest], names: Mapping[str, str], image_shape) -> dict[str, str]:
+    """{fingerprint that an older version gave to these files: what has changed since}."""
+    former = {}
+    anew = [name for name, digest in digests.items() if digest.anew]
+    if anew:
+        was = {name: digest.file for name, digest in digests.items()}
+        former[_fingerprint(was, image_shape)] = (
+            f"{shown(anew[0])} and {len(anew) - 1} more are decoded otherwise since then "
+            f"(version {DECODING}: greys that are inverted, transparent or of 12 bits)"
+        )
+    called = [name for name in digests if name in names]
+    if called:
+        was = {names.get(name, name): digest.file for name, digest in digests.items()}
+        former[_fingerprint(dict(sorted(was.items())), image_shape)] = (
+            f"{shown(called[0])} was called {shown(names[called[0]])} then, as "
+            f"{len(called) - 1} more had other names"
+        )
+    return former
+
+
+def _marks(digests: list[str]) -> np.ndarray:
+    return np.array([zlib.crc32(digest.encode()) for digest in digests], np.uint32)

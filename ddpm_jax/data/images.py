@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from typing import TypeVar
 
 import jax
@@ -9,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import Array, Float, Float32, UInt8
+
+PNG_END = b"IEND\xaeB`\x82"
+"""The last bytes of every PNG file."""
 
 AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
@@ -18,8 +23,11 @@ def to_uint8(x: Float[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
     """Images [..., H, W, C] in [-1, 1] as uint8, rounded to the nearest level and clipped.
 
     Returns NumPy for NumPy, else a jax array. The paper's published figures were measured on
-    unrounded floats, and those of others on truncated values.
+    unrounded floats, and those of others on truncated values. Raises UserError for NumPy images
+    that are not finite: no bytes stand for them.
     """
+    if isinstance(x, np.ndarray) and not np.isfinite(x).all():
+        raise UserError("images: some values are not finite, so there is no picture of them")
     xp = jnp if isinstance(x, jax.Array) else np
     return xp.clip(xp.rint((x + 1) * 127.5), 0, 255).astype(xp.uint8)
 
@@ -27,6 +35,23 @@ def to_uint8(x: Float[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
 def to_float(images: UInt8[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
     return images.astype(jnp.float32) / 127.5 - 1
+
+
+def warn_of_range(x: jax.Array | np.ndarray) -> None:
+    """Warns of images x_0 that are never negative: they are in [0, 1] or so, not in [-1, 1].
+
+    Nothing is known of the values inside jit, or of those that other hosts hold.
+    """
+    if isinstance(x, jax.core.Tracer) or not x.size or not getattr(x, "is_fully_addressable", True):
+        return
+    low = float(x.min())
+    high = float(x.max())
+    if 0 <= low < high:
+        warnings.warn(
+            f"x_0 is in [{low:.3g}, {high:.3g}], and images are meant to be in [-1, 1]; use "
+            "2 * x - 1 for images in [0, 1], x / 127.5 - 1 for levels up to 255",
+            stacklevel=4,
+        )
 
 
 def grid(images: np.ndarray, columns: int | None = None, size: int = 48) -> np.ndarray:
@@ -52,6 +77,18 @@ def grid(images: np.ndarray, columns: int | None = None, size: int = 48) -> np.n
     cells = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
     picture = cells.reshape(rows * cells.shape[1], columns * cells.shape[3], channels)
     return np.pad(picture, ((gap, 0), (gap, 0), (0, 0)), constant_values=255)
+
+
+def is_png_of(content: bytes, image_shape: tuple[int, int, int]) -> bool:
+    """Whether `content` is a whole PNG file, as `png` makes it of an image [H,W,C]."""
+    if not content.endswith(PNG_END):  # Pillow does not miss the end.
+        return False
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            image.load()
+            return (image.height, image.width, len(image.getbands())) == image_shape
+    except Exception:  # Pillow raises errors of many kinds.
+        return False
 
 
 def png(image: np.ndarray) -> bytes:

@@ -1,13 +1,19 @@
 """Sources of images: the built-in digits, an npz file, an array, a folder or a tfds data set."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ddpm_jax.data.arrays import check_images, check_labels, warn_of_levels
+from ddpm_jax.data.faults import machine_remedy, reason_of
+from ddpm_jax.data.names import shown, some
+from ddpm_jax.data.npz import BadArray, Npz
 from ddpm_jax.errors import UserError
 
 
@@ -30,6 +36,10 @@ class Source:
     beside: Path | None = None
     """The folder that holds the image files, where results computed from them may be kept; None if
     there are no files."""
+    marks: Callable[[], np.ndarray] | None = None
+    """Gives 32 bits of a hash of each image, uint32 [N]; None if they are not known one by one."""
+    former: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Fingerprints that older versions gave to the same files, and what has changed since."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -42,60 +52,60 @@ def from_array(
 
     Raises UserError for another dtype or shape, or if there are no images.
     """
-    images = np.asarray(images)
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4:
+    try:
+        images = np.asarray(images)
+    except ValueError as error:  # A list of images of several sizes.
         raise UserError(
-            f"data: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}; "
-            "convert them"
-        )
-    if not len(images):
-        raise UserError("data: no images found; at least one is needed")
-    if images.shape[1:] != tuple(image_shape):
-        shape = " ".join(map(str, images.shape[1:]))
-        raise UserError(
-            f"data: the images are {shape}, but data.image_shape is {image_shape}; "
-            f"pass --data.image-shape {shape}"
-        )
+            f"data: images must be uint8 [N, H, W, C], all of one size ({error}); resize them"
+        ) from error
+    check_images(images.shape, images.dtype, image_shape)
+    images = images.reshape(len(images), *image_shape)
+    warn_of_levels(images)
     digest = hashlib.blake2b(f"{images.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(images))
     if labels is not None:
-        labels = np.asarray(labels)
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-            raise UserError(
-                f"data: labels must be {len(images)} integers, one per image, "
-                f"got {labels.dtype} {list(labels.shape)}; fix labels or leave it out"
-            )
-        labels = labels.astype(np.int32)
+        labels = check_labels(labels, len(images))
         digest.update(labels.tobytes())
     names = [str(i) for i in range(len(images))]
-    return Source(names, images.__getitem__, labels, digest.hexdigest())
+    marks = functools.partial(_marks, images, labels)
+    return Source(names, images.__getitem__, labels, digest.hexdigest(), marks=marks)
+
+
+def _marks(images: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    starts = np.zeros(len(images), np.int32) if labels is None else labels
+    marks = (
+        zlib.crc32(np.ascontiguousarray(image), int(start) % 2**32)
+        for image, start in zip(images, starts, strict=True)
+    )
+    return np.fromiter(marks, np.uint32, len(images))
 
 
 def load_npz(path: Path, image_shape: tuple[int, int, int]) -> Source:
     """The Source of an npz file: `images` as `from_array` takes them, and `labels` if present.
 
-    Raises UserError if the file cannot be read or holds anything but plain arrays.
+    Sizes are checked before memory is taken. Raises UserError if the file cannot be read or holds
+    anything but plain arrays.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if "images" not in arrays.files:
-                found = ", ".join(arrays.files) or "nothing"
+        with Npz(path) as arrays:
+            if "images" not in arrays.names:
+                found = some([shown(name) for name in arrays.names]) or "nothing"
                 raise UserError(
-                    f"data: {path} has no array named images, only {found}; "
+                    f"data: {shown(path)} has no array named images, only {found}; "
                     "save the images under that name"
                 )
-            labels = arrays["labels"] if "labels" in arrays.files else None
-            source = from_array(arrays["images"], image_shape, labels)
+            header = arrays.header("images")
+            check_images(header.shape, header.dtype, image_shape)
+            labels = arrays.read("labels") if "labels" in arrays.names else None
+            source = from_array(arrays.read("images"), image_shape, labels)
             return dataclasses.replace(source, beside=path.parent)
-    except UserError:
-        raise
-    except OSError as error:
+    except BadArray as error:
         raise UserError(
-            f"data: cannot read {path} ({error.strerror or error}); name another file"
+            f"data: {shown(path)} is not an npz file of plain arrays ({error}); "
+            "write it with numpy.savez"
         ) from error
-    except Exception as error:  # A damaged zip or a pickle raises errors of many kinds.
+    except (OSError, MemoryError) as error:
         raise UserError(
-            f"data: {path} is not an npz file of plain arrays; write it with numpy.savez"
+            f"data: cannot read {shown(path)} ({reason_of(error)}); "
+            f"{machine_remedy(error) or 'name another file'}"
         ) from error

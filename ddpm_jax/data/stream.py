@@ -12,7 +12,8 @@ import grain
 from absl import flags
 
 from ddpm_jax.data.batches import Batch, Batches
-from ddpm_jax.errors import DataLost
+from ddpm_jax.data.guard import REMEDY, UNGUARDED
+from ddpm_jax.errors import DataLost, UserError
 
 
 class Stream:
@@ -32,14 +33,16 @@ class Stream:
         self.source = batches.source
         self.workers = workers
         # Workers find images by index. Without this, each would hold a copy of all names.
-        self._batches = dataclasses.replace(
-            batches, source=dataclasses.replace(batches.source, names=[])
-        )
+        source = dataclasses.replace(batches.source, names=[], marks=None)
+        self._batches = dataclasses.replace(batches, source=source)
         self._iterator: Any = None
         self._next: int | None = None
 
     def batch_at(self, step: int) -> Batch:
-        """As Batches.batch_at. Also raises DataLost if a worker process has died."""
+        """As Batches.batch_at. Also raises DataLost if a worker process has died.
+
+        Raises UserError if the main script has no such guard.
+        """
         if step != self._next:
             self._start(step)
         try:
@@ -50,6 +53,8 @@ class Stream:
         except RuntimeError as error:  # Grain raises it if a worker was killed.
             self.close()
             reason = str(error).partition(". ")[0]
+            if f"exit code {UNGUARDED}" in reason:
+                raise UserError(REMEDY) from None
             raise DataLost(
                 f"data: a process that reads images has died ({reason}); run the same command "
                 "again, with fewer data.workers if memory or /dev/shm was full"

@@ -16,7 +16,10 @@ from etils import epath
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
-from ddpm_jax.data.decode import check_channels, decode
+from ddpm_jax.data.decode import WithLimits, check_channels, decode
+from ddpm_jax.data.faults import machine_remedy
+from ddpm_jax.data.names import shown
+from ddpm_jax.data.npz import BadArray, Npz
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import DataLost, UserError
 
@@ -62,15 +65,23 @@ def _builder(name: str, data: Data):
     # ValueError for an unknown config, AssertionError for a version; a data set's own code may
     # raise anything.
     except Exception as error:
-        set_name, _, config = name.partition("/")
+        raise UserError(_refusal(name, data, error)) from error
+
+
+def _refusal(name: str, data: Data, error: Exception) -> str:
+    """Why tfds cannot give the data set `name`, which raised `error`."""
+    set_name, _, config = name.partition("/")
+    try:
         known = tfds.builder_cls(set_name.partition(":")[0]).builder_configs
-        if config and config.partition(":")[0] not in known:
-            raise UserError(
-                f"data: tfds:{set_name} has no config {config!r}; {_near(config, known)}"
-            ) from error
-        raise UserError(
-            f"data: tfds:{name} cannot be used ({_one_line(error)}); check its name and version"
-        ) from error
+    except tfds.core.DatasetNotFoundError:  # It was found as a prepared folder alone.
+        place = shown(data.dir or "the folder of the tfds data sets")
+        return (
+            f"data: tfds:{name} cannot be read in {place} ({_one_line(error)}); restore its "
+            "prepared folder, or delete that to prepare it again"
+        )
+    if config and config.partition(":")[0] not in known:
+        return f"data: tfds:{set_name} has no config {config!r}; {_near(config, known)}"
+    return f"data: tfds:{name} cannot be used ({_one_line(error)}); check its name and version"
 
 
 def _near(word: str, known) -> str:
@@ -148,7 +159,7 @@ def _has_labels(builder, name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
+class _Reader(WithLimits):
     """Reads images of a prepared split. It can be sent to other processes."""
 
     title: str
@@ -168,13 +179,23 @@ class _Reader:
         except UserError:
             raise
         except Exception as error:  # From the disk, tfds or Pillow, without a common base class.
+            remedy = machine_remedy(error) or (
+                "restore it, or delete that folder to prepare it again"
+            )
             raise DataLost(
                 f"data: {self.title} in {self.folder} can no longer be read ({_one_line(error)}); "
-                "restore it, or delete that folder to prepare it again, then run the same command"
+                f"{remedy}, then run the same command"
             ) from error
         if not self.labelled:
             return images, None
-        return images, np.array([record["label"] for record in records], np.int32)
+        labels = np.array([record["label"] for record in records])
+        wide = labels[labels != labels.astype(np.int32)]
+        if len(wide):
+            raise UserError(
+                f"data: {self.title} has the label {wide[0]}, which does not fit 32 bits; "
+                "choose another data set"
+            )
+        return images, labels.astype(np.int32)
 
     def _decode(self, record, index):
         file = record["image"]
@@ -211,15 +232,16 @@ def _decoded(folder: epath.Path, read: _Reader, count: int, fingerprint: str):
     A damaged file is written again. If it cannot be written, the images are decoded on every start.
     """
     file = folder / f"ddpm_jax-{read.split}-{'x'.join(map(str, read.image_shape))}.npz"
-    kept = _load(file, fingerprint)
+    expected: dict[str, tuple[tuple[int, ...], type]]
+    expected = {"images": ((count, *read.image_shape), np.uint8)}
+    if read.labelled:
+        expected["labels"] = ((count,), np.int32)
+    kept = _load(file, fingerprint, expected)
     if kept is not None:
         return kept["images"], kept.get("labels")
-    arrays = {
-        "fingerprint": np.array(fingerprint),
-        "images": np.empty((count, *read.image_shape), np.uint8),
-    }
-    if read.labelled:
-        arrays["labels"] = np.empty(count, np.int32)
+    arrays: dict[str, np.ndarray]
+    arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in expected.items()}
+    arrays["fingerprint"] = np.array(fingerprint)
     for start in tqdm(
         range(0, count, 1024), desc=f"decoding {read.title}", disable=None, delay=2, leave=False
     ):
@@ -251,17 +273,24 @@ def _save(file: epath.Path, arrays: dict[str, np.ndarray]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _load(file: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:
+def _load(
+    file: epath.Path, fingerprint: str, expected: dict[str, tuple[tuple[int, ...], type]]
+) -> dict[str, np.ndarray] | None:
+    """The arrays of the kept file, None if it is of other images or not as `expected`."""
     if not file.exists():
         return None
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            if str(arrays["fingerprint"]) == fingerprint:
-                return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file.
+        with file.open("rb") as opened, Npz(opened) as arrays:
+            if str(arrays.read("fingerprint")) != fingerprint:
+                return None
+            for name, (shape, dtype) in expected.items():
+                if arrays.header(name) != (shape, dtype):
+                    raise BadArray(f"{name} must be {np.dtype(dtype)} {list(shape)}")
+            return {name: arrays.read(name) for name in expected}
+    except (BadArray, OSError) as error:
         log.warning("data: %s is damaged and will be written again (%s)", file, _one_line(error))
     return None
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+    return f"{type(error).__name__}: {shown(' '.join(str(error).split())):.300}"

@@ -15,13 +15,37 @@ SMALL = 2**16
 """Arrays with fewer elements are not divided, since that gains too little."""
 
 
+DEVICE_SETTINGS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_NUM_CPU_DEVICES")
+"""The environment variables that choose jax's devices."""
+
+
+def all_devices() -> list[jax.Device]:
+    """The devices of all processes; starts them.
+
+    Raises UserError if there are none of the kind that the environment asks for.
+    """
+    try:
+        return jax.devices()
+    # The second is raised for JAX_PLATFORMS=cuda without a GPU.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0].partition(" (")[0] or "no such device"
+        asked = [f"{name}={os.environ[name]}" for name in DEVICE_SETTINGS if name in os.environ]
+        named = " ".join(asked)
+        wants_gpu = any(name in named for name in ("cuda", "gpu"))
+        remedy = "; for an NVIDIA GPU pip install 'ddpm-jax[cuda12]' (or cuda13)"
+        raise UserError(
+            f"{named or 'jax'}: no device can be used here ({reason.rstrip('.')}); correct or "
+            f"unset it, or set JAX_PLATFORMS=cpu{remedy if wants_gpu else ''}"
+        ) from error
+
+
 def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
     """A mesh with the axes `data` and `fsdp` over the first `num_devices` devices.
 
     None means all devices of all processes. Raises UserError if there are too few devices or
     `fsdp` does not divide their number.
     """
-    devices = jax.devices()
+    devices = all_devices()
     if num_devices is not None and num_devices != len(devices) and jax.process_count() > 1:
         raise UserError(
             f"parallel.devices: {num_devices} requested, but several processes always use "
@@ -69,8 +93,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis divided over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """The first axis divided over all devices, whatever the mesh's axes are called."""
+    return NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
@@ -79,6 +103,27 @@ def mesh_of(tree: PyTree) -> Mesh | None:
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
         return None
     return sharding.mesh if sharding.mesh.size > 1 else None
+
+
+def with_auto_axes(tree: PyTree) -> PyTree:
+    """`tree`, with its arrays on meshes whose axes jax shares out by itself (AxisType.Auto).
+
+    No data is moved. `jax.make_mesh` makes axes of another type by default, with which the network
+    would have to say how each of its results is divided.
+    """
+
+    def relabel(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(leaf, jax.core.Tracer) or not isinstance(sharding, NamedSharding):
+            return leaf
+        mesh = sharding.mesh
+        if not isinstance(mesh, Mesh) or set(mesh.axis_types) == {AxisType.Auto}:
+            return leaf
+        axes = (AxisType.Auto,) * len(mesh.axis_names)
+        auto = Mesh(mesh.devices, mesh.axis_names, axis_types=axes)
+        return jax.device_put(leaf, NamedSharding(auto, sharding.spec))
+
+    return jax.tree.map(relabel, tree)
 
 
 def place(batch: PyTree, mesh: Mesh | None) -> PyTree:
@@ -148,7 +193,7 @@ def fetch(tree: PyTree) -> PyTree:
 
 def device_advice() -> str | None:
     """One line of advice if this machine has an NVIDIA GPU that jax cannot use, else None."""
-    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
+    if all_devices()[0].platform != "cpu" or os.environ.get("JAX_PLATFORMS"):
         return None
     if not (os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi")):
         return None

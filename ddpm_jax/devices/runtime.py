@@ -1,14 +1,24 @@
 """Settings of jax: XLA's flags for CPUs, malloc's settings, and the cache of compiled programs."""
 
 import ctypes
+import functools
 import hashlib
 import importlib.util
+import logging
 import os
 import platform
+import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import jax
 import jaxlib
+
+from ddpm_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 CPU_FLAGS = {
     # Use Eigen for convolutions: their gradients take three times as long with YNNPACK.
@@ -26,32 +36,94 @@ MALLOC_SETTINGS = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESH
 def configure_jax(compile_cache: bool = True) -> None:
     """Makes jax faster on this machine. Call it before jax computes; the commands do so themselves.
 
-    On a CPU, the CPU_FLAGS that XLA_FLAGS does not set yet are added to it. glibc's malloc gets
-    MALLOC_SETTINGS, unless MALLOC_... or GLIBC_TUNABLES configure it.
+    On a CPU, the CPU_FLAGS that XLA_FLAGS does not set yet are added to it; the name of a file is
+    replaced with the flags in it. glibc's malloc gets MALLOC_SETTINGS, unless MALLOC_... or
+    GLIBC_TUNABLES configure it.
 
     With `compile_cache`, compiled programs are stored in the user's cache folder, for this version
     of jaxlib and this kind of CPU, and later processes reuse them. Settings by
     JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS are kept.
+
+    Raises UserError for XLA_FLAGS that XLA does not know or cannot read: it would end the process.
     """
+    _check_xla_flags()
     if _computes_on_cpu():
         _keep_freed_memory()
         if jaxlib.__version__.startswith(KNOWN_TO):
-            given = os.environ.get("XLA_FLAGS", "")
+            given = _given_xla_flags()
             missing = [f"{name}={value}" for name, value in CPU_FLAGS.items() if name not in given]
             os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
     if not compile_cache:
         jax.config.update("jax_enable_compilation_cache", False)
+        return
     # jax adds its options as attributes at run time.
-    elif jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(_cache_folder()))
-        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        _use_cache(_cache_folder())
+
+
+def _use_cache(folder: Path) -> None:
+    """Keeps compiled programs in `folder`; warns where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning(
+            "%s: cannot be written (%s), so programs are compiled anew at every start; set "
+            "XDG_CACHE_HOME to a folder that can",
+            folder,
+            error.strerror,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _check_xla_flags() -> None:
+    """Raises UserError if XLA would end the process for what XLA_FLAGS holds."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    complaint = _complaint_about(flags) if flags.strip() else ""
+    if complaint:
+        raise UserError(f"XLA_FLAGS: {complaint}; correct or unset it")
+
+
+@functools.cache
+def _complaint_about(flags: str) -> str:
+    """What XLA says of these XLA_FLAGS, which it takes from the environment; "" if it takes them.
+
+    It ends the process that asks, so another one does.
+    """
+    ask = "from jaxlib import xla_client; xla_client.CompileOptions()"
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env=environment, capture_output=True, text=True
+    )
+    # For example "F1125 19:29:28.028204 4454 parse_flags_from_env.cc:171] Could not open file".
+    said = re.search(r"flags\w*\.cc:\d+\] (.*)", done.stderr)
+    return said.group(1).rstrip(".") if done.returncode and said else ""
+
+
+def _given_xla_flags() -> str:
+    """The flags in XLA_FLAGS, or in the file that it names."""
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    if not given or given.startswith("-"):
+        return given
+    try:
+        flags = Path(given).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f"XLA_FLAGS: cannot read {given} ({error}); correct or unset it") from error
+    # XLA takes no flag from a file that begins with anything else.
+    return flags if flags.startswith("-") else ""
 
 
 def user_cache() -> Path:
-    """This package's folder in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddpm_jax"
+    """This package's folder in the user's cache folder, or in /tmp where the user has no home."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        cache = Path(given or "~/.cache").expanduser()
+    except RuntimeError:  # A container can run under a user that it does not list.
+        cache = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return cache / "ddpm_jax"
 
 
 def _keep_freed_memory() -> None:

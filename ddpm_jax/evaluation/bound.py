@@ -21,6 +21,8 @@ from ddpm_jax.config import Config, names_where, to_dict
 from ddpm_jax.data.images import to_float
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.devices.rows import full_batches
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.keys import seed_key
 from ddpm_jax.likelihood import BitsPerDim, rate
@@ -28,6 +30,9 @@ from ddpm_jax.storage.files import claim, npz, path_of, read_npz, write_file
 from ddpm_jax.weights.load import Loaded, words_of
 
 log = logging.getLogger(__name__)
+
+PART_OF = {"total": False, "prior": False, "distortion": False, "terms": True, "mse": True}
+"""The arrays of a part, and whether each is a curve over t; the others have a number an image."""
 
 PART = 16
 """Images a file: always the same, so that batches of another size can resume."""
@@ -71,8 +76,10 @@ def measure(
 
     Earlier draws beyond `draws` count too. Draw d of image i of the split takes its noise from
     fold_in(fold_in(key(seed), d), i). `out` is the folder, by default one in the run's likelihood/.
-    Raises UserError if an argument cannot be used or the folder holds parts of something else.
+    Raises UserError if an argument cannot be used, the bound is infinite, or the folder holds parts
+    of something else.
     """
+    model.ddpm.config.diffusion.check_bound()
     label = _label(model, images, seed)
     folder = path_of(out) if out else _home(model, images, seed)
     claim(folder, "label.json", label)
@@ -81,12 +88,17 @@ def measure(
     while _have(_files(folder, draws, 0, count)):
         draws += 1  # Measured before.
     rng = seed_key(seed)
-    with progress_bar(total=draws * count, desc="likelihood", unit="image") as progress:
+    size = batch_size or 64 * model.devices
+    total = draws * sum(_steps(model, stop - start, size) for start, stop in _groups(count, size))
+    with progress_bar(total=total, desc="likelihood", unit="step") as progress:
         for draw in range(draws):
             key = jax.random.fold_in(rng, draw)
-            _make_parts(folder, draw, model, images, key, batch_size, progress)
+            _make_parts(folder, draw, model, images, key, size, progress)
     wait_for_all("likelihood")
-    parts = [[read_npz(file) for file in _files(folder, draw, 0, count)] for draw in range(draws)]
+    T = model.ddpm.schedule.num_timesteps
+    parts = [
+        [_read_part(file, T) for file in _files(folder, draw, 0, count)] for draw in range(draws)
+    ]
     result = _result(parts, label)
     write_file(folder / "curves.npz", npz(_curves(result)))
     summary = {"run": str(model.path), **result.summary}
@@ -160,21 +172,36 @@ def _have(files) -> bool:
     return bool(agreed(all(file.exists() for file in files)))
 
 
-def _make_parts(folder, draw, model: Loaded, images: Images, key, batch_size, progress) -> None:
-    """Writes the missing parts of a draw."""
-    size = batch_size or 64 * model.devices
-    # Groups of whole parts at fixed places, so that a resumed run makes the same batches.
+def _groups(count: int, size: int) -> list[tuple[int, int]]:
+    """The images (start, stop) that are measured and written together, in batches of `size`.
+
+    Groups of whole parts at fixed places, so that a resumed run makes the same batches.
+    """
     group = max(size // PART, 1) * PART
-    bits_of = functools.partial(model.ddpm.bits_per_dim, model.params, key, batch_size=size)
-    for start in range(0, len(images.indices), group):
-        some = images.indices[start : start + group]
-        files = _files(folder, draw, start, start + len(some))
-        if not _have(files):
+    return [(start, min(start + group, count)) for start in range(0, count, group)]
+
+
+def _steps(model: Loaded, n: int, size: int) -> int:
+    """How many steps it takes to measure n images."""
+    batches = full_batches(n, size, shrink=True, multiple=model.devices)
+    return model.ddpm.schedule.num_timesteps * sum(1 for _ in batches)
+
+
+def _make_parts(folder, draw, model: Loaded, images: Images, key, size: int, progress) -> None:
+    """Writes the missing parts of a draw."""
+    bits_of = functools.partial(
+        model.ddpm.bits_per_dim, model.params, key, batch_size=size, progress=progress
+    )
+    for start, stop in _groups(len(images.indices), size):
+        some = images.indices[start:stop]
+        files = _files(folder, draw, start, stop)
+        if _have(files):
+            progress.update(_steps(model, len(some), size))
+        else:
             bits = bits_of(to_float(images.source.read(some)), start=start)
             for at, file in zip(range(0, len(some), PART), files, strict=True):
                 part = BitsPerDim(*(field[at : at + PART] for field in bits))
                 write_file(file, npz(_part(part)))
-        progress.update(len(some))
 
 
 def _part(bits) -> dict[str, np.ndarray]:
@@ -186,6 +213,20 @@ def _part(bits) -> dict[str, np.ndarray]:
         "terms": bits.terms.sum(axis=0, dtype=np.float64),
         "mse": bits.mse.sum(axis=0, dtype=np.float64),
     }
+
+
+def _read_part(file: epath.Path, T: int) -> dict[str, np.ndarray]:
+    """What `_part` made. Raises UserError if the file holds something else."""
+    part = read_npz(file, *PART_OF)
+    images = len(part["total"]) if part["total"].ndim else 0
+    for name, curve in PART_OF.items():
+        shape = (T if curve else images,)
+        if part[name].shape != shape or part[name].dtype.kind != "f":
+            raise UserError(
+                f"{file}: {name} is {part[name].dtype} {list(part[name].shape)}, but must be "
+                f"floats {list(shape)}; delete it to compute it again"
+            )
+    return part
 
 
 def _result(parts: list[list[dict]], label: dict) -> Likelihood:

@@ -76,7 +76,7 @@ def proxy(source: Source, indices: np.ndarray, root: epath.Path, mesh: Mesh) -> 
         arrays["accuracy"] = np.array(trained.accuracy)
         write_file(file, npz(arrays))
     wait_for_all("proxy")
-    arrays = read_npz(file)
+    arrays = read_npz(file, "accuracy")
     accuracy = float(arrays.pop("accuracy"))
     hashed = hashlib.sha256()
     for array in arrays.values():
@@ -124,7 +124,7 @@ def features_of(
     which must change if the images at these indices change.
     """
     files = _make_parts(extractor, read, count, folder, Features._fields, tag)
-    parts = [read_npz(file) for file in files]
+    parts = [read_npz(file, *Features._fields) for file in files]
     return Features(
         features=np.concatenate([part["features"] for part in parts]),
         logits=np.concatenate([part["logits"] for part in parts]),
@@ -148,17 +148,17 @@ def reference_of(
     file = folder / "statistics.npz"
     if not agreed(file.exists()):
         files = _reference_parts(extractor, source, indices, folder)
-        kept = statistics(read_npz(part)["features"] for part in files)._asdict()
+        kept = statistics(read_npz(part, "features")["features"] for part in files)._asdict()
         bits = np.random.Philox(key=[0, len(indices)]).random_raw(len(indices))
         chosen = np.sort(np.argsort(bits, kind="stable")[:COMPARED])
         rows = []
         for start, part in zip(range(0, len(indices), PART), files, strict=True):
             inside = chosen[(chosen >= start) & (chosen < start + PART)]
-            rows.append(read_npz(part)["features"][inside - start])
+            rows.append(read_npz(part, "features")["features"][inside - start])
         kept["features"] = np.concatenate(rows)
         write_file(file, npz(kept))
     wait_for_all("statistics")
-    kept = read_npz(file)
+    kept = read_npz(file, *Statistics._fields, "features")
     count = int(kept["count"])
     return Reference(Statistics(kept["mean"], kept["covariance"], count), kept["features"])
 
@@ -169,7 +169,7 @@ def all_features(
     """Features [N,D] of the images `indices` of `source`; uses the same cache as `reference_of`."""
     folder = _folder(root, source, indices, extractor.sha256)
     files = _reference_parts(extractor, source, indices, folder)
-    return np.concatenate([read_npz(file)["features"] for file in files])
+    return np.concatenate([read_npz(file, "features")["features"] for file in files])
 
 
 def extract(extractor: Extractor, images: np.ndarray) -> Features:

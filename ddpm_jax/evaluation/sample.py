@@ -1,12 +1,13 @@
 """Samples of a model into files."""
 
+import functools
 import logging
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data.images import grid, png, to_uint8
+from ddpm_jax.data.images import grid, is_png_of, png, to_uint8
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
@@ -51,17 +52,37 @@ def sample_to(
     A folder gets 000000.png, ..., of which only the missing ones are made, an .npz `images` uint8
     [n,H,W,C]. Raises UserError for a sampler that does not fit, or files that cannot be written.
     """
-    sampler.check(model.ddpm.config.diffusion)
+    sampler = _checked(sampler, model)
     size = batch_size or 64 * model.devices
     if out.kind == "folder":
         fill_folder(out.path, model, n, seed, sampler, size)
     else:
         # A path that cannot be written is better known before.
         out.path.parent.mkdir(parents=True, exist_ok=True)
-        drawn = [images for _, images in _draw(model, range(n), seed, sampler, size)]
-        images = np.concatenate(drawn)
-        write_file(out.path, png(grid(images)) if out.kind == ".png" else npz({"images": images}))
+        drawn: list[np.ndarray] = []
+        try:
+            for _, images in _draw(model, range(n), seed, sampler, size):
+                drawn.append(images)
+        except BaseException:
+            _keep(out, drawn, n)
+            raise
+        _write(out, out.path, drawn)
     log.info("%d images: %s (%s)", n, out.path, model.words)
+
+
+def _write(out: Destination, path: epath.Path, drawn: list[np.ndarray]) -> None:
+    images = np.concatenate(drawn)
+    write_file(path, png(grid(images)) if out.kind == ".png" else npz({"images": images}))
+
+
+def _keep(out: Destination, drawn: list[np.ndarray], n: int) -> None:
+    """Writes the batches that were finished when something stopped the drawing."""
+    if not drawn:
+        return
+    count = sum(len(images) for images in drawn)
+    path = out.path.parent / f"{out.path.stem}-first-{count}{out.kind}"
+    _write(out, path, drawn)
+    log.warning("stopped: the first %d of %d images are in %s", count, n, path)
 
 
 def fill_folder(
@@ -69,19 +90,54 @@ def fill_folder(
 ) -> None:
     """Draws the missing ones of images 0, ..., n - 1 of key(seed) into `folder`: 000000.png, ...
 
-    Beside them samples.json records how they were drawn. Raises UserError if the folder holds
-    something else.
+    A file that does not hold such an image whole is drawn again. Beside them samples.json records
+    how they were drawn. Raises UserError if the folder holds something else.
     """
     channels = model.ddpm.image_shape[-1]
     if channels not in (1, 3):
         raise UserError(f"out: a PNG has 1 or 3 channels, not {channels}; choose an .npz")
-    claim(folder, "samples.json", {**model.label, "seed": seed, **sampler.options})
-    is_missing = agreed(np.array([not image_file(folder, i).exists() for i in range(n)]))
+    sampler = _checked(sampler, model)
+    label = {**model.label, "seed": seed, **sampler.options}
+    claim(folder, "samples.json", label, functools.partial(_label_of_today, model=model))
+    is_missing = agreed(np.array([_is_missing(folder, i, model) for i in range(n)]))
     missing = np.flatnonzero(is_missing).tolist()
     log.info("%s: drawing the missing %d of %d images", folder, len(missing), n)
-    for indices, images in _draw(model, missing, seed, sampler, batch_size):
-        for i, image in zip(indices, images, strict=True):
-            write_file(image_file(folder, i), png(image))
+    left = len(missing)
+    try:
+        for indices, images in _draw(model, missing, seed, sampler, batch_size):
+            for i, image in zip(indices, images, strict=True):
+                write_file(image_file(folder, i), png(image))
+            left -= len(images)
+    finally:
+        if left:
+            done = n - left
+            log.warning(
+                "stopped: %s holds %d of %d images; run it again to resume", folder, done, n
+            )
+
+
+def _checked(sampler: Sampler, model: Loaded) -> Sampler:
+    """The sampler in its simplest form, so that its files do not depend on how it was written."""
+    diffusion = model.ddpm.config.diffusion
+    sampler.check(diffusion)
+    return sampler.simplest(diffusion)
+
+
+def _label_of_today(label: dict, model: Loaded) -> dict:
+    """The label of a folder that was begun with its sampler in another form."""
+    given = {name: label[name] for name in Sampler().options if name in label}
+    return {**label, **_checked(Sampler(**given), model).options}
+
+
+def _is_missing(folder: epath.Path, i: int, model: Loaded) -> bool:
+    """Whether image i has to be drawn. Names a file that is there and damaged."""
+    file = image_file(folder, i)
+    if not file.exists():
+        return True
+    if is_png_of(file.read_bytes(), model.ddpm.image_shape):
+        return False
+    log.warning("%s: not a whole image of this model; drawn again", file)
+    return True
 
 
 def image_file(folder: epath.Path, i: int) -> epath.Path:
@@ -92,8 +148,10 @@ def image_file(folder: epath.Path, i: int) -> epath.Path:
 def _draw(model, indices, seed, sampler, batch_size):
     """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
     rng = seed_key(seed)
-    with progress_bar(total=len(indices), desc="sampling", unit="image") as progress:
-        for some in _runs_of(indices, batch_size):
+    runs = list(_runs_of(indices, batch_size))
+    steps = len(sampler.timesteps(model.ddpm.config.diffusion))
+    with progress_bar(total=len(runs) * steps, desc="sampling", unit="step") as progress:
+        for some in runs:
             x = model.ddpm.sample(
                 model.params,
                 rng,
@@ -101,9 +159,9 @@ def _draw(model, indices, seed, sampler, batch_size):
                 start=some[0],
                 batch_size=batch_size,
                 sampler=sampler,
+                progress=progress,
             )
             yield some, to_uint8(x)
-            progress.update(len(some))
 
 
 def _runs_of(indices, most: int):

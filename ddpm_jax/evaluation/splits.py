@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.config import Config, Split
 from ddpm_jax.data import Source, load_source, split
+from ddpm_jax.data.names import shown
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights.load import Loaded
 
@@ -56,9 +57,10 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
     if model.data_fingerprint is None:
         return Images(split, source, np.arange(len(source)))
     if source.fingerprint != model.data_fingerprint:
+        former = source.former.get(model.data_fingerprint)
         raise UserError(
-            f"data: {data or config.source} does not hold the images that this model was trained "
-            "on; name those with --data"
+            f"data: {shown(data or config.source)} does not hold the images that this model was "
+            f"trained on{f' ({former})' if former else ''}; name those with --data"
         )
     return _read_part(split, source, config.holdout)
 

@@ -111,4 +111,4 @@ def diffused(
     """x_k [B,H,W,C]: `x_0` after k diffusion steps with `noise`; x_0 itself if k = 0."""
     if k == 0:
         return x_0
-    return q_sample(ddpm.schedule, x_0, jnp.full(len(x_0), k - 1), noise)
+    return q_sample(ddpm.schedule, x_0, jnp.full(len(x_0), k - 1, jnp.int32), noise)

@@ -10,9 +10,11 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Metavar, Range
-from ddpm_jax.data.folder import decode
+from ddpm_jax.data.decode import decode
 from ddpm_jax.data.images import to_float, to_uint8
 from ddpm_jax.ddpm import DDPM
+from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.devices.segments import Progress
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import OptionalSource, RunFigure, diffused, keys_of, steps_at
@@ -61,10 +63,9 @@ class Interpolate(RunFigure):
             note = "Top: mixed on a great circle between the DDIM latents. Bottom: mixed pixels."
             ks = [T, 0]
             rows = ["latents", "pixels"]
-            mixtures = [
-                slerp_latents(ddpm, params, x_0, weights, self.steps),
-                _mix(x_0[:1], x_0[1:], weights),
-            ]
+            with progress_bar(total=2 * (self.steps or T), desc=self.name, unit="step") as bar:
+                mixed = slerp_latents(ddpm, params, x_0, weights, self.steps, bar)
+            mixtures = [mixed, _mix(x_0[:1], x_0[1:], weights)]
         else:
             title = "Interpolation in latent space (Fig. 8 and 9)"
             note = (
@@ -75,7 +76,8 @@ class Interpolate(RunFigure):
             ks = steps_at(T, np.linspace(1, 0, 9))
             rows = [f"k={k}" for k in ks]
             rng = seed_key(self.seed)
-            mixtures = [mix_latents(ddpm, params, rng, x_0, weights, k) for k in ks]
+            with progress_bar(total=sum(ks), desc=self.name, unit="step") as bar:
+                mixtures = [mix_latents(ddpm, params, rng, x_0, weights, k, bar) for k in ks]
         images = to_uint8(np.stack([np.asarray(row) for row in mixtures]))
         ends = np.broadcast_to(sources[:, None], (2, len(rows), *sources.shape[1:]))
         picture = image_table(
@@ -97,6 +99,7 @@ def mix_latents(
     x_0: Float[Array, "b h w c"],
     weights: Float[Array, " weights"],
     k: int,
+    progress: Progress = False,
 ) -> Float[jax.Array, "weights h w c"]:
     """Images [W,H,W,C]: the two x_0 [2,H,W,C] diffused k steps, mixed by `weights` [W], denoised.
 
@@ -109,7 +112,7 @@ def mix_latents(
     if k == 0:
         return mixed
     same_noise = jnp.repeat(keys_of(jax.random.fold_in(rng, WAY_BACK), 1), len(weights))
-    return ddpm.reverse(params, same_noise, mixed, k)[0]
+    return ddpm.reverse(params, same_noise, mixed, k, progress=progress)[0]
 
 
 def slerp_latents(
@@ -118,10 +121,11 @@ def slerp_latents(
     x_0: Float[Array, "b h w c"],
     weights: Float[Array, " weights"],
     steps: int | None,
+    progress: Progress = False,
 ) -> Float[jax.Array, "weights h w c"]:
     """Images [W,H,W,C] of latents on the great circle between those of the two x_0 [2,H,W,C]."""
-    a, b = ddpm.encode(params, x_0, steps=steps)
-    return ddpm.decode(params, slerp(a, b, weights), steps=steps)
+    a, b = ddpm.encode(params, x_0, steps=steps, progress=progress)
+    return ddpm.decode(params, slerp(a, b, weights), steps=steps, progress=progress)
 
 
 def slerp(

@@ -146,7 +146,7 @@ def nearest(
     flat = _flatten(queries)
     exclude = np.full(len(queries), -1) if own is None else own
     shape = (len(queries), count)
-    best = (jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32))
+    best = (jnp.full(shape, jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
     blocks = full_batches(len(indices), BLOCK)
     total = -(-len(indices) // BLOCK)
     for rows, _ in progress_bar(blocks, total=total, desc="searching", unit="block"):
@@ -200,7 +200,7 @@ def _search(best, queries, block, own, start, total):
 
     The block's first image is at place `start`; places from `total` on are padding.
     """
-    place = start + jnp.arange(len(block))
+    place = (start + jnp.arange(len(block))).astype(jnp.int32)
     product = jnp.matmul(queries, block.T, precision="highest")
     distance = jnp.square(queries).sum(1)[:, None] + jnp.square(block).sum(1)[None] - 2 * product
     counts = (place < total)[None] & (place[None] != own[:, None])

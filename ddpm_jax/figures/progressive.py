@@ -11,6 +11,8 @@ from PIL import Image
 from ddpm_jax.config import Range
 from ddpm_jax.data.images import grid, to_uint8
 from ddpm_jax.ddpm import DDPM
+from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.devices.segments import Progress
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.keys import START, gaussian_noise, seed_key
@@ -40,7 +42,9 @@ class Progressive(RunFigure):
         T = ddpm.schedule.num_timesteps
         shown = steps_at(T, np.linspace(1, 0, 11))
         ks = sorted({*shown, *steps_at(T, np.linspace(1, 0, self.frames))}, reverse=True)
-        x, x_0 = chain(ddpm, params, keys_of(seed_key(self.seed), self.n), ks)
+        keys = keys_of(seed_key(self.seed), self.n)
+        with progress_bar(total=steps_of(ks), desc=self.name, unit="step") as bar:
+            x, x_0 = chain(ddpm, params, keys, ks, bar)
         x = to_uint8(x)
         x_0 = to_uint8(x_0)
         picture = image_table(
@@ -58,13 +62,18 @@ class Progressive(RunFigure):
         return self.write(picture, {"k": np.array(ks), "x": x, "x_0": x_0})
 
 
+def steps_of(ks: list[int]) -> int:
+    """How many reverse steps `chain` takes."""
+    return ks[0] - ks[-1] + sum(k > 0 for k in ks)
+
+
 def chain(
-    ddpm: DDPM, params: PyTree, keys: AnyKeys, ks: list[int]
+    ddpm: DDPM, params: PyTree, keys: AnyKeys, ks: list[int], progress: Progress = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """(x_k, the x_0 predicted from it) at each of the descending `ks`: NumPy arrays [F,n,H,W,C].
 
     At k = 0 both are the image. The chain is Algorithm 2 from ks[0] = T, the same that `sample`
-    draws from `keys` [n].
+    draws from `keys` [n]. `progress` as in `DDPM.sample`.
     """
     x = gaussian_noise(keys, START, ddpm.image_shape)
     current = ks[0]
@@ -72,10 +81,10 @@ def chain(
     x_0s = []
     for k in ks:
         if k < current:
-            x, _ = ddpm.reverse(params, keys, x, current, k)
+            x, _ = ddpm.reverse(params, keys, x, current, k, progress=progress)
             current = k
         # One more step from x_k also returns the x_0 that it predicts.
-        x_0 = ddpm.reverse(params, keys, x, k, k - 1)[1] if k else x
+        x_0 = ddpm.reverse(params, keys, x, k, k - 1, progress=progress)[1] if k else x
         xs.append(np.asarray(x))
         x_0s.append(np.asarray(x_0))
     return np.stack(xs), np.stack(x_0s)

@@ -11,9 +11,11 @@ from etils import epath
 from ddpm_jax.config import Range
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.ddpm import DDPM
+from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.devices.segments import Progress
 from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
 from ddpm_jax.figures.panel import image_table
-from ddpm_jax.figures.progressive import chain
+from ddpm_jax.figures.progressive import chain, steps_of
 from ddpm_jax.keys import SHARED, seed_key
 from ddpm_jax.shapes import AnyKey, Array, Float, PyTree
 
@@ -40,10 +42,14 @@ class SharedLatent(RunFigure):
         T = ddpm.schedule.num_timesteps
         rng = seed_key(self.seed)
         ks = steps_at(T, (1, 0.75, 0.5, 0.25, 0))
-        latents, _ = chain(ddpm, params, keys_of(rng, self.n), ks)
-        samples = np.stack(
-            [np.asarray(share(ddpm, params, rng, x, k)) for x, k in zip(latents, ks, strict=True)]
-        )
+        total = steps_of(ks) + sum(ks)
+        with progress_bar(total=total, desc=self.name, unit="step") as bar:
+            latents, _ = chain(ddpm, params, keys_of(rng, self.n), ks, bar)
+            shares = [
+                np.asarray(share(ddpm, params, rng, x, k, bar))
+                for x, k in zip(latents, ks, strict=True)
+            ]
+        samples = np.stack(shares)
         # [K]: standard deviation among the samples that share x_k, averaged over pixels, of 255.
         spread = 127.5 * samples.std(axis=2, ddof=1).mean(axis=(1, 2, 3, 4))
         cells = [
@@ -69,14 +75,19 @@ class SharedLatent(RunFigure):
 
 
 def share(
-    ddpm: DDPM, params: PyTree, rng: AnyKey, x_k: Float[Array, "n h w c"], k: int
+    ddpm: DDPM,
+    params: PyTree,
+    rng: AnyKey,
+    x_k: Float[Array, "n h w c"],
+    k: int,
+    progress: Progress = False,
 ) -> Float[jax.Array, "n 3 h w c"]:
     """Three samples x_0 from each x_k [n,H,W,C]: [n,3,H,W,C]. For k = 0, three times the image."""
     x = jnp.repeat(x_k, SHARES, axis=0)
     if k:
         # Other keys than those of the chains, which have small indices, and others for every k.
         keys = keys_of(jax.random.fold_in(jax.random.fold_in(rng, SHARED), k), len(x))
-        x, _ = ddpm.reverse(params, keys, x, k)
+        x, _ = ddpm.reverse(params, keys, x, k, progress=progress)
     return jnp.clip(x.reshape(len(x_k), SHARES, *x.shape[1:]), -1, 1)
 
 

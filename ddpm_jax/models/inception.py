@@ -32,7 +32,8 @@ class Conv(NamedTuple):
 
 
 def _average_pool(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
-    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+    # Flax divides by counts of jax's default type.
+    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False).astype(x.dtype)
 
 
 def _max_pool(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
@@ -167,11 +168,12 @@ class ConvUnit(nn.Module):
         channels = self.conv.channels
         zeros = nn.initializers.zeros
         ones = nn.initializers.ones
-        kernel = self.param("kernel", zeros, (*self.conv.kernel, x.shape[-1], channels))
-        scale = self.param("scale", ones, (channels,))
-        bias = self.param("bias", zeros, (channels,))
-        mean = self.param("mean", zeros, (channels,))
-        variance = self.param("variance", ones, (channels,))
+        shape = (*self.conv.kernel, x.shape[-1], channels)
+        kernel = self.param("kernel", zeros, shape, jnp.float32)
+        scale = self.param("scale", ones, (channels,), jnp.float32)
+        bias = self.param("bias", zeros, (channels,), jnp.float32)
+        mean = self.param("mean", zeros, (channels,), jnp.float32)
+        variance = self.param("variance", ones, (channels,), jnp.float32)
         x = jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -215,7 +217,7 @@ class Inception(nn.Module):
         for name, branches in _BLOCKS.items():
             x = Block(branches, name=name)(x)
         features = x.mean(axis=(1, 2))
-        weights = self.param("fc", nn.initializers.zeros, (FEATURES, CLASSES))
+        weights = self.param("fc", nn.initializers.zeros, (FEATURES, CLASSES), jnp.float32)
         return features, jnp.matmul(features, weights, precision="highest")
 
 
@@ -270,6 +272,5 @@ def inception_features(
 @functools.cache
 def inception_shapes() -> dict[str, Any]:
     """The parameters as a tree of shapes and types."""
-    return jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))[
-        "params"
-    ]
+    x = jnp.zeros((1, SIZE, SIZE, 3), jnp.float32)
+    return jax.eval_shape(Inception().init, jax.random.key(0), x)["params"]

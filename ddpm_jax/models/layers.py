@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from ddpm_jax.keys import check_threefry, happens
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int
 
 
@@ -43,7 +44,8 @@ def draw_kernels(limits: dict[str, Any], rng: AnyKey) -> dict[str, Any]:
     sizes = [
         leaf.size if kernel else 0 for kernel, (_, leaf) in zip(is_kernel, leaves, strict=True)
     ]
-    draws = jax.random.uniform(rng, (sum(sizes),), minval=-1, maxval=1)
+    check_threefry()
+    draws = jax.random.uniform(rng, (sum(sizes),), jnp.float32, minval=-1, maxval=1)
     parts = jnp.split(draws, np.cumsum(sizes)[:-1])
     params = [
         leaf * draw.reshape(leaf.shape) if kernel else leaf
@@ -71,7 +73,7 @@ def dropout(x: Float[Array, "b ..."], keys: AnyKeys, rate: float) -> Float[jax.A
     flax.linen.Dropout draws one mask for the local batch, so that results depend on the number of
     devices.
     """
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    keep = happens(keys, 1 - rate, x.shape[1:])
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -116,8 +118,8 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
         """The normalised x in float32, whatever its dtype."""
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x = jnp.asarray(x, jnp.float32)
         x = x - self._group_mean(x)
         # The variance in two passes: E[x^2] - E[x]^2 loses its digits where the mean is large.

@@ -119,6 +119,6 @@ class UNet(nn.Module):
 
 def init_params(network: UNet, rng: AnyKey, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Fresh float32 parameters of `network` for images [H,W,C]."""
-    x_t = jnp.zeros((1, *image_shape))
+    x_t = jnp.zeros((1, *image_shape), jnp.float32)
     t = jnp.zeros(1, jnp.int32)
     return draw_kernels(network.init(rng, x_t, t)["params"], rng)

@@ -2,8 +2,8 @@
 
 from ddpm_jax.keys import START, example_keys, gaussian_noise
 from ddpm_jax.samplers.ancestral import ancestral, ancestral_step
-from ddpm_jax.samplers.chain import Chain, Method
-from ddpm_jax.samplers.ddim import ddim, ddim_encode, ddim_step
+from ddpm_jax.samplers.chain import Chain, Method, State, start_state
+from ddpm_jax.samplers.ddim import ddim, ddim_encode, ddim_encode_step, ddim_step
 from ddpm_jax.samplers.dpm_solver import dpm_solver, dpm_solver_step
 from ddpm_jax.samplers.grids import Grid, time_grid
 from ddpm_jax.samplers.heun import heun
@@ -22,15 +22,18 @@ __all__ = [
     "Chain",
     "Grid",
     "Method",
+    "State",
     "ancestral",
     "ancestral_step",
     "ddim",
     "ddim_encode",
+    "ddim_encode_step",
     "ddim_step",
     "dpm_solver",
     "dpm_solver_step",
     "example_keys",
     "gaussian_noise",
     "heun",
+    "start_state",
     "time_grid",
 ]

@@ -38,6 +38,15 @@ Step = Callable[..., tuple[jax.Array, jax.Array]]
 """
 
 
+class State(NamedTuple):
+    """What one step hands to the next."""
+
+    x: Float[Array, "b h w c"]
+    """x_t."""
+    x_0: Float[Array, "b h w c"]
+    """The x_0 that the step before predicted; zeros before the first."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A way to draw images, made of its step alone; calling it runs the whole chain."""
@@ -51,6 +60,12 @@ class Method:
         """The names of the step's own options."""
         parameters = inspect.signature(self.step).parameters.values()
         return [each.name for each in parameters if each.kind == each.KEYWORD_ONLY]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The step's own options with their defaults."""
+        parameters = inspect.signature(self.step).parameters
+        return {name: parameters[name].default for name in self.options}
 
     def __call__(
         self,
@@ -78,6 +93,42 @@ class Method:
                       steps; without it nothing of the chain is kept
         options       the step's own, eta of ddim for example
         """
+        next_state = self.bound_step(
+            schedule,
+            denoise_fn,
+            keys,
+            image_shape,
+            prediction=prediction,
+            variance=variance,
+            clip=clip,
+            **options,
+        )
+
+        def body(state, t):
+            state = next_state(state, t)
+            return state, state.x if trajectory else None
+
+        steps = np.arange(schedule.num_timesteps, dtype=np.int32)[::-1]
+        state, xs = jax.lax.scan(body, start_state(keys, image_shape, x_T), steps)
+        return (state.x, xs) if trajectory else state.x
+
+    def bound_step(
+        self,
+        schedule: Schedule,
+        denoise_fn: DenoiseFn,
+        keys: AnyKeys | None,
+        image_shape: tuple[int, ...],
+        *,
+        prediction: Prediction,
+        variance: Variance,
+        clip: bool = True,
+        **options: Any,
+    ) -> Callable[[State, Int[Array, ""]], State]:
+        """The step of one chain: (the State at t, t) -> the State at t - 1.
+
+        The arguments are those of a call. Whoever runs it takes t = S - 1, ..., 0, all in one loop
+        or in parts of it.
+        """
 
         def p(x_t, t):
             t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
@@ -91,17 +142,21 @@ class Method:
             step = schedule.timesteps[t]
             return gaussian_noise(keys, step, image_shape)  # type: ignore[arg-type]
 
-        def body(carry, t):
-            x_t, x_0_before = carry
-            x, x_0 = self.step(chain, x_t, t, x_0_before, **options)
-            return (x, x_0), x if trajectory else None
-
         chain = Chain(schedule, p, noise)
-        if x_T is None:
-            x_T = gaussian_noise(keys, START, image_shape)  # type: ignore[arg-type]
-        steps = np.arange(schedule.num_timesteps, dtype=np.int32)[::-1]
-        (x_0, _), xs = jax.lax.scan(body, (x_T, jnp.zeros_like(x_T)), steps)
-        return (x_0, xs) if trajectory else x_0
+
+        def next_state(state, t):
+            return State(*self.step(chain, state.x, t, state.x_0, **options))
+
+        return next_state
+
+
+def start_state(
+    keys: AnyKeys | None, image_shape: tuple[int, ...], x_T: Float[Array, "b h w c"] | None = None
+) -> State:
+    """The State before the first step: x_T, or N(0, I) of each key's fold_in(key, START)."""
+    if x_T is None:
+        x_T = gaussian_noise(keys, START, image_shape)  # type: ignore[arg-type]
+    return State(x_T, jnp.zeros_like(x_T))
 
 
 def previous(

@@ -1,5 +1,7 @@
 """DDIM (Song et al. 2021): deterministic, or with part of the noise; and its inverse."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,32 +47,44 @@ posterior's (1). `variance` says how the network was trained, and is not sampled
 """
 
 
-def ddim_encode(
+def ddim_encode_step(
     schedule: Schedule,
     denoise_fn: DenoiseFn,
-    x_0: Float[Array, "b h w c"],
+    x: Float[Array, "b h w c"],
+    t: Int[Array, ""] | int,
     *,
     prediction: Prediction,
     variance: Variance,
     clip: bool = False,
 ) -> Float[Array, "b h w c"]:
+    """One step of `ddim_encode`: from x_{t-1}, or the image where t is 0, to x_t."""
+    before = jnp.maximum(t - 1, 0)
+    t_batch = jnp.full(x.shape[:1], before, jnp.int32)
+    output = denoise_fn(x, schedule.timesteps[t_batch])
+    p = p_mean_variance(
+        schedule, output, x, t_batch, prediction=prediction, variance=variance, clip=clip
+    )
+    eps = eps_of(schedule, p.x_0, x, before)
+    x_0 = jnp.where(t == 0, x, p.x_0)
+    alpha = schedule.sqrt_alphas_bar[t]
+    return alpha * x_0 + schedule.sqrt_one_minus_alphas_bar[t] * eps
+
+
+def ddim_encode(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    x_0: Float[Array, "b h w c"],
+    **options: Any,
+) -> Float[Array, "b h w c"]:
     """The latent x_T that `ddim` with eta = 0 and this `clip` takes back to about x_0.
 
     DDIM's ordinary differential equation run upwards (Song et al. 2021, Section 4.3). Each step
     takes eps from the noise level it comes from, the first one from x_0 itself, so that
-    the error of the round trip shrinks with the number of steps.
+    the error of the round trip shrinks with the number of steps. `options` are those of
+    `ddim_encode_step`: prediction, variance, clip.
     """
 
     def step(x, t):
-        before = jnp.maximum(t - 1, 0)
-        t_batch = jnp.full(x.shape[:1], before, jnp.int32)
-        output = denoise_fn(x, schedule.timesteps[t_batch])
-        p = p_mean_variance(
-            schedule, output, x, t_batch, prediction=prediction, variance=variance, clip=clip
-        )
-        eps = eps_of(schedule, p.x_0, x, before)
-        x_0 = jnp.where(t == 0, x, p.x_0)
-        alpha = schedule.sqrt_alphas_bar[t]
-        return alpha * x_0 + schedule.sqrt_one_minus_alphas_bar[t] * eps, None
+        return ddim_encode_step(schedule, denoise_fn, x, t, **options), None
 
     return jax.lax.scan(step, x_0, np.arange(schedule.num_timesteps, dtype=np.int32))[0]

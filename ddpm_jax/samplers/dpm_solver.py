@@ -19,15 +19,19 @@ def dpm_solver_step(
 
     In lambda = log(alpha / sigma) the data prediction is extrapolated linearly to the middle of
     the step. The first step has no earlier prediction, and the last ends where lambda is infinite:
-    both are of first order. `t` is one index of `schedule` for the whole batch.
+    both are of first order, and so are steps from where nothing of the image is left. `t` is one
+    index of `schedule` for the whole batch.
     """
     last = schedule.num_timesteps - 1
     log_snr = _half_log_snr(schedule, t)
     alpha, sigma = previous(schedule, t)
-    h = jnp.log(alpha) - jnp.log(sigma) - log_snr
+    # Where nothing of the image is left, lambda is -inf: at one step (jsd), or at many.
+    h = jnp.where(jnp.isneginf(log_snr), jnp.inf, jnp.log(alpha) - jnp.log(sigma) - log_snr)
     h_before = log_snr - _half_log_snr(schedule, jnp.minimum(t + 1, last))
-    # jsd starts at lambda = -inf; the step after it takes x_0 alone, as its weight h / inf says.
-    weight = jnp.where((t == 0) | (t == last), 0.0, h / (2 * h_before))
+    # The step after those takes x_0 alone, as its weight h / inf says. h_before is not a number
+    # between two of them, and 0 where steps are too short for float32's lambda.
+    second_order = (t > 0) & (t < last) & (h_before > 0)
+    weight = jnp.where(second_order, h / (2 * h_before), 0.0)
     target = x_0 + weight * (x_0 - x_0_before)
     return sigma / schedule.sqrt_one_minus_alphas_bar[t] * x_t - alpha * jnp.expm1(-h) * target
 

@@ -2,6 +2,7 @@
 
 config.json    the config of the latest start
 run.json       the data's fingerprint; versions, devices, XLA flags and PRNG of each start
+data.npz       names and hashes of the images
 metrics.jsonl  one line per tick
 .lock          which process trains here now
 checkpoints/   see checkpoint.py
@@ -27,15 +28,15 @@ from etils import epath
 from jax.sharding import Mesh
 
 from ddpm_jax.config import Config, Weights, flatten, from_dict, names_where, to_dict
-from ddpm_jax.data import Source
+from ddpm_jax.data import Source, record
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import replicated
-from ddpm_jax.devices.processes import wait_for_all
+from ddpm_jax.devices.processes import is_first, wait_for_all
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import seed_key
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage import checkpoint
-from ddpm_jax.storage.files import locked, path_of, read_table, write_file
+from ddpm_jax.storage.files import locked, npz, path_of, read_npz, read_table, write_file
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ def start_run(
         wait_for_all("start_run")  # All processes must have read the files before one writes.
         write_file(run_file, json.dumps(run, indent=1).encode())
         write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
+        _record_images(workdir / "data.npz", source)
         yield workdir
 
 
@@ -175,9 +177,8 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source, ini
         if before[name] != now[name]
     ]
     if run["data_fingerprint"] != source.fingerprint:
-        differences.append(
-            f"the data's fingerprint has changed ({run['images']} images, now {len(source)})"
-        )
+        found = [f"{run['images']} images, now {len(source)}", *_of_images(workdir, run, source)]
+        differences.append(f"the data's fingerprint has changed ({'; '.join(found)})")
     if init_from not in (None, run.get("init_from")):
         differences.append(
             "it started from other weights than --init-from (leave that out to resume)"
@@ -187,6 +188,24 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source, ini
             f"{workdir}: this run cannot resume: {'; '.join(differences)}; "
             "undo these changes or choose another --workdir"
         )
+
+
+def _record_images(file: epath.Path, source: Source) -> None:
+    """Writes the names and hashes of the run's images, once."""
+    if is_first() and not file.exists():
+        of_images = record.record(source)
+        if of_images:
+            write_file(file, npz(of_images))
+
+
+def _of_images(workdir: epath.Path, run, source: Source) -> list[str]:
+    """How the images differ from those of the run, as far as that is known."""
+    if run["data_fingerprint"] in source.former:
+        return [source.former[run["data_fingerprint"]]]
+    try:
+        return record.differences(read_npz(workdir / "data.npz"), source)
+    except UserError:  # A run of an older version has no such file.
+        return []
 
 
 def _warn_of_other_bits(starts: list[dict]) -> None:

@@ -57,7 +57,9 @@ class RunLog:
         self.lines_file = workdir / "metrics.jsonl"
         self._keep_lines_until(step)
         self.tensorboard = _TensorBoard(workdir, step)
-        self.progress = progress_bar(total=steps, initial=step, unit="step", leave=True)
+        self.progress = progress_bar(
+            total=steps, initial=step, unit="step", leave=True, lines=False
+        )
         self._redirect = logging_redirect_tqdm([logging.getLogger("ddpm_jax")])
         self._redirect.__enter__()
         self.started = time.monotonic()

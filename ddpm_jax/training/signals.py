@@ -33,6 +33,11 @@ class StopSignals:
         for number in list(self._before):
             self._restore(number)
 
+    @property
+    def received(self) -> str | None:
+        """The name of the signal that came to this process alone, else None."""
+        return None if self._together else self._received
+
     def stop_after(self, step: int) -> str | None:
         """The name of the signal if training must end after `step`, else None.
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.config import Config
 from ddpm_jax.data import Source, from_array, load_source, open_batches, split
+from ddpm_jax.data.guard import leave_unguarded_reader
 from ddpm_jax.data.images import to_float
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import (
@@ -28,7 +29,7 @@ from ddpm_jax.devices.mesh import (
 )
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.rows import full_batches
-from ddpm_jax.errors import DataLost, NonFiniteLoss, UserError
+from ddpm_jax.errors import DataLost, NonFiniteLoss, NonFiniteSamples, UserError
 from ddpm_jax.keys import HOLDOUT, SAMPLES
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like
@@ -71,6 +72,7 @@ def fit(
     SIGTERM end training after the current step, with everything saved. Raises UserError if an
     argument cannot be used, NonFiniteLoss if training diverges.
     """
+    leave_unguarded_reader()
     if images is None:
         source = load_source(config.data)
     else:
@@ -177,7 +179,7 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
             if due.save:
                 checkpoints.save(done, state._asdict())
             if due.draw:
-                run_log.pictures(done, _pictures(ddpm, state, mesh))
+                stopping = _draw(ddpm, state, mesh, run_log, signals)
             if due.log:
                 window.restart_clock()
     except DataLost:
@@ -187,12 +189,13 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
                 run_log.tick(done, window.close())
             checkpoints.save(done, state._asdict())
         raise
+    if not stopping and not agreed(bool(run_log.has_pictures(done))):
+        # An earlier start ended before drawing.
+        stopping = _draw(ddpm, state, mesh, run_log, signals)
     if stopping:
         log.info(
             "%s: saved after step %d of %d; run the same command to resume", stopping, done, steps
         )
-    elif not agreed(bool(run_log.has_pictures(done))):  # An earlier start ended before drawing.
-        run_log.pictures(done, _pictures(ddpm, state, mesh))
     return state
 
 
@@ -230,10 +233,44 @@ def _evaluate(update: Update, state: TrainState, held_out: np.ndarray) -> float:
     return holdout_loss(update.ddpm, params, update.batches.source, held_out)
 
 
-def _pictures(ddpm, state, mesh):
+def _draw(ddpm, state, mesh, run_log, signals) -> str | None:
+    """Draws samples and writes them; the state must be saved before.
+
+    Returns the name of the signal that ended it, else None.
+    """
+    step = int(state.step)
+    try:
+        x = _pictures(ddpm, state, mesh, _UntilSignal(signals))
+    except _Stopped:
+        return signals.received
+    except NonFiniteSamples as error:
+        log.warning("samples of step %d: none; %s", step, error)
+        return None
+    run_log.pictures(step, x)
+    return None
+
+
+def _pictures(ddpm, state, mesh, progress):
     """Samples of the averaged weights, from the same noise every time."""
     rng = run_key(ddpm.config, SAMPLES)
-    return ddpm.sample(replicate(state.ema_params, mesh), rng, ddpm.config.train.num_samples)
+    params = replicate(state.ema_params, mesh)
+    return ddpm.sample(params, rng, ddpm.config.train.num_samples, progress=progress)
+
+
+class _Stopped(Exception):
+    """A signal came while samples were drawn."""
+
+
+class _UntilSignal:
+    """The progress of a chain that a signal ends."""
+
+    def __init__(self, signals: StopSignals):
+        self.signals = signals
+
+    def update(self, _steps: int) -> None:
+        """Raises _Stopped if a signal has come."""
+        if self.signals.received:
+            raise _Stopped
 
 
 class _Window:

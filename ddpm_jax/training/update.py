@@ -37,7 +37,37 @@ def make_optimizer(optim: Optim) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(optim.clip_norm)
     if optim.clip == "device":  # Each device has clipped its own gradient before the mean.
         clip = optax.identity()
-    return optax.chain(clip, optax.adam(learning_rate))
+    return optax.chain(clip, adam(learning_rate))
+
+
+def adam(learning_rate: optax.Schedule | float) -> optax.GradientTransformation:
+    """optax.adam, computed in float32 with and without jax's 64-bit mode."""
+    b1 = 0.9
+    b2 = 0.999
+    init = optax.scale_by_adam(b1, b2).init
+
+    def unbiased(moment, decay, count):
+        factor = 1 - jnp.float32(decay) ** count
+        return jax.tree.map(lambda x: x / factor, moment)
+
+    def update(gradient, state, params=None):
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(gradient, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(gradient, state.nu, b2, 2)
+        updates = jax.tree.map(
+            lambda m, v: m / (jnp.sqrt(v) + 1e-8), unbiased(mu, b1, count), unbiased(nu, b2, count)
+        )
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    if callable(learning_rate):
+        learning_rate = _in_float32(learning_rate)
+    return optax.chain(
+        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+def _in_float32(schedule: optax.Schedule) -> optax.Schedule:
+    return lambda count: schedule(jnp.float32(count))
 
 
 def init_state(ddpm: DDPM, params: PyTree = None) -> TrainState:
@@ -117,7 +147,7 @@ def _mean_gradient(ddpm: DDPM, params, rng, images, first_row):
         # Every parts-th row, so that each part lies on all devices.
         return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros((), jnp.float32), params))
     total, _ = jax.lax.scan(add_part, zero, (divide(rows), divide(images)))
     return jax.tree.map(lambda x: x / parts, total)
 

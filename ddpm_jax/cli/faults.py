@@ -1,0 +1,58 @@
+"""What a command says of an exception: one line for a fault of its surroundings, None for a bug."""
+
+import errno
+
+from ddpm_jax.errors import UserError
+
+NO_MEMORY = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED", "out of memory")
+"""How XLA, CUDA and cuDNN say that memory has run out."""
+
+SMALLER = {
+    "train": "lower train.batch_size, raise train.accumulate or list levels in model.remat; "
+    "data.cache_mb and data.workers take memory of the host",
+    "plan": "plan a smaller model",
+    "sample": "lower --batch-size, or -n if all images go into one file",
+    "likelihood": "lower --batch-size",
+    "evaluate": "lower --batch-size, or -n",
+    "figure": "lower the figure's number of images, or its --batch-size if it has one",
+    "export": "export on a machine with more memory",
+}
+"""The settings of each command that take less memory."""
+
+REMEDIES = {
+    errno.EMFILE: "raise the limit with ulimit -n",
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room on that disk",
+}
+"""What helps against an error of the system."""
+
+
+def line_of(error: BaseException, command: str) -> str | None:
+    """The line for `error` in `command`, or None if it is not known to be other than a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if _is_out_of_memory(error):
+        return f"out of memory ({_first_line(error)}); {SMALLER.get(command, 'free some')}"
+    if isinstance(error, OSError):
+        remedy = REMEDIES.get(error.errno or 0)
+        return f"{error}; {remedy}" if remedy else str(error)
+    if isinstance(error, ImportError):
+        return f"{error}; pip install 'ddpm-jax[gcs]'" if "gcsfs" in str(error) else str(error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return f"{error}; raise the limit of processes and threads with ulimit -u"
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # jaxlib's own errors, whose class has had several names, are RuntimeErrors.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def _first_line(error: BaseException) -> str:
+    """The error's first line of text, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,72 @@
+"""Tells a fault of the machine, or of reading, from a file that is damaged."""
+
+import errno
+from typing import TypeGuard
+
+from PIL import UnidentifiedImageError
+
+from ddpm_jax.data.names import shown
+from ddpm_jax.errors import UserError
+
+OF_THE_MACHINE = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs, which hold too many files open",
+    errno.ENOMEM: "free some memory",
+}
+OF_THE_FILE = {
+    errno.EACCES: "allow it to be read, or remove it",
+    errno.ENOENT: "restore it, or remove what points to it",
+}
+
+
+class CannotRead(UserError):
+    """A file could not be read, or the machine could not decode it: nothing is known of it."""
+
+    def __init__(self, name: str, reason: str, remedy: str):
+        super().__init__(name, reason, remedy)
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"data: {self.args[0]} cannot be read ({self.reason}); {self.remedy}"
+
+
+class Undecodable(ValueError):
+    """A file holds no image that can be used; the message is the reason, to be shown."""
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of `error`, on one short line that can be printed."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, Undecodable):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    words = shown(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {words:.200}".removesuffix(": ")
+
+
+def is_of_machine(error: BaseException) -> TypeGuard[OSError | MemoryError]:
+    """Whether `error` says nothing about a file that was read whole and is being decoded.
+
+    Pillow raises OSError for damaged images, too, but without the number of an error.
+    """
+    if isinstance(error, OSError):
+        return error.errno is not None
+    return isinstance(error, MemoryError)
+
+
+def machine_remedy(error: BaseException) -> str | None:
+    """What helps if the machine has run out of something; None if it is another error."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    return OF_THE_MACHINE.get(number or 0)
+
+
+def cannot_read(name: str, error: OSError | MemoryError) -> CannotRead:
+    """The exception to raise instead of `error`, met while the file `name` was read."""
+    number = getattr(error, "errno", None) or 0
+    remedy = machine_remedy(error) or OF_THE_FILE.get(number) or "fix that, or remove the file"
+    return CannotRead(name, reason_of(error), remedy)

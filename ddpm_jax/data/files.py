@@ -1,0 +1,215 @@
+"""Finds the image files of a folder or a zip, and reads them whole."""
+
+import dataclasses
+import errno
+import functools
+import logging
+import os
+import stat
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from ddpm_jax.data.decode import Unfit
+from ddpm_jax.data.faults import CannotRead, cannot_read, reason_of
+from ddpm_jax.data.formats import image_files, unopened
+from ddpm_jax.data.names import endings, shown, some
+from ddpm_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+OF_A_RUN = {"config.json", "run.json", "metrics.jsonl"}
+"""Files of a run directory; a folder that holds two of them is one."""
+
+UNPACKED = 2**26
+MAX_RATIO = 100
+"""A zip's member of more bytes than these that unpacks to so many times its size is no image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The image files below a folder or in a zip."""
+
+    names: list[str]
+    """Their paths with /, sorted."""
+    read: Callable[[str], bytes]
+    """Maps a name to the file's bytes. It can be pickled. Raises CannotRead, or Unfit for a file
+    that is too large for any image."""
+    former: dict[str, str]
+    """The names that older versions gave to the files, of those that differ."""
+
+
+def open_files(path: str) -> Files:
+    """The image files below `path`, a folder or a .zip.
+
+    Folders that hold a run are left out, and images that only another package could open; one line
+    says so. Raises UserError if there are none, or `path` cannot be read or is a run itself.
+    """
+    root = Path(path).expanduser()
+    try:
+        found = _members(root)
+    except OSError as error:
+        where = shown(error.filename or root)
+        raise UserError(
+            f"data: cannot read {where} ({error.strerror or error}); "
+            "fix that or name another folder"
+        ) from error
+    names = _without_runs(root, list(found.names))
+    images = image_files(names)
+    others = unopened(names)
+    if not images:
+        inside = others or endings(names) or "no files"
+        raise UserError(
+            f"data: no images found in {shown(root)} (it holds {inside}); "
+            "name a folder or a zip with image files"
+        )
+    if others:
+        log.warning("data: left out %s", others)
+    return dataclasses.replace(found, names=images)
+
+
+def _members(root: Path) -> Files:
+    if root.is_dir():
+        return Files(list(_walk(root)), functools.partial(_read_file, root), {})
+    if not root.exists():
+        raise UserError(
+            f"data: {shown(root)} does not exist; name a folder or a zip with --data.source "
+            "folder:PATH (--data in commands other than train)"
+        )
+    if not root.is_file():  # Opening a pipe would wait for ever.
+        raise UserError(f"data: {shown(root)} is neither a folder nor a zip; name one of these")
+    return _zip_members(root)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Names of all files below `root`. Follows links to folders, but lists each folder once."""
+    seen = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        with os.scandir(folder) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+        folders = [entry for entry in inside if _is_folder(entry)]
+        waiting += [Path(entry) for entry in reversed(folders) if not entry.name.startswith(".")]
+        files = set(inside) - set(folders)
+        yield from (Path(entry).relative_to(root).as_posix() for entry in files)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # A link to itself, which holds no images.
+            return False
+        raise
+
+
+def _without_runs(root: Path, names: list[str]) -> list[str]:
+    """Those of `names` that are not in the folder of a run: its pictures are not data."""
+    marks: defaultdict[str, set[str]] = defaultdict(set)
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        if last in OF_A_RUN:
+            marks[folder].add(last)
+    runs = sorted(folder for folder, marked in marks.items() if len(marked) > 1)
+    if "" in runs:
+        raise UserError(
+            f"data: {shown(root)} is a run; name a folder of images, "
+            "or the run's folder samples to learn from its samples"
+        )
+    if not runs:
+        return names
+    log.warning(
+        "data: left out %d folders that hold runs: %s", len(runs), some([shown(r) for r in runs])
+    )
+    inside = tuple(f"{run}/" for run in runs)
+    return [name for name in names if not name.startswith(inside)]
+
+
+def _check_size(size: int) -> None:
+    # An image that is safe to decode has at most 8 bytes per pixel; a bomb has more.
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and size > 8 * most:
+        raise Unfit("is too large to read and decode safely")
+
+
+def _read_file(root: Path, name: str) -> bytes:
+    file = root / name
+    try:
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode):  # Reading a pipe would wait for ever.
+            raise CannotRead(shown(file), "it is not a regular file", "remove it")
+        _check_size(about.st_size)
+        return file.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise cannot_read(shown(file), error) from error
+
+
+def _zip_members(path: Path) -> Files:
+    archive = _Zip(path)
+    raw = {name: info.filename for name, info in archive.members.items()}
+    former = {name: was for name, was in raw.items() if name != was}
+    return Files(list(raw), archive, former)
+
+
+class _Zip:
+    """Maps the name of a zip's member to its bytes. Each process opens the zip for itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return _Zip, (self.path,)
+
+    def __call__(self, name: str) -> bytes:
+        try:
+            info = self.members[name]
+            _check_size(info.file_size)
+            if info.file_size > max(UNPACKED, MAX_RATIO * info.compress_size):
+                raise Unfit(f"unpacks to {info.file_size:,} bytes, too many for an image")
+            return self._file.read(info)
+        except UserError:
+            raise
+        except (OSError, MemoryError) as error:
+            raise cannot_read(f"{shown(name)} in {shown(self.path)}", error) from error
+        except Exception as error:  # zipfile raises many kinds for damaged files.
+            raise CannotRead(
+                f"{shown(name)} in {shown(self.path)}",
+                reason_of(error),
+                "make the zip again, or unpack it and name the folder",
+            ) from error
+
+    @functools.cached_property
+    def _file(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.path)
+
+    @functools.cached_property
+    def members(self) -> dict[str, zipfile.ZipInfo]:
+        """{name with /: the member}. Raises UserError if it is no zip that can be read."""
+        try:
+            infos = self._file.infolist()
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # zipfile raises many kinds for damaged files.
+            raise UserError(
+                f"data: {shown(self.path)} is neither a folder nor a zip that can be read "
+                f"({reason_of(error)}); name one of these"
+            ) from error
+        members: dict[str, zipfile.ZipInfo] = {}
+        for info in infos:
+            # Programs on Windows wrote \ between folders, and others begin each name with ./
+            members.setdefault(info.filename.replace("\\", "/").removeprefix("./"), info)
+        locked = [name for name in image_files(members) if members[name].flag_bits & 1]
+        if locked:
+            raise UserError(
+                f"data: {shown(self.path)} is encrypted ({len(locked)} images, the first is "
+                f"{shown(locked[0])}); unpack it and name the folder"
+            )
+        return members
