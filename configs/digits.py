@@ -15,7 +15,7 @@ CONFIG = Config(
         norm_groups=8,
     ),
     data=Data(source="digits", image_shape=(8, 8, 1), flip=False, holdout=0.1),
-    optim=Optim(learning_rate=2e-3, warmup_steps=100, ema_decay=0.998),
+    optim=Optim(learning_rate=2e-3, warmup_steps=100, ema_decay=0.998, ema_warmup=True),
     train=Train(steps=4500, batch_size=32, log_every=100, eval_every=500, sample_every=0),
     checkpoint=Checkpoint(every=1000),
 )

@@ -18,7 +18,7 @@ CONFIG = Config(
         norm_groups=8,
     ),
     data=Data(source="folder:data/images", image_shape=(32, 32, 3), holdout=0.1),
-    optim=Optim(learning_rate=1e-3, warmup_steps=200, ema_decay=0.998),
+    optim=Optim(learning_rate=1e-3, warmup_steps=200, ema_decay=0.998, ema_warmup=True),
     train=Train(
         steps=20_000,
         batch_size=32,

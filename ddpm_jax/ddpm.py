@@ -118,7 +118,7 @@ class DDPM:
         """
         params = checked_params(params, self.shapes)
         x_t = checked_images("x_t", x_t, self.image_shape)
-        check_numbers("t", t, len(x_t))
+        check_numbers("t", t, x_t.shape[0])
         return jnp.asarray(self.network.apply({"params": params}, x_t, t))
 
     def loss(

@@ -88,6 +88,8 @@ class Sampler(Checked):
                 f"grid: {self.grid} with --steps {self.steps} visits step 0 alone, and pure noise "
                 "stays noise; choose --grid trailing or linspace, or more steps"
             )
+        if self.steps == T and self.grid is not None:
+            _log_idle_grid(self.grid, T)
         _log_variance(self, diffusion)
 
     def timesteps(self, diffusion: Diffusion) -> np.ndarray:
@@ -133,6 +135,11 @@ def as_sampler(sampler: Sampler | SamplerName, **options: Any) -> Sampler:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+
+
+@functools.cache
+def _log_idle_grid(grid: Grid, T: int) -> None:
+    log.warning("grid: %s makes no difference, since all %d steps are taken", grid, T)
 
 
 @functools.cache

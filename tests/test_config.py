@@ -151,7 +151,7 @@ def test_the_defaults_are_the_papers_cifar10():
         (
             lambda: from_dict({"optim": {"lr": 1}}),
             "optim.lr: unknown field; "
-            "choose one of learning_rate, warmup_steps, clip_norm, clip, ema_decay",
+            "choose one of learning_rate, warmup_steps, clip_norm, clip, ema_decay, ema_warmup",
         ),
         (lambda: from_dict({"optim": 3}), "optim: must be a table of fields, got 3"),
     ],

@@ -5,14 +5,16 @@ import struct
 import warnings
 import zipfile
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddpm_jax import UserError
-from ddpm_jax.config import Config, Data
+from ddpm_jax.config import Data
 from ddpm_jax.data import from_array, load_source
 from ddpm_jax.data.images import to_float
-from ddpm_jax.ddpm import DDPM
+from ddpm_jax.inputs import checked_images
 
 
 def refusal(images, image_shape, labels=None):
@@ -90,19 +92,21 @@ def test_labels_that_do_not_fit_are_refused():
 
 
 def test_floats_of_another_range_are_warned_of(rng):
-    ddpm = DDPM(Config(data=Data(image_shape=(8, 8, 3))))
-
     def look_at(x_0):
-        with pytest.raises(ValueError, match="start"):  # Nothing is computed.
-            ddpm.bits_per_dim(None, None, x_0, start=-1)
+        checked_images("x_0", x_0, (8, 8, 3))
 
     levels = rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     for wrong, named in ((levels / np.float32(255), "x_0 is in [0"), (levels * 1.0, ", 25")):
         with pytest.warns(UserWarning, match=re.escape("in [-1, 1]; use 2 * x - 1")) as told:
             look_at(wrong)
-        assert named in str(told[0].message) and told[0].filename == __file__
+        assert named in str(told[0].message)
+    # Inside jit, arrays are looked at as well, and what is traced is not.
+    array = jnp.float32(levels)
+    with pytest.warns(UserWarning, match="x_0 is in"):
+        jax.jit(lambda: look_at(array))()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        jax.jit(look_at)(array)
         look_at(to_float(levels))
         look_at(np.ones((1, 8, 8, 3), np.float32))
 
@@ -142,6 +146,13 @@ def test_no_memory_is_taken_for_what_a_header_claims(tmp_path, method, content, 
     with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
         archive.writestr("images.npy", content)
     assert words in refused_npz(tmp_path / "x.npz")
+
+
+def test_other_compression_than_numpys_is_refused(tmp_path):
+    """LZMA would take as much memory as the file declares."""
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("images.npy", npy((2, 4, 4, 3), pixels=bytes(96)))
+    assert "not compressed as numpy.savez does" in refused_npz(tmp_path / "x.npz")
 
 
 def test_a_length_that_the_archive_claims_is_not_believed(tmp_path):

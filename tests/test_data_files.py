@@ -1,9 +1,11 @@
 """Files of a folder or a zip: found, read whole or refused, whatever they are called."""
 
 import errno
+import gc
 import json
 import os
 import pickle
+import struct
 import sys
 import types
 import warnings
@@ -94,11 +96,13 @@ def test_a_folder_that_cannot_be_looked_at_is_not_left_out(three, monkeypatch):
 
     def scandir(path):
         if Path(path).name == "more":
-            raise OSError(errno.EIO, "Input/output error", str(path))
+            raise OSError(number, os.strerror(number), str(path))
         return look(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert f"cannot read {three}/more (Input/output error)" in refusal(three)
+    for number, remedy in ((errno.EIO, "fix that"), (errno.EMFILE, "raise the limit")):
+        expected = f"cannot read {three}/more ({os.strerror(number)}); {remedy}"
+        assert expected in refusal(three)
 
 
 def test_memory_that_runs_out_in_decoding_is_not_a_damaged_image(three, monkeypatch):
@@ -217,12 +221,36 @@ def test_a_member_that_unpacks_to_a_flood_is_not_unpacked(classes, tmp_path, mon
     assert "skipped 1 images that do not fit: d/0.png" in caplog.text
 
 
+def test_a_dictionary_of_4_gib_is_not_made(classes, tmp_path):
+    zipped(tmp_path / "x.zip", classes, lambda name: name)
+    with zipfile.ZipFile(tmp_path / "x.zip", "a", zipfile.ZIP_LZMA) as archive:
+        archive.write(classes / "a/0.png", "d/0.png")
+    assert len(folder(tmp_path / "x.zip")) == 4
+    whole = bytearray((tmp_path / "x.zip").read_bytes())
+    at = whole.index(b"d/0.png") + len("d/0.png")
+    assert whole[at + 5 : at + 9] == (2**23).to_bytes(4, "little")
+    whole[at + 5 : at + 9] = b"\xff" * 4
+    (tmp_path / "x.zip").write_bytes(whole)
+    assert "cannot be read (BadZipFile: its dictionary is too large)" in refusal(tmp_path / "x.zip")
+
+
+def test_a_member_longer_than_its_zip_takes_no_memory(classes, tmp_path):
+    zipped(tmp_path / "x.zip", classes, lambda name: name)
+    whole = bytearray((tmp_path / "x.zip").read_bytes())
+    at = whole.index(b"PK\1\2")
+    whole[at + 20 : at + 28] = struct.pack("<II", 2**31, 2**28)
+    (tmp_path / "x.zip").write_bytes(whole)
+    assert "a/0.png in" in refusal(tmp_path / "x.zip")
+    assert "cannot be read (BadZipFile: it is longer than the zip)" in refusal(tmp_path / "x.zip")
+
+
 def test_no_zip_is_left_open(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK\3\4 cut short")
-    before = len(os.listdir("/dev/fd"))
-    for _ in range(3):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         assert "neither a folder nor a zip that can be read" in refusal(tmp_path / "x.zip")
-    assert len(os.listdir("/dev/fd")) == before
+        gc.collect()
+    assert not [warning for warning in told if "x.zip" in str(warning.message)]
 
 
 def resumed(run, source):

@@ -21,7 +21,7 @@ errors shapes
 keys schedule
 diffusion
 losses samplers
-likelihood
+likelihood average
 config
 sampler models
 devices
@@ -39,6 +39,7 @@ __main__
 
 # The mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"shapes", "keys", "schedule", "diffusion", "losses", "samplers", "likelihood"}
+MATHEMATICS |= {"average"}
 STANDARD = {"collections", "dataclasses", "functools", "inspect", "math", "typing"}
 PLACES = {
     "jaxtyping": {"shapes"},

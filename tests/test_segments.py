@@ -1,9 +1,5 @@
 """Chains in segments: the same bits wherever they are cut, a bar that moves, Ctrl-C, NaNs."""
 
-import os
-import sys
-import termios
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -269,16 +265,3 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, caplog,
             bar.update(10)
     assert caplog.messages == [f"sampling: {done} of 1000 steps" for done in (300, 600, 900)]
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("columns", [0, 80])
-def test_a_terminal_without_a_width_gets_lines(monkeypatch, columns):
-    main, terminal = os.openpty()
-    termios.tcsetwinsize(terminal, (24, columns))
-    with open(terminal, "w") as stderr:
-        monkeypatch.setattr(sys, "stderr", stderr)
-        with progress.progress_bar(total=10, desc="sampling", file=stderr) as bar:
-            is_bar = not bar.disable
-    monkeypatch.undo()
-    os.close(main)
-    assert is_bar == (columns > 0)

@@ -20,7 +20,7 @@ from ddpm_jax.cli.streams import (
     say,
 )
 from ddpm_jax.config.shipped import shipped_configs
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, refuse_windows
 
 log = logging.getLogger("ddpm_jax")
 
@@ -107,6 +107,7 @@ def _leave(code: int) -> None:
 
 
 def _run(args: list[str]) -> None:
+    refuse_windows()
     command, *rest = args or ["--help"]
     if command in ("-h", "--help"):
         print(_usage())
@@ -137,16 +138,18 @@ def _import_jax() -> None:
 def _train(args: list[str]) -> None:
     from ddpm_jax.cli.options import TrainOptions
     from ddpm_jax.cli.parsing import parse
-    from ddpm_jax.config import load_config
+    from ddpm_jax.config import changed, load_config
 
     label, name, args = _config_first("train", args)
     workdir = f"runs/{name.removesuffix('.py').rpartition('/')[2]}"
-    default = TrainOptions(load_config(name), workdir)
+    config = load_config(name)
+    default = TrainOptions(config, workdir)
     options = parse(TrainOptions, args, f"ddpm-jax train {label}", default)
     _start(options.launch)
     from ddpm_jax.training.train import fit
 
-    fit(options.config, options.workdir, init_from=options.init_from)
+    given = changed(config, options.config)
+    fit(options.config, options.workdir, init_from=options.init_from, given=given)
 
 
 def _plan(args: list[str]) -> None:
@@ -286,10 +289,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def _load(options, on_mesh: bool = True):
     """The model that the options name; by default on all devices, which share the work."""
     from ddpm_jax.devices.mesh import make_mesh
-    from ddpm_jax.weights.load import load_weights
+    from ddpm_jax.weights.load import load_for_command
 
     mesh = make_mesh() if on_mesh else None
-    return load_weights(options.run, weights=options.weights, step=options.step, mesh=mesh)
+    return load_for_command(options.run, options.weights, options.step, mesh)
 
 
 def _print_once(text: str) -> None:

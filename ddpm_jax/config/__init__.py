@@ -22,7 +22,7 @@ with epy.lazy_api_imports(globals()):
         Train,
     )
     from ddpm_jax.config.meaning import meanings, names_where, value_of
-    from ddpm_jax.config.reading import flatten, from_dict, load_config, to_dict
+    from ddpm_jax.config.reading import changed, flatten, from_dict, load_config, to_dict
     from ddpm_jax.config.shipped import shipped_configs
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "Timesteps",
     "Train",
     "Weights",
+    "changed",
     "flatten",
     "from_dict",
     "load_config",

@@ -58,7 +58,7 @@ class Model(Checked):
     norm_groups: Annotated[Size, NETWORK_AND_IMAGES] = 32
     """Number of groups of each group normalisation."""
     dtype: Annotated[Dtype, IMAGES] = "float32"
-    """Type that convolutions and dense layers compute in; parameters and norms stay float32."""
+    """Type that the inner layers and their sums compute in; the rest stays float32."""
     remat: Annotated[tuple[int, ...], Range(min=0), FREE] = ()
     """Levels (0 is the finest) that recompute activations in the backward pass, to save memory."""
 
@@ -253,6 +253,8 @@ class Optim(Checked):
     """Clip the mean gradient, or each device's before the mean, as the paper's code did (pmap)."""
     ema_decay: Annotated[float, Range(min=0, below=1), LEARNING] = 0.9999
     """Decay per step of the exponential moving average of the parameters."""
+    ema_warmup: Annotated[bool, LEARNING] = False
+    """Decay at most (1 + n) / (10 + n) at step n: the average forgets the first parameters soon."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def changed(before: Config, after: Config) -> set[str]:
+    """The names of the fields that differ: {"train.steps"}."""
+    old = flatten(to_dict(before))
+    return {name for name, value in flatten(to_dict(after)).items() if old[name] != value}
+
+
 def load_config(name: str) -> Config:
     """The CONFIG of a shipped config (`digits`) or of a file (`configs/digits.py`).
 

@@ -23,12 +23,14 @@ class CannotRead(UserError):
     """A file could not be read, or the machine could not decode it: nothing is known of it."""
 
     def __init__(self, name: str, reason: str, remedy: str):
-        super().__init__(name, reason, remedy)
+        super().__init__(f"data: {name} cannot be read ({reason}); {remedy}")
+        self.name = name
         self.reason = reason
         self.remedy = remedy
 
-    def __str__(self) -> str:
-        return f"data: {self.args[0]} cannot be read ({self.reason}); {self.remedy}"
+    def __reduce__(self) -> tuple:
+        # Processes that read images send it to the one that trains.
+        return CannotRead, (self.name, self.reason, self.remedy)
 
 
 class Undecodable(ValueError):

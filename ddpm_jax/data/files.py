@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from ddpm_jax.data.decode import Unfit
-from ddpm_jax.data.faults import CannotRead, cannot_read, reason_of
+from ddpm_jax.data.faults import CannotRead, cannot_read, machine_remedy, reason_of
 from ddpm_jax.data.formats import image_files, unopened
 from ddpm_jax.data.names import endings, shown, some
 from ddpm_jax.errors import UserError
@@ -27,6 +27,12 @@ OF_A_RUN = {"config.json", "run.json", "metrics.jsonl"}
 UNPACKED = 2**26
 MAX_RATIO = 100
 """A zip's member of more bytes than these that unpacks to so many times its size is no image."""
+
+DICTIONARY = 2**26
+"""Bytes that LZMA may declare for its dictionary: what its highest setting takes."""
+
+LENGTHS = 26
+"""Where a member's header says how long its name and its extra field are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +57,11 @@ def open_files(path: str) -> Files:
     root = Path(path).expanduser()
     try:
         found = _members(root)
-    except OSError as error:
-        where = shown(error.filename or root)
+    except (OSError, MemoryError) as error:
+        where = shown(getattr(error, "filename", None) or root)
         raise UserError(
-            f"data: cannot read {where} ({error.strerror or error}); "
-            "fix that or name another folder"
+            f"data: cannot read {where} ({reason_of(error)}); "
+            f"{machine_remedy(error) or 'fix that or name another folder'}"
         ) from error
     names = _without_runs(root, list(found.names))
     images = image_files(names)
@@ -171,9 +177,14 @@ class _Zip:
     def __call__(self, name: str) -> bytes:
         try:
             info = self.members[name]
+            # zipfile takes memory for as many bytes as a member says it has.
+            if info.header_offset + info.compress_size > self.path.stat().st_size:
+                raise zipfile.BadZipFile("it is longer than the zip")
             _check_size(info.file_size)
             if info.file_size > max(UNPACKED, MAX_RATIO * info.compress_size):
                 raise Unfit(f"unpacks to {info.file_size:,} bytes, too many for an image")
+            if info.compress_type == zipfile.ZIP_LZMA and self._dictionary(info) > DICTIONARY:
+                raise zipfile.BadZipFile("its dictionary is too large")
             return self._file.read(info)
         except UserError:
             raise
@@ -185,6 +196,14 @@ class _Zip:
                 reason_of(error),
                 "make the zip again, or unpack it and name the folder",
             ) from error
+
+    def _dictionary(self, info: zipfile.ZipInfo) -> int:
+        """Bytes of memory that a member declares it takes to unpack it with LZMA."""
+        with self.path.open("rb") as file:
+            file.seek(info.header_offset + LENGTHS)
+            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            file.seek(name + extra, os.SEEK_CUR)
+            return int.from_bytes(file.read(9)[5:], "little")
 
     @functools.cached_property
     def _file(self) -> zipfile.ZipFile:

@@ -44,8 +44,9 @@ def warn_of_range(x: jax.Array | np.ndarray) -> None:
     """
     if isinstance(x, jax.core.Tracer) or not x.size or not getattr(x, "is_fully_addressable", True):
         return
-    low = float(x.min())
-    high = float(x.max())
+    values = np.asarray(x)  # Inside jit, jax would trace the minimum even of an array.
+    low = float(values.min())
+    high = float(values.max())
     if 0 <= low < high:
         warnings.warn(
             f"x_0 is in [{low:.3g}, {high:.3g}], and images are meant to be in [-1, 1]; use "

@@ -62,13 +62,12 @@ class Npz:
         if name not in self._members:
             raise BadArray(f"it has no array {name}")
         info = self._members[name]
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BadArray(f"{shown(name)}: it is not compressed as numpy.savez does")
         with _explaining(name), self._zip.open(info) as member:
             start, header = _read_header(member)
-            most = info.file_size
-            if info.compress_type == zipfile.ZIP_STORED:
-                most = info.compress_size
-            elif info.compress_type == zipfile.ZIP_DEFLATED:
-                most = min(most, MAX_RATIO * info.compress_size)
+            ratio = 1 if info.compress_type == zipfile.ZIP_STORED else MAX_RATIO
+            most = min(info.file_size, ratio * info.compress_size)
             if start + header.size > most or info.compress_size > self._length():
                 raise BadArray(f"the file is too short for {header.dtype} {list(header.shape)}")
             if header.size > _memory():

@@ -19,23 +19,28 @@ EVERY = 30
 def progress_bar(
     *args: Any, lines: bool = True, always: bool = False, leave: bool = False, **options: Any
 ) -> tqdm:
-    """tqdm(*args, **options), a bar on stderr if that is a terminal whose width is known.
+    """tqdm(*args, **options), a bar on stderr if that is a terminal with a size.
 
     Elsewhere its count is a line in the log every `EVERY` seconds, unless `lines`
     is False; with `always` it is a bar there, too. The bar is removed when it is done, unless
     `leave`.
     """
+    bar = shows_bar()
+    if bar or (always and is_first()):
+        return tqdm(*args, leave=leave, dynamic_ncols=bar, disable=False, **options)
+    kind = _Lines if lines and is_first() else tqdm
+    return kind(*args, disable=True, **options)
+
+
+def shows_bar() -> bool:
+    """Whether a bar can be seen on stderr, and this process shows it.
+
+    Some containers, CI systems and `script` have a terminal of 0 columns or rows.
+    """
     if not is_first():
-        return tqdm(*args, disable=True, **options)
-    if always or has_width():
-        return tqdm(*args, leave=leave, dynamic_ncols=has_width(), disable=False, **options)
-    return (_Lines if lines else tqdm)(*args, disable=True, **options)
-
-
-def has_width() -> bool:
-    """Whether stderr is a terminal with a width: `script` and some containers report 0 columns."""
+        return False
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        return 0 not in os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError, AttributeError):  # No terminal; closed; not a file at all.
         return False
 

@@ -22,17 +22,14 @@ from ddpm_jax.data.images import to_float
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.rows import full_batches
-from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.keys import seed_key
 from ddpm_jax.likelihood import BitsPerDim, rate
-from ddpm_jax.storage.files import claim, npz, path_of, read_npz, write_file
+from ddpm_jax.storage.files import claim, npz, path_of, write_file
+from ddpm_jax.storage.kept import Kept, read_kept
 from ddpm_jax.weights.load import Loaded, words_of
 
 log = logging.getLogger(__name__)
-
-PART_OF = {"total": False, "prior": False, "distortion": False, "terms": True, "mse": True}
-"""The arrays of a part, and whether each is a curve over t; the others have a number an image."""
 
 PART = 16
 """Images a file: always the same, so that batches of another size can resume."""
@@ -95,10 +92,7 @@ def measure(
             key = jax.random.fold_in(rng, draw)
             _make_parts(folder, draw, model, images, key, size, progress)
     wait_for_all("likelihood")
-    T = model.ddpm.schedule.num_timesteps
-    parts = [
-        [_read_part(file, T) for file in _files(folder, draw, 0, count)] for draw in range(draws)
-    ]
+    parts = [_read_parts(folder, draw, model, count) for draw in range(draws)]
     result = _result(parts, label)
     write_file(folder / "curves.npz", npz(_curves(result)))
     summary = {"run": str(model.path), **result.summary}
@@ -167,6 +161,17 @@ def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:
     return [folder / "parts" / f"{draw:03d}-{at:08d}.npz" for at in range(start, stop, PART)]
 
 
+def _read_parts(folder, draw: int, model: Loaded, count: int) -> list[dict[str, np.ndarray]]:
+    """The parts of one draw of `count` images."""
+    curve = Kept("float64", (model.ddpm.schedule.num_timesteps,))
+    parts = []
+    for at, file in zip(range(0, count, PART), _files(folder, draw, 0, count), strict=True):
+        each = Kept("float32", (min(PART, count - at),))
+        of_images = dict.fromkeys(("total", "prior", "distortion"), each)
+        parts.append(read_kept(file, {**of_images, "terms": curve, "mse": curve}))
+    return parts
+
+
 def _have(files) -> bool:
     """Whether all files exist, as process 0 sees it."""
     return bool(agreed(all(file.exists() for file in files)))
@@ -213,20 +218,6 @@ def _part(bits) -> dict[str, np.ndarray]:
         "terms": bits.terms.sum(axis=0, dtype=np.float64),
         "mse": bits.mse.sum(axis=0, dtype=np.float64),
     }
-
-
-def _read_part(file: epath.Path, T: int) -> dict[str, np.ndarray]:
-    """What `_part` made. Raises UserError if the file holds something else."""
-    part = read_npz(file, *PART_OF)
-    images = len(part["total"]) if part["total"].ndim else 0
-    for name, curve in PART_OF.items():
-        shape = (T if curve else images,)
-        if part[name].shape != shape or part[name].dtype.kind != "f":
-            raise UserError(
-                f"{file}: {name} is {part[name].dtype} {list(part[name].shape)}, but must be "
-                f"floats {list(shape)}; delete it to compute it again"
-            )
-    return part
 
 
 def _result(parts: list[list[dict]], label: dict) -> Likelihood:

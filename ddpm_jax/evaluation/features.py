@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,9 +18,10 @@ from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.runtime import user_cache
 from ddpm_jax.evaluation.inception_weights import load_inception
 from ddpm_jax.evaluation.metrics import Statistics, statistics
-from ddpm_jax.evaluation.proxy import train_classifier
+from ddpm_jax.evaluation.proxy import classifier_shapes, train_classifier
 from ddpm_jax.models import classifier_features, inception_features
-from ddpm_jax.storage.files import npz, path_of, read_npz, write_file
+from ddpm_jax.storage.files import npz, path_of, write_file
+from ddpm_jax.storage.kept import Kept, read_kept
 from ddpm_jax.weights.names import flat_params, nested_params
 
 PART = 1024
@@ -76,7 +77,9 @@ def proxy(source: Source, indices: np.ndarray, root: epath.Path, mesh: Mesh) -> 
         arrays["accuracy"] = np.array(trained.accuracy)
         write_file(file, npz(arrays))
     wait_for_all("proxy")
-    arrays = read_npz(file, "accuracy")
+    shapes = flat_params(classifier_shapes(source, indices))
+    wanted = {name: Kept(str(leaf.dtype), leaf.shape) for name, leaf in shapes.items()}
+    arrays = read_kept(file, {**wanted, "accuracy": Kept("float64", ())})
     accuracy = float(arrays.pop("accuracy"))
     hashed = hashlib.sha256()
     for array in arrays.values():
@@ -124,7 +127,7 @@ def features_of(
     which must change if the images at these indices change.
     """
     files = _make_parts(extractor, read, count, folder, Features._fields, tag)
-    parts = [read_npz(file, *Features._fields) for file in files]
+    parts = list(_read_parts(files, count, Features._fields))
     return Features(
         features=np.concatenate([part["features"] for part in parts]),
         logits=np.concatenate([part["logits"] for part in parts]),
@@ -148,19 +151,20 @@ def reference_of(
     file = folder / "statistics.npz"
     if not agreed(file.exists()):
         files = _reference_parts(extractor, source, indices, folder)
-        kept = statistics(read_npz(part, "features")["features"] for part in files)._asdict()
+        parts = _read_parts(files, len(indices), ("features",))
+        kept = statistics(part["features"] for part in parts)._asdict()
         bits = np.random.Philox(key=[0, len(indices)]).random_raw(len(indices))
         chosen = np.sort(np.argsort(bits, kind="stable")[:COMPARED])
         rows = []
-        for start, part in zip(range(0, len(indices), PART), files, strict=True):
+        parts = _read_parts(files, len(indices), ("features",))
+        for start, part in zip(range(0, len(indices), PART), parts, strict=True):
             inside = chosen[(chosen >= start) & (chosen < start + PART)]
-            rows.append(read_npz(part, "features")["features"][inside - start])
+            rows.append(part["features"][inside - start])
         kept["features"] = np.concatenate(rows)
         write_file(file, npz(kept))
     wait_for_all("statistics")
-    kept = read_npz(file, *Statistics._fields, "features")
-    count = int(kept["count"])
-    return Reference(Statistics(kept["mean"], kept["covariance"], count), kept["features"])
+    kept = _read_statistics(file, len(indices))
+    return Reference(Statistics(kept["mean"], kept["covariance"], len(indices)), kept["features"])
 
 
 def all_features(
@@ -169,7 +173,8 @@ def all_features(
     """Features [N,D] of the images `indices` of `source`; uses the same cache as `reference_of`."""
     folder = _folder(root, source, indices, extractor.sha256)
     files = _reference_parts(extractor, source, indices, folder)
-    return np.concatenate([read_npz(file, "features")["features"] for file in files])
+    parts = _read_parts(files, len(indices), ("features",))
+    return np.concatenate([part["features"] for part in parts])
 
 
 def extract(extractor: Extractor, images: np.ndarray) -> Features:
@@ -208,6 +213,30 @@ def _make_parts(extractor, read, count, folder, fields, tag) -> list[epath.Path]
             progress.update(len(indices))
     wait_for_all("features")
     return files
+
+
+def _read_parts(files, count: int, fields) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the arrays of each file, which are as wide as those of the first."""
+    width: dict[str, int | None] = dict.fromkeys(fields)
+    for start, file in zip(range(0, count, PART), files, strict=True):
+        rows = min(PART, count - start)
+        part = read_kept(file, {name: Kept("float32", (rows, width[name])) for name in fields})
+        width = {name: part[name].shape[1] for name in fields}
+        yield part
+
+
+def _read_statistics(file: epath.Path, count: int) -> dict[str, np.ndarray]:
+    """The arrays of a Reference of `count` images."""
+    wanted = {
+        "mean": Kept("float64", (None,)),
+        "covariance": Kept("float64", (None, None)),
+        "count": Kept("int64", ()),
+        "features": Kept("float32", (min(count, COMPARED), None)),
+    }
+    D = len(read_kept(file, wanted)["mean"])
+    wanted["covariance"] = Kept("float64", (D, D))
+    wanted["features"] = Kept("float32", (min(count, COMPARED), D))
+    return read_kept(file, wanted)
 
 
 def _folder(root: epath.Path, source: Source, indices: np.ndarray, what: str) -> epath.Path:

@@ -99,7 +99,7 @@ def _is_unused(name: str) -> bool:
 def _some(names) -> str:
     """The first of the names, and the number of the others."""
     first, *others = names
-    return f"{first} (and {len(others)} more)" if others else first
+    return f"{one_line(first, 200)} (and {len(others)} more)" if others else one_line(first, 200)
 
 
 def _read_safetensors(content: bytes):

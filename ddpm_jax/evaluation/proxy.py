@@ -17,6 +17,7 @@ from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import PROXY_SPLIT
 from ddpm_jax.models import Classifier, classifier_features, init_classifier
+from ddpm_jax.shapes import PyTree
 
 BATCH_SIZE = 128
 
@@ -56,6 +57,17 @@ def train_classifier(
             network, steps, params, opt_state, source.read(chosen), labels[chosen]
         )
     return Proxy(params, _accuracy(params, source, held_out, labels))
+
+
+def classifier_shapes(source: Source, indices: np.ndarray) -> PyTree:
+    """The parameters that `train_classifier` gives for these images, as a tree of shapes and types.
+
+    Raises UserError as it does.
+    """
+    _, classes = _labels(source, indices)
+    image_shape = source.read(indices[:1]).shape[1:]
+    init = functools.partial(init_classifier, Classifier(classes), image_shape=image_shape)
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 def _labels(source: Source, indices) -> tuple[np.ndarray, int]:

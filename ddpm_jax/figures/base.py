@@ -21,7 +21,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.keys import example_keys
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float
 from ddpm_jax.storage.files import npz, path_of, write_file
-from ddpm_jax.weights.load import Loaded, home_of, load_weights
+from ddpm_jax.weights.load import Loaded, home_of, load_for_command
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class RunFigure(Figure):
     def load(self) -> Loaded:
         """Loads the model."""
         self.path()  # Checked first: loading takes long.
-        return load_weights(self.run, weights=self.weights, step=self.step, mesh=make_mesh())
+        return load_for_command(self.run, self.weights, self.step, make_mesh())
 
     def footnote(self, weights: str) -> str:
         """The note that names the model; `weights` describes its weights in words."""

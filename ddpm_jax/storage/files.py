@@ -188,22 +188,17 @@ def npz(arrays: dict[str, np.ndarray]) -> bytes:
     return file.getvalue()
 
 
-def read_npz(path: epath.Path, *names: str) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, those of `names` at least.
+def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file.
 
-    Raises UserError naming the file if it is not an npz file, lacks one of the names, or holds
-    anything but plain arrays.
+    Raises UserError naming the file if it is not an npz file or holds anything but plain arrays.
     """
     try:
-        arrays = parse_npz(path.read_bytes())
-        missing = [name for name in names if name not in arrays]
-        if missing:
-            raise ValueError(f"it has no {', '.join(missing)}")
+        return parse_npz(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read as npz ({error}); delete it to compute it again"
         ) from error
-    return arrays
 
 
 def parse_npz(content: bytes) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -33,8 +34,10 @@ from ddpm_jax.errors import DataLost, NonFiniteLoss, NonFiniteSamples, UserError
 from ddpm_jax.keys import HOLDOUT, SAMPLES
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like
+from ddpm_jax.storage.files import path_of
 from ddpm_jax.storage.run import start_run, starts_from
 from ddpm_jax.training.flops import model_flops_rate
+from ddpm_jax.training.idle import idle_settings
 from ddpm_jax.training.logs import open_log
 from ddpm_jax.training.signals import StopSignals
 from ddpm_jax.training.update import TrainState, Update, check_batch, init_state, run_key
@@ -64,13 +67,16 @@ def fit(
     images: np.ndarray | None = None,
     *,
     init_from: epath.PathLike | None = None,
+    given: Collection[str] = (),
 ) -> TrainState:
     """Trains `config` in `workdir`, or resumes the run there; returns the last state.
 
     `images` uint8 [N,H,W,C] replace config.data.source. With `init_from` (anything that `load`
     takes), a new run and its average start from those weights instead of fresh ones. Ctrl-C and
-    SIGTERM end training after the current step, with everything saved. Raises UserError if an
-    argument cannot be used, NonFiniteLoss if training diverges.
+    SIGTERM end training after the current step, with everything saved. Settings without an effect
+    in this run are named in the log; some only if they are among `given`, the names of those that
+    the user asked for ("train.sample_every"). Raises UserError if an argument cannot be used or the
+    run is past config.train.steps already, NonFiniteLoss if training diverges.
     """
     leave_unguarded_reader()
     if images is None:
@@ -82,6 +88,7 @@ def fit(
     held_out = _spread(held_out, config.train.eval_images)
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     check_batch(config.train, mesh.size)
+    _check_steps(workdir, config.train.steps)
 
     ddpm = DDPM(config)
     devices = describe_devices(mesh)
@@ -103,6 +110,7 @@ def fit(
             len(train),
             source.fingerprint,
         )
+        _warn_of_idle(config, source, len(held_out), mesh.size, given)
         log.info(
             "run directory: %s (config, metrics.jsonl, checkpoints, samples, tensorboard)",
             run,
@@ -112,6 +120,7 @@ def fit(
         steps = config.train.steps
         size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%d parameters on %s, step %d of %d", size, devices, step, steps)
+        _log_start(step, steps, init_from)
 
         batch_size = config.train.batch_size
         rows = local_rows(mesh, batch_size)
@@ -122,6 +131,37 @@ def fit(
         ):
             update = Update(ddpm, mesh, batches)
             return _train(update, state, held_out, checkpoints, run_log, signals)
+
+
+def _check_steps(workdir: epath.PathLike, steps: int) -> None:
+    """Raises UserError if the run in `workdir` is past `steps`: nothing would be trained."""
+    folder = path_of(workdir) / "checkpoints"
+    saved = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    last = max((int(name) for name in saved if name.isdigit()), default=0)
+    if last > steps:
+        raise UserError(
+            f"train.steps: {steps}, but the run in {workdir} is at step {last} already; raise it, "
+            "or choose another --workdir"
+        )
+
+
+def _log_start(step: int, steps: int, init_from: epath.PathLike | None) -> None:
+    if step and init_from is not None:
+        log.info("init_from: this run resumes from its own checkpoint")
+    if step == steps:
+        log.info("this run is complete; raise train.steps to train on")
+    else:
+        log.info("compiling the update; the first step waits for it")
+
+
+def _warn_of_idle(
+    config: Config, source: Source, held_out: int, devices: int, given: Collection[str]
+) -> None:
+    lines = idle_settings(
+        config, streamed=source.streamed, held_out=held_out, devices=devices, given=given
+    )
+    for line in lines:
+        log.warning("%s", line)
 
 
 def _spread(indices: np.ndarray, most: int) -> np.ndarray:
@@ -161,6 +201,9 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
     full_rate = model_flops_rate(ddpm, state, mesh)
     window = _Window(done, checkpoints, config.train.batch_size, full_rate)
     stopping = None
+    if done == steps and not agreed(bool(run_log.has_pictures(done))):
+        # An earlier start ended before drawing.
+        stopping = _draw(ddpm, state, mesh, run_log, signals)
     try:
         while done < steps and not stopping:
             state, metrics = update(state, done)
@@ -189,9 +232,6 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
                 run_log.tick(done, window.close())
             checkpoints.save(done, state._asdict())
         raise
-    if not stopping and not agreed(bool(run_log.has_pictures(done))):
-        # An earlier start ended before drawing.
-        stopping = _draw(ddpm, state, mesh, run_log, signals)
     if stopping:
         log.info(
             "%s: saved after step %d of %d; run the same command to resume", stopping, done, steps

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ddpm_jax.average import average
 from ddpm_jax.config import Config, Optim, Train
 from ddpm_jax.data import Batch, BatchReader, Source
 from ddpm_jax.data.images import to_float
@@ -46,16 +47,14 @@ def adam(learning_rate: optax.Schedule | float) -> optax.GradientTransformation:
     b2 = 0.999
     init = optax.scale_by_adam(b1, b2).init
 
-    def unbiased(moment, decay, count):
-        factor = 1 - jnp.float32(decay) ** count
-        return jax.tree.map(lambda x: x / factor, moment)
-
     def update(gradient, state, params=None):
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(gradient, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(gradient, state.nu, b2, 2)
         updates = jax.tree.map(
-            lambda m, v: m / (jnp.sqrt(v) + 1e-8), unbiased(mu, b1, count), unbiased(nu, b2, count)
+            lambda m, v: m / (jnp.sqrt(v) + 1e-8),
+            _unbiased(mu, b1, count),
+            _unbiased(nu, b2, count),
         )
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
@@ -64,6 +63,12 @@ def adam(learning_rate: optax.Schedule | float) -> optax.GradientTransformation:
     return optax.chain(
         optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
     )
+
+
+@functools.partial(jax.jit, inline=True)
+def _unbiased(moment, decay, count):
+    factor = 1 - jnp.float32(decay) ** count
+    return jax.tree.map(lambda x: x / factor, moment)
 
 
 def _in_float32(schedule: optax.Schedule) -> optax.Schedule:
@@ -113,7 +118,9 @@ def train_step(
         loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
     updates, opt_state = make_optimizer(optim).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = optax.incremental_update(params, state.ema_params, 1 - optim.ema_decay)
+    ema_params = average(
+        state.ema_params, params, state.step, decay=optim.ema_decay, warmup=optim.ema_warmup
+    )
     new_state = TrainState(state.step + 1, params, ema_params, opt_state)
     if mesh is not None:
         shardings = state_shardings(new_state, mesh)

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from ddpm_jax.average import first_share
 from ddpm_jax.config import Config, Weights, names_where, value_of
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import mesh_of, replicate
@@ -128,6 +129,25 @@ def load_weights(
     return Loaded(
         path, DDPM(config), params, about["weights"], about["step"], about["data_fingerprint"]
     )
+
+
+def load_for_command(
+    path: epath.PathLike, weights: Weights | None, step: int | None, mesh: Mesh | None
+) -> Loaded:
+    """As `load_weights`; says where a run's average is largely what it started from."""
+    loaded = load_weights(path, weights=weights, step=step, mesh=mesh)
+    if is_run(path) and loaded.kind == "ema" and loaded.step is not None:
+        optim = loaded.ddpm.config.optim
+        share = first_share(loaded.step, decay=optim.ema_decay, warmup=optim.ema_warmup)
+        if share > 0.1:
+            log.warning(
+                "%s: in the averaged weights of step %d, those that the run started from still "
+                "count for %.0f %%; --weights raw takes those of the last update",
+                path,
+                loaded.step,
+                100 * share,
+            )
+    return loaded
 
 
 def weights_for(ddpm: DDPM, path: epath.PathLike, mesh: Mesh) -> Loaded:

@@ -1,0 +1,1 @@
+"""Damaged files for every reader of the package: see `fuzz.run`, and docs/robustness.md."""
