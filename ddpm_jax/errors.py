@@ -10,8 +10,8 @@ class UserError(ValueError):
     Names, paths and values of files stand in it: what a screen cannot show of them is escaped.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message, LONGEST))
+    def __str__(self) -> str:
+        return one_line(super().__str__(), LONGEST)
 
 
 def one_line(text: str, longest: int) -> str:

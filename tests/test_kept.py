@@ -98,7 +98,13 @@ def test_damaged_parts_of_a_likelihood_are_named(tmp_path):
     file.write_bytes(npz(whole))
     (read,) = bound._read_parts(epath.Path(tmp_path), 0, model, 3)
     assert read.keys() == whole.keys()
-    for damage in ({"terms": np.ones(8)}, {"total": np.ones((3, 1), np.float32)}):
+    for damage in (
+        {"total": np.ones((3, 1), np.float32)},
+        {"prior": np.ones(2, np.float32)},
+        {"terms": np.ones(8)},
+        {"mse": np.array(["x"] * 4)},
+        {"total": np.float32(1)},
+    ):
         file.write_bytes(npz(whole | damage))
         with pytest.raises(UserError, match=file.name):
             bound._read_parts(epath.Path(tmp_path), 0, model, 3)
