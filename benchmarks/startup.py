@@ -22,6 +22,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FIRST_UPDATE = "run/metrics.jsonl"
 """A file that exists after the first update."""
+UNITS_IN_MIB = 2**20 if sys.platform == "darwin" else 2**10
+"""The kernel reports peak memory in bytes on a Mac, in KiB elsewhere."""
 OURS = "import sys; from ddpm_jax.cli import main; sys.exit(main())"
 
 
@@ -128,7 +130,7 @@ def run(command: list[str], folder: Path, until: str | None = None) -> tuple[flo
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{command} failed: {(folder / 'output').read_text()}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return time.perf_counter() - start, usage.ru_maxrss / UNITS_IN_MIB
 
 
 def measure(rounds: int, folder: Path) -> dict:

@@ -1,5 +1,7 @@
 """Exceptions that the command line turns into one line and an exit code."""
 
+import sys
+
 LONGEST = 1500
 """Characters of a message; a longer one loses its middle."""
 
@@ -41,3 +43,11 @@ class NonFiniteLoss(UserError):
 
 class NonFiniteSamples(UserError):
     """A chain left values that were infinite or not a number."""
+
+
+def refuse_windows() -> None:
+    """Raises UserError on Windows, which locks files and ends processes in other ways."""
+    if sys.platform == "win32":
+        raise UserError(
+            "ddpm_jax does not run on Windows itself; install WSL (wsl --install) and run it there"
+        )

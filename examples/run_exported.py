@@ -59,6 +59,8 @@ for start in range(0, options.n, options.batch_size):
     size = min(options.batch_size, 1 << (left - 1).bit_length())
     indices = start + np.arange(size, dtype=np.uint32)
     x = np.asarray(sample(params, key, indices))[:left]
+    if not np.isfinite(x).all():
+        sys.exit("some images are not finite: the model's weights may have diverged")
     images.append(np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8))
 np.savez_compressed(options.out, images=np.concatenate(images))
 print(f"{options.n} images {about['image_shape']}: {options.out}")

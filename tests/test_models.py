@@ -140,5 +140,10 @@ def test_bfloat16_computes_in_it_and_keeps_the_rest_in_float32(tiny, rng):
     full, rough = ddpm.denoise(params, x, t), half.denoise(params, x, t)
     assert rough.dtype == jnp.float32 and not (full == rough).all()
     np.testing.assert_allclose(rough, full, atol=0.05 * float(jnp.abs(full).max()))
+    # Neither the input nor the output is rounded to it: two x that are one in bfloat16 differ.
+    near = jnp.full((1, 8, 8, 1), 1.001)
+    assert (near.astype(jnp.bfloat16) == 1).all()
+    assert not (half.denoise(params, near, t[:1]) == half.denoise(params, near / near, t[:1])).all()
+    assert not (rough == rough.astype(jnp.bfloat16)).all()
     # 998 and 999 are one number in bfloat16: the embedding must not be.
     assert not (half.denoise(params, x[:1], t[:1]) == half.denoise(params, x[:1], t[1:])).all()

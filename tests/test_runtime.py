@@ -136,7 +136,7 @@ def test_malloc_is_left_alone_for_other_devices_and_libraries(library, monkeypat
 
 def test_the_versions_that_know_the_flags_are_listed():
     """The installed jaxlib's library contains the names of the flags that it knows."""
-    library = Path(jaxlib.__file__).parent / "libjax_common.so"
+    (library,) = Path(jaxlib.__file__).parent.glob("libjax_common.*")  # .dylib on a Mac.
     with (
         open(library, "rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,

@@ -20,7 +20,7 @@ from ddpm_jax.cli.streams import (
     say,
 )
 from ddpm_jax.config.shipped import shipped_configs
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, refuse_windows
 
 log = logging.getLogger("ddpm_jax")
 
@@ -107,6 +107,7 @@ def _leave(code: int) -> None:
 
 
 def _run(args: list[str]) -> None:
+    refuse_windows()
     command, *rest = args or ["--help"]
     if command in ("-h", "--help"):
         print(_usage())

@@ -20,7 +20,7 @@ else:
     SamplerName = Literal[*SAMPLERS]
 
 Dtype = Literal["float32", "bfloat16"]
-"""The type that convolutions and dense layers compute in."""
+"""The type that the network's inner convolutions and dense layers compute in."""
 
 Mode = Literal["jit", "pmap"]
 """One program for all devices, or one for each."""

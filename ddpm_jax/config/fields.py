@@ -58,7 +58,7 @@ class Model(Checked):
     norm_groups: Annotated[Size, NETWORK_AND_IMAGES] = 32
     """Number of groups of each group normalisation."""
     dtype: Annotated[Dtype, IMAGES] = "float32"
-    """Type that convolutions and dense layers compute in; parameters and norms stay float32."""
+    """Type that the inner layers and their sums compute in; the rest stays float32."""
     remat: Annotated[tuple[int, ...], Range(min=0), FREE] = ()
     """Levels (0 is the finest) that recompute activations in the backward pass, to save memory."""
 

@@ -28,8 +28,9 @@ class CannotRead(UserError):
         self.reason = reason
         self.remedy = remedy
 
-    def __reduce__(self) -> tuple:  # Processes that read ahead send it on.
-        return type(self), (self.name, self.reason, self.remedy)
+    def __reduce__(self) -> tuple:
+        # Processes that read images send it to the one that trains.
+        return CannotRead, (self.name, self.reason, self.remedy)
 
 
 class Undecodable(ValueError):

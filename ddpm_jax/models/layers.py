@@ -1,7 +1,8 @@
 """The U-Net's building blocks (Ho et al. 2020, Appendix B).
 
-Parameters are float32. Convolutions and dense layers compute in `dtype`. Norms, the sinusoids of
-the time embedding and the softmax are always float32.
+Parameters are float32. Convolutions and dense layers compute in `dtype`, and what they give stays
+in it: the sums of residual blocks and attention, the skips, the time embedding. Norms with the
+swish behind them, the sinusoids of the time embedding and the softmax are always float32.
 """
 
 import math

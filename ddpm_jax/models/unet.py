@@ -25,8 +25,9 @@ class UNet(nn.Module):
 
     H and W must be divisible by 2^(levels - 1), and the channels of every level by `norm_groups`.
     Attention is used at the levels whose smaller side is in `attention_resolutions`, and in the
-    middle. At the levels in `remat`, blocks keep only their inputs for the gradient and recompute
-    the rest.
+    middle. The first and the last convolution compute in float32, and what is between them in
+    `dtype`, as layers.py says. At the levels in `remat`, blocks keep only their inputs for the
+    gradient and recompute the rest.
 
     To make parameters, call `init_params`: `UNet.init` returns no random kernels, but half the
     width of each kernel's distribution.
@@ -50,7 +51,6 @@ class UNet(nn.Module):
         dropout_keys: AnyKeys | None = None,
     ) -> Float32[jax.Array, "b h w {self.out_channels}"]:
         """The output for x and t. `dropout_keys` turns dropout on, with one key per example."""
-        x = x.astype(self.dtype)
         temb = self._time_embedding(t)
         block_index = itertools.count()
 
@@ -78,7 +78,9 @@ class UNet(nn.Module):
             return h
 
         levels = range(len(self.channel_multipliers))
-        h = conv3x3(self.base_channels, "stem", dtype=self.dtype)(x)
+        # The input and the output are small, and rounding them is an error of the image itself:
+        # that of x_t to bfloat16 is 8.5 % of the noise at the paper's t = 0.
+        h = conv3x3(self.base_channels, "stem")(x.astype(jnp.float32)).astype(self.dtype)
         skips = [h]
         for level in levels:
             for i in range(self.num_res_blocks):
@@ -101,9 +103,7 @@ class UNet(nn.Module):
                 h = conv3x3(h.shape[-1], f"up_{level}_upsample", dtype=self.dtype)(h)
 
         h = nn.swish(GroupNorm(self.norm_groups, name="out_norm")(h))
-        return conv3x3(self.out_channels, "out_conv", scale=0, dtype=self.dtype)(h).astype(
-            jnp.float32
-        )
+        return conv3x3(self.out_channels, "out_conv", scale=0)(h)
 
     def _time_embedding(self, t: Int[Array, " b"]) -> Float[jax.Array, "b {4*self.base_channels}"]:
         """swish(dense(swish(dense(sinusoids)))).

@@ -201,6 +201,9 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
     full_rate = model_flops_rate(ddpm, state, mesh)
     window = _Window(done, checkpoints, config.train.batch_size, full_rate)
     stopping = None
+    if done == steps and not agreed(bool(run_log.has_pictures(done))):
+        # An earlier start ended before drawing.
+        stopping = _draw(ddpm, state, mesh, run_log, signals)
     try:
         while done < steps and not stopping:
             state, metrics = update(state, done)
@@ -229,9 +232,6 @@ def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState
                 run_log.tick(done, window.close())
             checkpoints.save(done, state._asdict())
         raise
-    if not stopping and not agreed(bool(run_log.has_pictures(done))):
-        # An earlier start ended before drawing.
-        stopping = _draw(ddpm, state, mesh, run_log, signals)
     if stopping:
         log.info(
             "%s: saved after step %d of %d; run the same command to resume", stopping, done, steps
