@@ -3,6 +3,7 @@
 import errno
 import gc
 import json
+import logging
 import os
 import pickle
 import struct
@@ -391,7 +392,7 @@ def test_no_limit_means_none_in_other_processes_too(three, monkeypatch):
         assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_warnings_of_pillow_reach_nobody_and_change_nothing(three, monkeypatch):
+def test_warnings_of_pillow_reach_nobody_and_change_nothing(three, monkeypatch, caplog):
     """Two threads may decode at once, and one ends before the other."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with warnings.catch_warnings():
@@ -405,8 +406,11 @@ def test_warnings_of_pillow_reach_nobody_and_change_nothing(three, monkeypatch):
         second.__enter__()
         first.__exit__(None, None, None)
         assert warnings.filters != before
+        logging.getLogger("PIL.TiffImagePlugin").error("an odd file")
         second.__exit__(None, None, None)
-        assert warnings.filters == before
+        assert warnings.filters == before and not caplog.text
+        logging.getLogger("PIL.TiffImagePlugin").error("another")
+        assert "another" in caplog.text
 
 
 def test_a_lost_image_is_told_without_addresses(three):
