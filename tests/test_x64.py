@@ -13,6 +13,7 @@ from ddpm_jax.data import Batch
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import example_keys, gaussian_noise, happens, random_flip, random_times, seed_key
 from ddpm_jax.models import inception_shapes
+from ddpm_jax.samplers.chain import start_state
 from ddpm_jax.training.update import adam, init_state, train_step
 
 
@@ -107,6 +108,7 @@ def test_images_of_float64_are_taken_as_float32(tiny):
             lambda params, x: ddpm.decode(params, x, steps=4),
             lambda params, x: ddpm.reverse(params, keys, x, 3),
             lambda params, x: ddpm.loss(params, keys[0], x, train=True),
+            lambda params, x: start_state(None, (8, 8, 1), x),
         ):
             results = jax.tree.leaves(jax.eval_shape(use, params, x_0))
             assert {result.dtype for result in results} == {jnp.dtype("float32")}

@@ -156,6 +156,7 @@ def start_state(
     """The State before the first step: x_T, or N(0, I) of each key's fold_in(key, START)."""
     if x_T is None:
         x_T = gaussian_noise(keys, START, image_shape)  # type: ignore[arg-type]
+    x_T = jnp.asarray(x_T, jnp.float32)
     return State(x_T, jnp.zeros_like(x_T))
 
 
