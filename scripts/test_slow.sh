@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests that train real networks or prepare real data sets with TensorFlow. Each takes
-# minutes. Arguments go to pytest.
+# Runs the tests that train real networks, prepare real data sets with TensorFlow, or read thousands
+# of damaged files. Each takes minutes. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

@@ -266,7 +266,11 @@ def two_checkpoints(folder):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("content", [DEEP, b"[]", b'{"metrics": 3}'], ids=["deep", "list", "field"])
+@pytest.mark.parametrize(
+    "content",
+    [DEEP, b"[]", b'{"metrics": 3}', b'{"commit_timestamp_nsecs": 1%s}' % (b"0" * 30)],
+    ids=["deep", "list", "field", "time"],
+)
 def test_metadata_that_orbax_cannot_list_leave_the_other_checkpoint(tmp_path, content):
     two_checkpoints(tmp_path)
     (tmp_path / "checkpoints/2/_CHECKPOINT_METADATA").write_bytes(content)
@@ -282,6 +286,18 @@ def test_metadata_that_orbax_cannot_list_leave_the_other_checkpoint(tmp_path, co
         "2",
         "2.damaged",
     ]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path):
+    two_checkpoints(tmp_path)
+    for step, content in ((1, b'{"metrics": 3}'), (2, DEEP)):
+        (tmp_path / f"checkpoints/{step}/_CHECKPOINT_METADATA").write_bytes(content)
+    before = files_of(tmp_path)
+    checkpoints = Checkpoints(tmp_path, 3)
+    with pytest.raises(UserError, match="no checkpoint can be used"):
+        checkpoints.restore({"params": TREE})
+    checkpoints.close()
+    assert files_of(tmp_path) == before
 
 
 def test_an_older_one_with_such_metadata_is_set_aside(tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,6 +49,16 @@ def test_what_was_written_is_read(file):
     file.write_bytes(npz({"a": ONE, "b": np.array(3)}))
     found = read_kept(file, {"a": Kept("float32", (3, None)), "b": Kept("int64", ())})
     assert np.array_equal(found["a"], ONE) and found["b"] == 3
+
+
+def test_an_array_whose_header_has_become_smaller_is_damaged(file):
+    """All else is right, the checksum too: the numbers would move to other places."""
+    with zipfile.ZipFile(io.BytesIO(npz({"a": ONE}))) as archive:
+        member = archive.read("a.npy")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.npy", member.replace(b"(3, 2)", b"(3, 1)"))
+    with pytest.raises(UserError, match="too long"):
+        read_kept(file, {"a": Kept("float32", (3, None))})
 
 
 DAMAGED_FEATURES = {
@@ -98,7 +109,13 @@ def test_damaged_parts_of_a_likelihood_are_named(tmp_path):
     file.write_bytes(npz(whole))
     (read,) = bound._read_parts(epath.Path(tmp_path), 0, model, 3)
     assert read.keys() == whole.keys()
-    for damage in ({"terms": np.ones(8)}, {"total": np.ones((3, 1), np.float32)}):
+    for damage in (
+        {"total": np.ones((3, 1), np.float32)},
+        {"prior": np.ones(2, np.float32)},
+        {"terms": np.ones(8)},
+        {"mse": np.array(["x"] * 4)},
+        {"total": np.float32(1)},
+    ):
         file.write_bytes(npz(whole | damage))
         with pytest.raises(UserError, match=file.name):
             bound._read_parts(epath.Path(tmp_path), 0, model, 3)

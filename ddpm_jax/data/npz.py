@@ -70,6 +70,8 @@ class Npz:
             most = min(info.file_size, ratio * info.compress_size)
             if start + header.size > most or info.compress_size > self._length():
                 raise BadArray(f"the file is too short for {header.dtype} {list(header.shape)}")
+            if start + header.size < info.file_size:  # NumPy writes nothing behind an array.
+                raise BadArray(f"the file is too long for {header.dtype} {list(header.shape)}")
             if header.size > _memory():
                 raise BadArray(f"{header.size / 2**30:,.0f} GiB are more than this machine has")
         return header

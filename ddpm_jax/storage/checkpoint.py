@@ -58,13 +58,21 @@ class Checkpoints:
     @functools.cached_property
     def _checkpointer(self):
         """Opened at first use, once `restore` has set damaged checkpoints aside."""
-        with writing(self.folder):
-            return apart(
-                ocp.training.Checkpointer,
-                self._opened,
-                preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
-                cleanup_tmp_directories=True,
-            )
+        try:
+            with writing(self.folder):
+                return apart(
+                    ocp.training.Checkpointer,
+                    self._opened,
+                    preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+                    cleanup_tmp_directories=True,
+                )
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises errors of many kinds, of its own and of others.
+            raise UserError(
+                f"{self.folder}: cannot be opened ({_reason(error, self._opened, self.folder)}); "
+                "move what is damaged away"
+            ) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -128,6 +136,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save in progress, and ends."""
+        if "_checkpointer" not in vars(self):  # Never opened: all that is there is damaged.
+            return
         with self._reported():
             apart(self._checkpointer.close)
         self._prove()
@@ -245,8 +255,11 @@ def _is_readable(path: epath.Path) -> bool:
         metadata = read_table(path / "_CHECKPOINT_METADATA")
     except UserError:
         return False
-    tables = ("metrics", "custom_metadata", "item_handlers")
-    return all(isinstance(metadata.get(name), dict | None) for name in tables)
+    tables = ("metrics", "performance_metrics", "custom_metadata", "item_handlers")
+    times = [metadata.get(f"{name}_timestamp_nsecs", 0) for name in ("init", "commit")]
+    return all(isinstance(metadata.get(name), dict | None) for name in tables) and all(
+        time is None or (isinstance(time, int) and 0 <= time < 2**63) for time in times
+    )
 
 
 def _newest_whole(folder, steps, abstract_parts):

@@ -18,6 +18,13 @@ LOGGERS = (None, "absl", "asyncio", "PIL", "jax", "orbax", "ddpm_jax")
 # It writes past Python, which only another stderr for the whole process could stop.
 LIBTIFF = re.compile(rb"[\w.]+: ")
 
+# After a load that failed, its other reads end in an event loop that is no longer there. Nothing
+# but a hook of the process can keep Python from saying so.
+OF_ORBAX = re.compile(
+    "^(Event loop is closed|Encountered error while reading array index"
+    "|coroutine '.*(_background_load|_read_array_index_and_device_put)' was never awaited)"
+)
+
 
 def hooks():
     """Everything of the process that a reader must leave as it is, by name."""
@@ -73,10 +80,14 @@ class Watch(logging.Handler):
             self.seen.append(f"memory ran out: {line:.300}")
 
     def _warning(self, message, category, filename, lineno, file=None, line=None):
-        self.seen.append(f"a warning, {category.__name__}: {message} ({filename}:{lineno})")
+        if not OF_ORBAX.search(str(message)):
+            self.seen.append(f"a warning, {category.__name__}: {message} ({filename}:{lineno})")
 
     def _unraisable(self, unraisable):
-        self.seen.append(f"an unraisable error: {unraisable.exc_value!r} in {unraisable.object!r}")
+        if not OF_ORBAX.search(str(unraisable.exc_value)):
+            self.seen.append(
+                f"an unraisable error: {unraisable.exc_value!r} in {unraisable.object!r}"
+            )
 
     def _of_thread(self, args):
         self.seen.append(f"an error of a thread: {args.exc_value!r}")
