@@ -83,6 +83,7 @@ def test_counts_are_whole_numbers(model, name, bad):
 
 
 @pytest.mark.parametrize(
+    "kind",
     [int, np.int64, np.uint8, jnp.int32, np.array, jnp.array],
     ids=["int", "numpy int64", "numpy uint8", "jax int32", "numpy array", "jax array"],
 )
