@@ -58,12 +58,12 @@ def load_checkpoint(
     """
     part = {"ema": "ema_params", "raw": "params"}[weights]
     ddpm = DDPM(read_config(path))
-    shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
     sharding: jax.sharding.Sharding
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if mesh is not None:
         sharding = replicated(mesh)
-    abstract = checkpoint.abstract_like(shapes, jax.tree.map(lambda _: sharding, shapes))
+    shardings = jax.tree.map(lambda _: sharding, ddpm.shapes)
+    abstract = checkpoint.abstract_like(ddpm.shapes, shardings)
     step, params = checkpoint.restore_part(path, part, abstract, step)
     return step, ddpm, params
 

@@ -8,7 +8,6 @@ U-Net      flat, but without scheduler_config.json
 import json
 import logging
 
-import jax
 import numpy as np
 from etils import epath
 from safetensors.numpy import save
@@ -75,8 +74,7 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
             folder,
         )
     config = read_config(_read_fields(unet / "config.json", {"UNet2DModel": UNET}), scheduler)
-    shapes = jax.eval_shape(DDPM(config).init, jax.random.key(0))
-    return config, to_params(_read_weights(unet), shapes, unet)
+    return config, to_params(_read_weights(unet), DDPM(config).shapes, unet)
 
 
 def write_diffusers(path: epath.PathLike, config: Config, params: PyTree) -> None:

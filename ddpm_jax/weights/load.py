@@ -174,11 +174,10 @@ def weights_for(ddpm: DDPM, path: epath.PathLike, mesh: Mesh) -> Loaded:
 
 def _network(ddpm: DDPM):
     """Whatever two models must have in common for the weights of one to fit the other."""
-    shapes = jax.eval_shape(ddpm.init, jax.random.key(0))
     diffusion = ddpm.config.diffusion
     learned = diffusion.variance if diffusion.learns_variance else None
     return (
-        jax.tree.map(lambda leaf: leaf.shape, shapes),
+        jax.tree.map(lambda leaf: leaf.shape, ddpm.shapes),
         ddpm.config.model.norm_groups,
         diffusion.prediction,
         learned,
