@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Bool, Float32, Int32, Integer, Shaped
 
+MAKE_KEY = 'jax.random.key(seed, impl="threefry2x32")'
+"""How users make a key that every method takes, whatever jax's default is."""
+
 # Folded into the key of a run's seed, beside the numbers of its updates 0, 1, ...
 INIT = 2**32 - 1
 """Fresh parameters."""
@@ -81,10 +84,7 @@ def example_keys(rng: AnyKey, indices: Integer[Array, " b"]) -> AnyKeys:
     check_threefry()
     implementation = jax.random.key_impl(rng)
     if "threefry" not in str(implementation):
-        raise ValueError(
-            f"rng: must be a threefry key, got {implementation}; "
-            'use jax.random.key(seed, impl="threefry2x32")'
-        )
+        raise ValueError(f"rng: must be a threefry key, got {implementation}; use {MAKE_KEY}")
     return jax.vmap(lambda i: jax.random.fold_in(rng, i))(indices)
 
 
