@@ -101,7 +101,8 @@ def _check_shapes(params: PyTree, expected: PyTree) -> None:
     leaves, tree = jax.tree.flatten(params)
     expected_leaves, expected_tree = jax.tree.flatten(expected)
     # The names take most of the time, and only other models need them.
-    if tree == expected_tree and all(
+    same = tree == expected_tree  # type: ignore[operator]
+    if same and all(
         np.shape(leaf) == like.shape for leaf, like in zip(leaves, expected_leaves, strict=True)
     ):
         return

@@ -2,7 +2,7 @@
 
 import errno
 
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, machine_remedy
 
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED", "out of memory")
 """How XLA, CUDA and cuDNN say that memory has run out."""
@@ -19,13 +19,6 @@ SMALLER = {
 }
 """The settings of each command that take less memory."""
 
-REMEDIES = {
-    errno.EMFILE: "raise the limit with ulimit -n",
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room on that disk",
-}
-"""What helps against an error of the system."""
-
 
 def line_of(error: BaseException, command: str) -> str | None:
     """The line for `error` in `command`, or None if it is not known to be other than a bug."""
@@ -34,7 +27,7 @@ def line_of(error: BaseException, command: str) -> str | None:
     if _is_out_of_memory(error):
         return f"out of memory ({_first_line(error)}); {SMALLER.get(command, 'free some')}"
     if isinstance(error, OSError):
-        remedy = REMEDIES.get(error.errno or 0)
+        remedy = machine_remedy(error)
         return f"{error}; {remedy}" if remedy else str(error)
     if isinstance(error, ImportError):
         return f"{error}; pip install 'ddpm-jax[gcs]'" if "gcsfs" in str(error) else str(error)

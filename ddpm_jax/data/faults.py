@@ -6,13 +6,8 @@ from typing import TypeGuard
 from PIL import UnidentifiedImageError
 
 from ddpm_jax.data.names import shown
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, machine_remedy
 
-OF_THE_MACHINE = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "close other programs, which hold too many files open",
-    errno.ENOMEM: "free some memory",
-}
 OF_THE_FILE = {
     errno.EACCES: "allow it to be read, or remove it",
     errno.ENOENT: "restore it, or remove what points to it",
@@ -47,24 +42,23 @@ def reason_of(error: BaseException) -> str:
         return "it is not an image that Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    return kind_and_words(error)
+
+
+def kind_and_words(error: BaseException) -> str:
+    """For example "ValueError: no such thing", on one short line that can be printed."""
     words = shown(" ".join(str(error).split()))
-    return f"{type(error).__name__}: {words:.200}".removesuffix(": ")
+    return f"{type(error).__name__}: {words:.300}".removesuffix(": ")
 
 
 def is_of_machine(error: BaseException) -> TypeGuard[OSError | MemoryError]:
-    """Whether `error` says nothing about a file that was read whole and is being decoded.
+    """Whether `error`, met while a file that was read whole is decoded, is not the file's fault.
 
     Pillow raises OSError for damaged images, too, but without the number of an error.
     """
     if isinstance(error, OSError):
         return error.errno is not None
     return isinstance(error, MemoryError)
-
-
-def machine_remedy(error: BaseException) -> str | None:
-    """What helps if the machine has run out of something; None if it is another error."""
-    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    return OF_THE_MACHINE.get(number or 0)
 
 
 def cannot_read(name: str, error: OSError | MemoryError) -> CannotRead:

@@ -14,10 +14,10 @@ from pathlib import Path
 from PIL import Image
 
 from ddpm_jax.data.decode import Unfit
-from ddpm_jax.data.faults import CannotRead, cannot_read, machine_remedy, reason_of
+from ddpm_jax.data.faults import CannotRead, cannot_read, reason_of
 from ddpm_jax.data.formats import image_files, unopened
 from ddpm_jax.data.names import endings, shown, some
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, machine_remedy
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _members(root: Path) -> Files:
             f"data: {shown(root)} does not exist; name a folder or a zip with --data.source "
             "folder:PATH (--data in commands other than train)"
         )
-    if not root.is_file():  # Opening a pipe would wait for ever.
+    if not root.is_file():  # Opening a pipe may never end.
         raise UserError(f"data: {shown(root)} is neither a folder nor a zip; name one of these")
     return _zip_members(root)
 
@@ -150,7 +150,7 @@ def _read_file(root: Path, name: str) -> bytes:
     file = root / name
     try:
         about = file.stat()
-        if not stat.S_ISREG(about.st_mode):  # Reading a pipe would wait for ever.
+        if not stat.S_ISREG(about.st_mode):  # Reading a pipe may never end.
             raise CannotRead(shown(file), "it is not a regular file", "remove it")
         _check_size(about.st_size)
         return file.read_bytes()

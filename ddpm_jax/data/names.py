@@ -4,6 +4,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
+from ddpm_jax.errors import printable
+
 
 def name_bytes(name: str) -> bytes:
     """The bytes of a file's name; a name that is not UTF-8 gives those that it has on the disk."""
@@ -12,8 +14,11 @@ def name_bytes(name: str) -> bytes:
 
 def shown(name: str | os.PathLike) -> str:
     """`name` on one line that can be printed: other bytes and characters as escapes."""
-    text = os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    # Python has "\udce9" for the byte e9 of a name that is not UTF-8.
+    letters = (
+        f"\\x{ord(c) - 0xDC00:x}" if "\udc80" <= c <= "\udcff" else c for c in os.fspath(name)
+    )
+    return printable("".join(letters))
 
 
 def some(items: Sequence[str], most: int = 10) -> str:

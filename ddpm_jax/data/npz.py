@@ -1,10 +1,12 @@
 """Reads npz files: nothing is unpickled, and no memory is taken before the sizes are checked."""
 
+import contextlib
 import io
 import math
 import os
 import stat
 import zipfile
+from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -88,20 +90,16 @@ class Npz:
         return file.seek(0, io.SEEK_END)
 
 
-class _explaining:
+@contextlib.contextmanager
+def _explaining(name: str | None = None) -> Iterator[None]:
     """Turns what NumPy and zipfile raise for a damaged file, many kinds, into BadArray."""
-
-    def __init__(self, name: str | None = None):
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is None or not isinstance(error, Exception) or is_of_machine(error):
-            return
+    try:
+        yield
+    except Exception as error:
+        if is_of_machine(error):
+            raise
         reason = str(error) if isinstance(error, BadArray) else reason_of(error)
-        raise BadArray(f"{shown(self.name)}: {reason}" if self.name else reason) from error
+        raise BadArray(f"{shown(name)}: {reason}" if name else reason) from error
 
 
 def _check_kind(file) -> None:
@@ -109,7 +107,7 @@ def _check_kind(file) -> None:
     if hasattr(file, "read"):
         start = file.read(len(PREFIX))
         file.seek(0)
-    elif not stat.S_ISREG(os.stat(file).st_mode):  # Opening a pipe would wait for ever.
+    elif not stat.S_ISREG(os.stat(file).st_mode):  # Opening a pipe may never end.
         raise BadArray("it is not a regular file")
     else:
         with open(file, "rb") as opened:

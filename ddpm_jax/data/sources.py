@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ddpm_jax.data.arrays import check_images, check_labels, warn_of_levels
-from ddpm_jax.data.faults import machine_remedy, reason_of
+from ddpm_jax.data.faults import reason_of
 from ddpm_jax.data.names import shown, some
 from ddpm_jax.data.npz import BadArray, Npz
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, machine_remedy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from ddpm_jax.config import Data
 from ddpm_jax.data.decode import WithLimits, check_channels, decode
-from ddpm_jax.data.faults import machine_remedy
+from ddpm_jax.data.faults import kind_and_words
 from ddpm_jax.data.names import shown
 from ddpm_jax.data.npz import BadArray, Npz
 from ddpm_jax.data.sources import Source
-from ddpm_jax.errors import DataLost, UserError
+from ddpm_jax.errors import DataLost, UserError, machine_remedy
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +76,12 @@ def _refusal(name: str, data: Data, error: Exception) -> str:
     except tfds.core.DatasetNotFoundError:  # It was found as a prepared folder alone.
         place = shown(data.dir or "the folder of the tfds data sets")
         return (
-            f"data: tfds:{name} cannot be read in {place} ({_one_line(error)}); restore its "
+            f"data: tfds:{name} cannot be read in {place} ({kind_and_words(error)}); restore its "
             "prepared folder, or delete that to prepare it again"
         )
     if config and config.partition(":")[0] not in known:
         return f"data: tfds:{set_name} has no config {config!r}; {_near(config, known)}"
-    return f"data: tfds:{name} cannot be used ({_one_line(error)}); check its name and version"
+    return f"data: tfds:{name} cannot be used ({kind_and_words(error)}); check its name and version"
 
 
 def _near(word: str, known) -> str:
@@ -127,7 +127,7 @@ def _prepare(builder, name: str, data: Data) -> None:
         if by_hand:
             remedy += f", which you download yourself: {by_hand:.120}"
         raise UserError(
-            f"data: tfds:{name} cannot be prepared ({_one_line(error)}); {remedy}"
+            f"data: tfds:{name} cannot be prepared ({kind_and_words(error)}); {remedy}"
         ) from error
 
 
@@ -183,8 +183,8 @@ class _Reader(WithLimits):
                 "restore it, or delete that folder to prepare it again"
             )
             raise DataLost(
-                f"data: {self.title} in {self.folder} can no longer be read ({_one_line(error)}); "
-                f"{remedy}, then run the same command"
+                f"data: {self.title} in {self.folder} can no longer be read "
+                f"({kind_and_words(error)}); {remedy}, then run the same command"
             ) from error
         if not self.labelled:
             return images, None
@@ -288,9 +288,7 @@ def _load(
                     raise BadArray(f"{name} must be {np.dtype(dtype)} {list(shape)}")
             return {name: arrays.read(name) for name in expected}
     except (BadArray, OSError) as error:
-        log.warning("data: %s is damaged and will be written again (%s)", file, _one_line(error))
+        log.warning(
+            "data: %s is damaged and will be written again (%s)", file, kind_and_words(error)
+        )
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {shown(' '.join(str(error).split())):.300}"
