@@ -15,7 +15,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from ddpm_jax.devices.processes import is_first, wait_for_all
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, machine_remedy
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.apart import apart
 from ddpm_jax.storage.checksum import checksum
@@ -143,7 +143,7 @@ class Checkpoints:
         self._prove()
 
     def _prove(self) -> None:
-        """Finds the first checkpoint that was saved again, once, and reads all but its arrays.
+        """Looks once for the first checkpoint that was saved, and reads all but its arrays.
 
         A folder that takes files and does not give them back must not cost a whole training.
         Raises UserError if the checkpoint is not found as it was saved.
@@ -183,6 +183,12 @@ class Checkpoints:
                 f"{self.folder}: a checkpoint cannot be saved "
                 f"({_reason(error, self._opened, self.folder)}); {good}"
             ) from error
+
+
+def last_step(workdir: epath.PathLike) -> int:
+    """The number of the run's newest checkpoint, which may be damaged; 0 before the first."""
+    folder = _folder(workdir)
+    return max(_numbers(folder), default=0) if folder.is_dir() else 0
 
 
 def restore_part(
@@ -238,22 +244,29 @@ def _folder(workdir: epath.PathLike) -> epath.Path:
 
 def _steps(folder: epath.Path) -> tuple[list[int], list[int]]:
     """(the steps in `folder`, those of them whose metadata Orbax cannot read)."""
+    opened = plain_name(folder)
     try:
-        checkpointer = apart(ocp.training.Checkpointer, plain_name(folder))
+        checkpointer = apart(ocp.training.Checkpointer, opened)
     except Exception:  # Orbax reads the metadata of all before it lists any. Errors of many kinds.
-        names = [path.name for path in folder.iterdir() if path.is_dir()]
-        steps = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+        steps = _numbers(folder)
         return steps, [step for step in steps if not _is_readable(folder / str(step))]
     steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
     apart(checkpointer.close)
     return steps, []
 
 
+def _numbers(folder: epath.Path) -> list[int]:
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
 def _is_readable(path: epath.Path) -> bool:
     """Whether the metadata of the checkpoint are as Orbax writes them."""
     try:
         metadata = read_table(path / "_CHECKPOINT_METADATA")
-    except UserError:
+    except UserError as error:
+        if _may_be_whole(error):
+            raise
         return False
     tables = ("metrics", "performance_metrics", "custom_metadata", "item_handlers")
     times = [metadata.get(f"{name}_timestamp_nsecs", 0) for name in ("init", "commit")]
@@ -301,8 +314,7 @@ def _load(path, abstract_parts) -> dict:
         if isinstance(error, _Unusable):
             raise
         reason = _reason(error, folder, path.parent)
-        at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
-        if isinstance(error, at_fault) or any(word in reason for word in NOT_DAMAGE):
+        if _may_be_whole(error) or any(word in reason for word in NOT_DAMAGE):
             raise UserError(
                 f"{path}: cannot be read now ({reason}); fix that and try again"
             ) from error
@@ -310,6 +322,16 @@ def _load(path, abstract_parts) -> dict:
     if wrong:
         raise _Unusable(f"its checksum differs from the saved one: {', '.join(wrong)}")
     return parts
+
+
+def _may_be_whole(error: BaseException | None) -> bool:
+    """Whether `error` or a cause of it is not the files' fault: another try may read them."""
+    at_fault = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
+    while error is not None:
+        if isinstance(error, at_fault) or machine_remedy(error) is not None:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _holds_pointers(path) -> bool:

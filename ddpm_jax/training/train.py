@@ -33,8 +33,7 @@ from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import DataLost, NonFiniteLoss, NonFiniteSamples, UserError
 from ddpm_jax.keys import HOLDOUT, SAMPLES
 from ddpm_jax.shapes import PyTree
-from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like
-from ddpm_jax.storage.files import path_of
+from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like, last_step
 from ddpm_jax.storage.run import start_run, starts_from
 from ddpm_jax.training.flops import model_flops_rate
 from ddpm_jax.training.idle import idle_settings
@@ -135,9 +134,7 @@ def fit(
 
 def _check_steps(workdir: epath.PathLike, steps: int) -> None:
     """Raises UserError if the run in `workdir` is past `steps`: nothing would be trained."""
-    folder = path_of(workdir) / "checkpoints"
-    saved = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    last = max((int(name) for name in saved if name.isdigit()), default=0)
+    last = last_step(workdir)
     if last > steps:
         raise UserError(
             f"train.steps: {steps}, but the run in {workdir} is at step {last} already; raise it, "
