@@ -300,9 +300,7 @@ def _print_once(text: str) -> None:
     from ddpm_jax.devices.processes import is_first
 
     if is_first():
-        # A path in it may have bytes that are not text.
-        encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding))
+        print(text)
 
 
 def _usage() -> str:
