@@ -88,6 +88,8 @@ def is_png_of(content: bytes, image_shape: tuple[int, int, int]) -> bool:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.load()
             return (image.height, image.width, len(image.getbands())) == image_shape
+    except MemoryError:
+        raise
     except Exception:  # Pillow raises errors of many kinds.
         return False
 

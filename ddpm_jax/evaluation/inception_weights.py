@@ -49,6 +49,8 @@ def load_inception(path: epath.PathLike) -> PyTree:
         raise UserError(f"{path}: {error}") from None
     try:
         tensors = _READERS[path.suffix](content)
+    except MemoryError:
+        raise
     except Exception as error:  # A damaged file raises errors of many kinds.
         raise UserError(
             f"{path}: is not a {path.suffix} file of plain arrays ({one_line(str(error), 200)}); "
