@@ -472,7 +472,7 @@ def _watched(program, args, state, steps, move):
     its number of steps. Raises NonFiniteSamples, which names the step, if the state does not stay
     finite.
     """
-    if _is_traced(args, state):  # Within a user's own jit or grad: one loop, as it always was.
+    if _is_traced(args, state):  # Within a user's own jit or grad: one loop.
         return program.__wrapped__(*args, state, 0, len(steps))[0]
     _announce(program, args[0], len(jax.tree.leaves(state)[0]))
     state = jax.tree.map(jnp.asarray, state)

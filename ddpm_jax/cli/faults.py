@@ -1,4 +1,4 @@
-"""What a command says of an exception: one line for a fault of its surroundings, None for a bug."""
+"""The line for an exception of a command: None for a bug, one for a fault of its surroundings."""
 
 import errno
 

@@ -29,15 +29,15 @@ def open_closed_streams() -> None:
 
 
 def discard_unwritable() -> None:
-    """Lets the streams go to /dev/null whose last words cannot be written.
+    """Sends a stream to /dev/null if its last words cannot be written.
 
-    Python would try so once more at its exit, and end with a code of its own.
+    Python would try to write them again when it exits, and return another exit code.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            # A stream that stands in for one has no file descriptor, which is a ValueError.
+            # A stream without a file descriptor raises ValueError.
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nothing:
                 os.dup2(nothing.fileno(), stream.fileno())
 
@@ -47,7 +47,7 @@ def reader_has_left() -> bool:
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)
-    except (OSError, ValueError):  # What stands in for it has no file descriptor.
+    except (OSError, ValueError):  # It has no file descriptor.
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 

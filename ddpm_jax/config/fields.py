@@ -34,7 +34,7 @@ WIDEST = 2**18
 """Channels of a level."""
 LARGEST = 2**30
 """Numbers of an image."""
-# Far beyond any real use, and small enough that nothing is built or counted for ever.
+# Far beyond any real use, and small enough that a network is built in a moment.
 Size = Annotated[int, Range(min=1, max=65_536)]
 BatchSize = Annotated[int, Range(min=1, max=2**24)]
 Beta = Annotated[float, Range(min=SMALLEST_BETA, max=1)]

@@ -59,7 +59,7 @@ def _conversion(shape: tuple[int, ...], dtype: np.dtype) -> str:
 
 
 def _check_order(shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> None:
-    """Raises UserError for images whose axes stand in the order of another library."""
+    """Raises UserError for images with the axes in the order of another library."""
     if len(shape) != 4:
         return
     for order, axes in ORDERS.items():

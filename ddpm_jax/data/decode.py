@@ -21,7 +21,7 @@ than version 1, which ignored that a 16-bit grey may be inverted, transparent or
 
 
 class Unfit(UserError):
-    """An image is too small or too large; the message is what follows its name in a sentence."""
+    """An image is too small or too large; the message continues a sentence after its name."""
 
 
 class Decoded(NamedTuple):
@@ -78,7 +78,7 @@ def check_channels(image_shape: tuple[int, int, int]) -> None:
 class WithLimits:
     """Takes Pillow's limits along where it is sent to another process, and sets them there.
 
-    Whoever has set `Image.MAX_IMAGE_PIXELS` or `ImageFile.LOAD_TRUNCATED_IMAGES` means all images.
+    A user's `Image.MAX_IMAGE_PIXELS` or `ImageFile.LOAD_TRUNCATED_IMAGES` is meant for all images.
     """
 
     def __getstate__(self) -> tuple[dict[str, Any], int | None, bool]:

@@ -103,7 +103,7 @@ def _explaining(name: str | None = None) -> Iterator[None]:
 
 
 def _check_kind(file) -> None:
-    """Raises BadArray for a single array, which is no npz file, or for what is no file."""
+    """Raises BadArray for a single array, which is no npz file, or for a folder or pipe."""
     if hasattr(file, "read"):
         start = file.read(len(PREFIX))
         file.seek(0)

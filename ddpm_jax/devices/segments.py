@@ -1,8 +1,8 @@
 """A long loop on the device, run as segments: it can be watched, and Ctrl-C ends it soon.
 
 A compiled loop says nothing until it ends, and Python cannot interrupt it. So a chain's steps run
-as segments of about half a second, all by one program that takes its bounds as arguments. Where
-the cuts lie changes no bits.
+as segments of about half a second, all by one program that takes its bounds as arguments. The
+bits do not depend on where the cuts are.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ SECONDS = 0.5
 """About how long one segment takes; a single step may take longer."""
 
 Progress: TypeAlias = bool | tqdm
-"""True for a bar of the steps, False for none, or a tqdm of the caller's that is moved on."""
+"""True for a bar of the steps, False for none, or the caller's tqdm, which is updated."""
 
 
 def segments(steps: int) -> Iterator[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """The U-Net's building blocks (Ho et al. 2020, Appendix B).
 
-Parameters are float32. Convolutions and dense layers compute in `dtype`, and what they give stays
+Parameters are float32. Convolutions and dense layers compute in `dtype`, and their results stay
 in it: the sums of residual blocks and attention, the skips, the time embedding. Norms with the
 swish behind them, the sinusoids of the time embedding and the softmax are always float32.
 """

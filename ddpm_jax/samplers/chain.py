@@ -126,8 +126,8 @@ class Method:
     ) -> Callable[[State, Int[Array, ""]], State]:
         """The step of one chain: (the State at t, t) -> the State at t - 1.
 
-        The arguments are those of a call. Whoever runs it takes t = S - 1, ..., 0, all in one loop
-        or in parts of it.
+        The arguments are those of a call. The caller takes t = S - 1, ..., 0, in one loop or in
+        parts of it.
         """
 
         def p(x_t, t):

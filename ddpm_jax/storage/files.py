@@ -22,10 +22,10 @@ from ddpm_jax.errors import UserError, shown
 log = logging.getLogger(__name__)
 
 MOST_JSON = 2**24
-"""Bytes of a JSON file. Ours have some thousand, an index of a large model's tensors a million."""
+"""Bytes of a JSON file. A run's have some thousand, the index of a large model a million."""
 
 DEEPEST_JSON = 50
-"""Levels of lists and objects. Ours have five."""
+"""Levels of lists and objects in a JSON file. A run's have five."""
 
 LOCAL_MOUNTS = ("/gs/", "/s3/", "/az/", "/hf/")
 
@@ -229,11 +229,11 @@ def parse_json(content: bytes) -> Any:
     """The value that JSON holds; every reader of JSON uses this.
 
     Raises ValueError with a reason in one line for anything else, for a git-lfs pointer, and for
-    values that are nested deeper than any of ours.
+    values that are nested deeper than DEEPEST_JSON.
     """
     refuse_pointer(content)
     if len(content) > MOST_JSON:
-        raise ValueError("it is too long for JSON of ours")
+        raise ValueError(f"it is too long, over {MOST_JSON // 2**20} MiB")
     try:
         value = json.loads(content)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Settings that cannot act in a run, a line each: what is set for no effect is a mistake."""
+"""Settings that cannot act in a run, a line each: such a setting is a mistake."""
 
 from collections.abc import Collection, Iterator
 
