@@ -78,11 +78,7 @@ def fit(
     run is past config.train.steps already, NonFiniteLoss if training diverges.
     """
     leave_unguarded_reader()
-    if images is None:
-        source = load_source(config.data)
-    else:
-        source = from_array(images, config.data.image_shape)
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source="array"))
+    config, source = _with_source(config, images)
     train, held_out = split(source, config.data.holdout)
     held_out = _spread(held_out, config.train.eval_images)
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
@@ -115,21 +111,27 @@ def fit(
             run,
         )
         state = _first_state(ddpm, mesh, checkpoints, params, run)
-        step = int(state.step)
         steps = config.train.steps
-        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        log.info("%d parameters on %s, step %d of %d", size, devices, step, steps)
-        _log_start(step, steps, init_from)
+        _log_start(state, steps, devices, init_from)
 
         batch_size = config.train.batch_size
         rows = local_rows(mesh, batch_size)
         batches = open_batches(source, train, batch_size, config.seed, config.data, rows)
         with (
             contextlib.closing(batches),
-            contextlib.closing(open_log(run, step, steps)) as run_log,
+            contextlib.closing(open_log(run, int(state.step), steps)) as run_log,
         ):
             update = Update(ddpm, mesh, batches)
             return _train(update, state, held_out, checkpoints, run_log, signals)
+
+
+def _with_source(config: Config, images: np.ndarray | None) -> tuple[Config, Source]:
+    """(the config, the images): those of config.data, or `images`, which the config then names."""
+    if images is None:
+        return config, load_source(config.data)
+    source = from_array(images, config.data.image_shape)
+    data = dataclasses.replace(config.data, source="array")
+    return dataclasses.replace(config, data=data), source
 
 
 def _check_steps(workdir: epath.PathLike, steps: int) -> None:
@@ -142,7 +144,12 @@ def _check_steps(workdir: epath.PathLike, steps: int) -> None:
         )
 
 
-def _log_start(step: int, steps: int, init_from: epath.PathLike | None) -> None:
+def _log_start(
+    state: TrainState, steps: int, devices: str, init_from: epath.PathLike | None
+) -> None:
+    step = int(state.step)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    log.info("%d parameters on %s, step %d of %d", size, devices, step, steps)
     if step and init_from is not None:
         log.info("init_from: this run resumes from its own checkpoint")
     if step == steps:
