@@ -221,7 +221,8 @@ class DDPM:
             for rows, count in batches:
                 indices = place((start + rows).astype(np.uint32), mesh)
                 keys, state = _begin(self, rng, indices)
-                state = _watched(_advance, (self, chosen, params, keys), state, steps, move)
+                args = (self, chosen, self.config.diffusion.clip, params, keys)
+                state = _watched(_advance, args, state, steps, move)
                 result[rows[:count]] = fetch(state.x)[:count]
         # The mean is not clipped where the network predicts it, and nothing without
         # diffusion.clip.
@@ -305,7 +306,8 @@ class DDPM:
 
             def run(x_T):
                 state = start_state(None, self.image_shape, x_T)
-                return _watched(_decode, (self, sampler, params), state, steps_down, move).x
+                args = (self, sampler, False, params, None)
+                return _watched(_advance, args, state, steps_down, move).x
 
             return _share_rows(run, params, x_T)
 
@@ -395,9 +397,10 @@ def _begin(ddpm: DDPM, rng, indices):
     return keys, start_state(keys, ddpm.image_shape)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _advance(ddpm: DDPM, sampler: Sampler, params, keys, state, first, last):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(ddpm: DDPM, sampler: Sampler, clip: bool, params, keys, state, first, last):
     schedule, denoise_fn, options = _chain(ddpm, sampler, params)
+    options["clip"] = clip
     step = sampler.method.bound_step(schedule, denoise_fn, keys, ddpm.image_shape, **options)
     S = schedule.num_timesteps
     state = jax.lax.fori_loop(first, last, lambda i, state: step(state, S - 1 - i), state)
@@ -414,16 +417,6 @@ def _encode(ddpm: DDPM, sampler: Sampler, params, x, first, last):
 
     x = jax.lax.fori_loop(first, last, step, x)
     return x, _are_finite(x)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(ddpm: DDPM, sampler: Sampler, params, state, first, last):
-    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
-    options["clip"] = False
-    step = sampler.method.bound_step(schedule, denoise_fn, None, ddpm.image_shape, **options)
-    S = schedule.num_timesteps
-    state = jax.lax.fori_loop(first, last, lambda i, state: step(state, S - 1 - i), state)
-    return state, _are_finite(state.x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
