@@ -35,7 +35,7 @@ from ddpm_jax.evaluation.features import (
     reference_of,
 )
 from ddpm_jax.evaluation.paper import results_of
-from ddpm_jax.evaluation.sample import fill_folder, image_file
+from ddpm_jax.evaluation.sample import checked_sampler, fill_folder, image_file
 from ddpm_jax.evaluation.splits import Images, read_split
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import path_of, read_table, write_file
@@ -71,8 +71,7 @@ def evaluate(
     Raises UserError for what cannot be used.
     """
     config = model.ddpm.config
-    sampler.check(config.diffusion)
-    sampler = sampler.simplest(config.diffusion)
+    sampler = checked_sampler(sampler, model)
     if likelihood:
         config.diffusion.check_bound()
     folder = path_of(out) if out else model.home / "evaluation" / _name(model, sampler, seed)

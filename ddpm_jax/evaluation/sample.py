@@ -52,7 +52,7 @@ def sample_to(
     A folder gets 000000.png, ..., of which only the missing ones are made, an .npz `images` uint8
     [n,H,W,C]. Raises UserError for a sampler that does not fit, or files that cannot be written.
     """
-    sampler = _checked(sampler, model)
+    sampler = checked_sampler(sampler, model)
     size = batch_size or 64 * model.devices
     if out.kind == "folder":
         fill_folder(out.path, model, n, seed, sampler, size)
@@ -96,7 +96,7 @@ def fill_folder(
     channels = model.ddpm.image_shape[-1]
     if channels not in (1, 3):
         raise UserError(f"out: a PNG has 1 or 3 channels, not {channels}; choose an .npz")
-    sampler = _checked(sampler, model)
+    sampler = checked_sampler(sampler, model)
     label = {**model.label, "seed": seed, **sampler.options}
     claim(folder, "samples.json", label, functools.partial(_label_of_today, model=model))
     is_missing = agreed(np.array([_is_missing(folder, i, model) for i in range(n)]))
@@ -116,8 +116,11 @@ def fill_folder(
             )
 
 
-def _checked(sampler: Sampler, model: Loaded) -> Sampler:
-    """The sampler in its simplest form, so that its files do not depend on how it was written."""
+def checked_sampler(sampler: Sampler, model: Loaded) -> Sampler:
+    """The sampler in its simplest form, so that its files do not depend on how it was written.
+
+    Raises UserError if the model cannot be sampled so.
+    """
     diffusion = model.ddpm.config.diffusion
     sampler.check(diffusion)
     return sampler.simplest(diffusion)
@@ -126,7 +129,7 @@ def _checked(sampler: Sampler, model: Loaded) -> Sampler:
 def _label_of_today(label: dict, model: Loaded) -> dict:
     """The label of a folder that was begun with its sampler in another form."""
     given = {name: label[name] for name in Sampler().options if name in label}
-    return {**label, **_checked(Sampler(**given), model).options}
+    return {**label, **checked_sampler(Sampler(**given), model).options}
 
 
 def _is_missing(folder: epath.Path, i: int, model: Loaded) -> bool:
