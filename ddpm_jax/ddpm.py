@@ -92,6 +92,8 @@ class DDPM:
             # A default leaves the digest as it was before there was such a field.
             if name not in HASHED_FIRST and value != value_of(default, name):
                 hashed.update(f"{name} {value!r}".encode())
+        if self.config.model.dtype != "float32":  # Before, x_t was rounded to it.
+            hashed.update(b"float32 ends")
         return hashed.hexdigest()
 
     @functools.cached_property

@@ -81,7 +81,7 @@ def tiny():
         ),
         diffusion=Diffusion(num_timesteps=10, beta_start=0.01, beta_end=0.5),
         data=Data(source="array", image_shape=(8, 8, 1), flip=True, holdout=0.2),
-        optim=Optim(learning_rate=1e-3, warmup_steps=2, ema_decay=0.5),
+        optim=Optim(learning_rate=1e-3, warmup_steps=2, ema_decay=0.3),
         train=Train(
             steps=4, batch_size=8, log_every=2, eval_every=4, sample_every=0, num_samples=4
         ),

@@ -83,7 +83,9 @@ def test_counts_are_whole_numbers(model, name, bad):
 
 
 @pytest.mark.parametrize(
-    "kind", [int, np.int64, np.uint8, jnp.int32, np.array, jnp.array], ids=lambda kind: str(kind)
+    "kind",
+    [int, np.int64, np.uint8, jnp.int32, np.array, jnp.array],
+    ids=["int", "numpy int64", "numpy uint8", "jax int32", "numpy array", "jax array"],
 )
 def test_counts_may_be_of_any_integer_type(model, kind):
     ddpm, params, key = model

@@ -55,7 +55,7 @@ def test_no_warm_up_means_the_full_rate_at_once():
 
 def test_a_step_is_loss_gradient_update_and_average(tiny, pictures):
     """The parts put together by hand, keys from fold_in(fold_in(key(seed), step), row)."""
-    ddpm = DDPM(with_(tiny, seed=7, optim={"warmup_steps": 0}))
+    ddpm = DDPM(with_(tiny, seed=7, optim={"warmup_steps": 0, "ema_decay": 0.5}))
     state = jax.jit(update.init_state, static_argnums=0)(ddpm)
     assert_equal_trees(state.params, state.ema_params)
     state = state._replace(step=jnp.int32(3))
