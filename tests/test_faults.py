@@ -219,3 +219,10 @@ sys.exit(commands.main())
     there = os.pathsep.join([os.getcwd(), *sys.path])
     code, out, said = shell(f"{sys.executable} {tmp_path}/code.py", PYTHONPATH=there)
     assert (code, out, said) == (130, "said before\n", "ddpm-jax: interrupted\n")
+
+
+def test_a_plan_with_flags_that_would_end_the_process_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "/nowhere/flags")
+    assert main(["plan", "digits"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ddpm-jax: XLA_FLAGS: ") and said.endswith("correct or unset it\n")

@@ -172,7 +172,9 @@ def _plan(args: list[str]) -> None:
     # It needs no accelerator, and must not take one's memory from a run.
     jax.config.update("jax_platforms", "cpu")
     from ddpm_jax.devices.mesh import all_devices
+    from ddpm_jax.devices.runtime import check_xla_flags
 
+    check_xla_flags()
     all_devices()
     from ddpm_jax.training.plan import compile_for, plan, table
 
