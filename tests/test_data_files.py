@@ -434,3 +434,11 @@ def test_a_git_lfs_pointer_in_place_of_data_is_told_to_pull(three, caplog):
         (three / name).write_bytes(pointer)
         with pytest.raises(UserError, match=r"git-lfs pointer.*`git lfs pull`"):
             load_source(Data(source=f"{'npz' if name == 'x.npz' else 'folder'}:{three / name}"))
+
+
+def test_images_of_a_zip_of_parent_folders_are_not_hidden(three, tmp_path):
+    for called in ("../data/{}", "a/./{}", "a/../b/{}"):
+        zipped(tmp_path / "x.zip", three, called.format)
+        assert folder(tmp_path / "x.zip").names == [called.format(f"{i}.png") for i in "abc"]
+    zipped(tmp_path / "x.zip", three, "../.trash/{}".format)
+    assert "no images found" in refusal(tmp_path / "x.zip")
