@@ -423,3 +423,22 @@ def test_a_lost_image_is_told_without_addresses(three):
     Image.new("RGB", (2, 9)).save(three / "b.png")
     with pytest.raises(DataLost, match=r"b.png is 2x9 pixels, smaller than data.image_shape 4x4"):
         source.read(np.array([1]))
+
+
+def test_a_git_lfs_pointer_in_place_of_data_is_told_to_pull(three, caplog):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (three / "d.png").write_bytes(pointer)
+    assert len(folder(three)) == 3
+    assert "d.png (it is a git-lfs pointer, not the file itself; run `git lfs pull`" in caplog.text
+    for name in ("x.zip", "x.npz"):
+        (three / name).write_bytes(pointer)
+        with pytest.raises(UserError, match=r"git-lfs pointer.*`git lfs pull`"):
+            load_source(Data(source=f"{'npz' if name == 'x.npz' else 'folder'}:{three / name}"))
+
+
+def test_images_of_a_zip_of_parent_folders_are_not_hidden(three, tmp_path):
+    for called in ("../data/{}", "a/./{}", "a/../b/{}"):
+        zipped(tmp_path / "x.zip", three, called.format)
+        assert folder(tmp_path / "x.zip").names == [called.format(f"{i}.png") for i in "abc"]
+    zipped(tmp_path / "x.zip", three, "../.trash/{}".format)
+    assert "no images found" in refusal(tmp_path / "x.zip")

@@ -199,3 +199,30 @@ with open("file", "wb") as file:
     there = os.pathsep.join([os.getcwd(), *sys.path])
     assert shell(line, PYTHONPATH=there)[0] == 0
     assert (tmp_path / "file").read_text() == "True ''"
+
+
+def test_an_interrupted_command_does_not_wait_for_what_would_crash_at_exit(tmp_path):
+    """As jax does where it was compiling."""
+    code = """
+import atexit, os, sys
+from ddpm_jax.cli import commands
+def interrupted(args):
+    atexit.register(os.abort)
+    print("said before")
+    raise KeyboardInterrupt
+commands.COMMANDS["sample"] = interrupted
+commands._import_jax = lambda: None
+sys.argv = ["ddpm-jax", "sample"]
+sys.exit(commands.main())
+"""
+    (tmp_path / "code.py").write_text(code)
+    there = os.pathsep.join([os.getcwd(), *sys.path])
+    code, out, said = shell(f"{sys.executable} {tmp_path}/code.py", PYTHONPATH=there)
+    assert (code, out, said) == (130, "said before\n", "ddpm-jax: interrupted\n")
+
+
+def test_a_plan_with_flags_that_would_end_the_process_is_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "/nowhere/flags")
+    assert main(["plan", "digits"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ddpm-jax: XLA_FLAGS: ") and said.endswith("correct or unset it\n")

@@ -34,6 +34,9 @@ FIGURES = {
     "schedule": "Schedules",
 }
 
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C has ended, as shells know it."""
+
 USAGE = """usage: ddpm-jax COMMAND ...
 
   train CONFIG     train a model, or resume a run; CONFIG is a file or one of
@@ -59,12 +62,16 @@ def main(args: list[str] | None = None) -> int:
     Returns the exit code: 0, 2 for a user's error, 130 for Ctrl-C, 141 where the reader of the
     output has left.
     """
+    is_program = args is None
     args = sys.argv[1:] if args is None else args
     open_closed_streams()
     _log_to_stderr()
     _hide_closed_loops()
     code = _code_of(args)
     discard_unwritable()
+    if code == INTERRUPTED and is_program:
+        # Jax may hold what it was compiling, and would crash when Python takes its objects apart.
+        os._exit(code)
     if code:
         _leave(code)
     return code
@@ -80,7 +87,7 @@ def _code_of(args: list[str]) -> int:
         resumes = command in ("evaluate", "likelihood")
         advice = "; run the same command to resume" if resumes else ""
         say(f"ddpm-jax: interrupted{advice}")
-        return 130
+        return INTERRUPTED
     except Exception as error:
         return _code_of_error(error, command)
     return 0
@@ -165,7 +172,9 @@ def _plan(args: list[str]) -> None:
     # It needs no accelerator, and must not take one's memory from a run.
     jax.config.update("jax_platforms", "cpu")
     from ddpm_jax.devices.mesh import all_devices
+    from ddpm_jax.devices.runtime import check_xla_flags
 
+    check_xla_flags()
     all_devices()
     from ddpm_jax.training.plan import compile_for, plan, table
 

@@ -16,6 +16,9 @@ ORDERS = {
     "[C, H, W, N]": (3, 1, 2, 0),
 }
 
+MOST_CHANNELS = 4
+"""Those of colours and transparency."""
+
 LABELS = np.iinfo(np.int32)
 
 
@@ -62,13 +65,21 @@ def _check_order(shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> N
     """Raises UserError for images with the axes in the order of another library."""
     if len(shape) != 4:
         return
+    fits = shape[1:] == tuple(image_shape)
     for order, axes in ORDERS.items():
         turned = tuple(shape[axis] for axis in axes)
-        if turned[1:] == tuple(image_shape) != shape[1:] or _is_order(order, turned):
+        is_likely = turned[1:] == tuple(image_shape) or _are_images(shape, turned)
+        if (not fits and is_likely) or _is_order(order, turned):
             remedy = f"give x.transpose{axes}, [N, H, W, C]"
             if turned[1:] != tuple(image_shape):
                 remedy += f", and pass --data.image-shape {' '.join(map(str, turned[1:]))}"
             raise UserError(f"data: images are {order} {list(shape)}; {remedy}")
+
+
+def _are_images(shape: tuple[int, ...], turned: tuple[int, ...]) -> bool:
+    """Whether an array that has more channels than four would be of images as `turned`."""
+    _, height, width, channels = turned
+    return shape[3] > MOST_CHANNELS >= channels and min(height, width) > MOST_CHANNELS
 
 
 def _is_order(order: str, turned: tuple[int, ...]) -> bool:
@@ -77,7 +88,7 @@ def _is_order(order: str, turned: tuple[int, ...]) -> bool:
     As [N, H, W, C] they would be one or three pixels high and have more channels than four.
     """
     _, height, width, channels = turned
-    return order == "[N, C, H, W]" and channels in (1, 3) and min(height, width) > 4
+    return order == "[N, C, H, W]" and channels in (1, 3) and min(height, width) > MOST_CHANNELS
 
 
 def warn_of_levels(images: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ddpm_jax.data.faults import Undecodable
+from ddpm_jax.data.faults import IS_POINTER, LFS_POINTER, Undecodable
 from ddpm_jax.data.formats import formats, opener
 from ddpm_jax.data.pixels import to_8_bit
 from ddpm_jax.data.quiet import quiet_pillow
@@ -95,6 +95,8 @@ def _open(file: bytes, ending: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise Unfit(f"is too large to decode safely: {error}") from error
     except UnidentifiedImageError as error:
+        if file.startswith(LFS_POINTER):
+            raise Undecodable(IS_POINTER) from error
         package = opener(file)
         if package is None:
             raise

@@ -14,6 +14,12 @@ OF_THE_FILE = {
 }
 
 
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that git-lfs leaves in place of another."""
+
+IS_POINTER = "it is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
+
+
 class CannotRead(UserError):
     """A file could not be read, or the machine could not decode it: nothing is known of it."""
 

@@ -14,7 +14,13 @@ from pathlib import Path
 from PIL import Image
 
 from ddpm_jax.data.decode import Unfit
-from ddpm_jax.data.faults import CannotRead, cannot_read, reason_of
+from ddpm_jax.data.faults import (
+    IS_POINTER,
+    LFS_POINTER,
+    CannotRead,
+    cannot_read,
+    reason_of,
+)
 from ddpm_jax.data.formats import image_files, unopened
 from ddpm_jax.data.names import endings, shown, some
 from ddpm_jax.errors import UserError, machine_remedy
@@ -217,9 +223,12 @@ class _Zip:
         except (OSError, MemoryError):
             raise
         except Exception as error:  # zipfile raises many kinds for damaged files.
+            with self.path.open("rb") as file:
+                is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+            why = IS_POINTER if is_pointer else reason_of(error)
             raise UserError(
                 f"data: {shown(self.path)} is neither a folder nor a zip that can be read "
-                f"({reason_of(error)}); name one of these"
+                f"({why}); name one of these"
             ) from error
         members: dict[str, zipfile.ZipInfo] = {}
         for info in infos:

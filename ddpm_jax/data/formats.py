@@ -87,7 +87,8 @@ def _after_dot(name: str) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    parts = [part for part in name.split("/") if part not in (".", "..")]  # Some zips have these.
+    return any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
 @functools.cache

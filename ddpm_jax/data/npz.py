@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.faults import is_of_machine, reason_of
+from ddpm_jax.data.faults import IS_POINTER, LFS_POINTER, is_of_machine, reason_of
 from ddpm_jax.data.names import shown
 
 MAX_HEADER = 1000
@@ -103,16 +103,18 @@ def _explaining(name: str | None = None) -> Iterator[None]:
 
 
 def _check_kind(file) -> None:
-    """Raises BadArray for a single array, which is no npz file, or for a folder or pipe."""
+    """Raises BadArray for a single array, a git-lfs pointer, a folder or a pipe."""
     if hasattr(file, "read"):
-        start = file.read(len(PREFIX))
+        start = file.read(len(LFS_POINTER))
         file.seek(0)
     elif not stat.S_ISREG(os.stat(file).st_mode):  # Opening a pipe may never end.
         raise BadArray("it is not a regular file")
     else:
         with open(file, "rb") as opened:
-            start = opened.read(len(PREFIX))
-    if start == PREFIX:
+            start = opened.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise BadArray(IS_POINTER)
+    if start.startswith(PREFIX):
         raise BadArray("it holds a single array (npy), not arrays with names")
 
 

@@ -47,7 +47,7 @@ def configure_jax(compile_cache: bool = True) -> None:
 
     Raises UserError for XLA_FLAGS that XLA does not know or cannot read: it would end the process.
     """
-    _check_xla_flags()
+    check_xla_flags()
     if _computes_on_cpu():
         _keep_freed_memory()
         if jaxlib.__version__.startswith(KNOWN_TO):
@@ -79,7 +79,7 @@ def _use_cache(folder: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _check_xla_flags() -> None:
+def check_xla_flags() -> None:
     """Raises UserError if XLA would end the process for what XLA_FLAGS holds."""
     flags = os.environ.get("XLA_FLAGS", "")
     complaint = _complaint_about(flags) if flags.strip() else ""

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import flatten
+from ddpm_jax.data.faults import IS_POINTER, LFS_POINTER
 from ddpm_jax.data.npz import Npz
 from ddpm_jax.devices.processes import agreed, is_first
 from ddpm_jax.errors import UserError, shown
@@ -250,7 +251,5 @@ def parse_json(content: bytes) -> Any:
 
 def refuse_pointer(content: bytes) -> None:
     """Raises ValueError if `content` is what git-lfs leaves in place of a file."""
-    if content.startswith(b"version https://git-lfs"):
-        raise ValueError(
-            "it is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
-        )
+    if content.startswith(LFS_POINTER):
+        raise ValueError(IS_POINTER)
