@@ -334,12 +334,12 @@ class DDPM:
         UserError for a model whose bound is infinite. NonFiniteSamples names the step at which a
         term is not finite.
         """
+        self.config.diffusion.check_bound()
         check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0)
         params = checked_params(params, self.shapes)
         check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
         start = check_count("start", start)
-        self.config.diffusion.check_bound()
         if start < 0 or start + len(x_0) > 2**32:
             raise ValueError(
                 f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}"

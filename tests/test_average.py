@@ -75,8 +75,13 @@ def test_an_update_takes_the_decay_of_its_own_number(tiny, pictures, monkeypatch
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_young_average_says_so(run, caplog):
-    """Two updates with decay 0.5 leave a quarter of the first weights."""
+def test_a_young_average_says_so(run, copy, caplog):
+    """Two updates with decay 0.5 leave a quarter of the first weights, and 0.3 too little."""
+    load.load_for_command(run, None, None, None)
+    assert not messages(caplog)
+    run = copy
+    config = run / "config.json"
+    config.write_text(config.read_text().replace('"ema_decay": 0.3', '"ema_decay": 0.5'))
     load.load_for_command(run, None, None, None)
     (said,) = [line for line in messages(caplog) if "averaged weights" in line]
     assert said == (

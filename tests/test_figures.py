@@ -39,7 +39,7 @@ class Stub:
     def __init__(self):
         self.calls = []
 
-    def reverse(self, params, keys, x, start, stop=0):
+    def reverse(self, params, keys, x, start, stop=0, *, progress=False):
         self.calls.append((jax.random.key_data(keys), np.asarray(x), start, stop))
         x = 0.1 * x + 0.5 * gaussian_noise(keys, stop, self.image_shape)
         return x, 2 * x

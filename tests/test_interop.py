@@ -466,7 +466,7 @@ def test_an_unknown_field_that_is_null_is_nothing(tmp_path, tensors):
             {"num_train_timesteps": 0},
             "num_train_timesteps is 0; it must be a whole number of at least 1",
         ),
-        ({"beta_start": 0}, "diffusion.beta_start: must be at most 1 and above 0"),
+        ({"beta_start": 0}, "diffusion.beta_start: must be at least 1e-11 and at most 1"),
         (
             {"_class_name": "DDIMScheduler", "variance_type": ABSENT, "set_alpha_to_one": False},
             "set_alpha_to_one is false; it must be true",
