@@ -490,12 +490,13 @@ def _raise_not_finite(program, args, state, steps, first, last):
     for i in range(first, last):
         state, finite = program(*args, state, np.int32(i), np.int32(i + 1))
         bad = np.sum(~fetch(finite))
-        if bad or i == last - 1:
-            raise NonFiniteSamples(
-                f"samples: {bad} of {len(finite)} images are not finite from step t = {steps[i]} "
-                f"on, the chain's step {i + 1} of {len(steps)}; the weights may have diverged "
-                "(take an earlier checkpoint), or model.dtype overflows (take float32)"
-            )
+        if bad:
+            break
+    raise NonFiniteSamples(
+        f"samples: {bad or 'some'} of {len(finite)} images are not finite from step "
+        f"t = {steps[i]} on, the chain's step {i + 1} of {len(steps)}; the weights may have "
+        "diverged (take an earlier checkpoint), or model.dtype overflows (take float32)"
+    )
 
 
 def _is_traced(*trees) -> bool:

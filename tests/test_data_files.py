@@ -133,7 +133,12 @@ def test_a_run_inside_its_own_data_is_left_out(three, tmp_path, caplog):
             Image.new("RGB", (9, 9)).save(three / run / grid)
     source = folder(three)
     assert source.names == before.names and source.fingerprint == before.fingerprint
-    assert "left out 2 folders that hold runs: old/run, run" in caplog.text
+    assert "left out 2 folders that hold runs or samples: old/run, run" in caplog.text
+    (three / "drawn").mkdir()
+    (three / "drawn/samples.json").write_text("{}")
+    Image.new("RGB", (9, 9)).save(three / "drawn/000000.png")
+    assert folder(three).fingerprint == before.fingerprint
+    assert len(folder(three / "drawn")) == 1
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for file in three.rglob("*.*"):
             archive.write(file, file.relative_to(three))

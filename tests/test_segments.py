@@ -234,6 +234,13 @@ def test_a_damaged_file_among_samples_is_named_and_drawn_again(run, tmp_path, ca
     assert "000001.png: not a whole image of this model; drawn again" in caplog.text
 
 
+def test_a_folder_in_the_place_of_an_image_is_named(run, tmp_path):
+    (tmp_path / "samples/000001.png").mkdir(parents=True)
+    (tmp_path / "samples/samples.json").write_text("{}")
+    with pytest.raises(UserError, match=r"000001.png: is a folder in the place of an image"):
+        sample_to(destination(f"{tmp_path}/samples/"), load_weights(run), 2, seed=0)
+
+
 def test_the_same_sampler_in_other_words_is_the_same_folder(run, tmp_path):
     model = load_weights(run)
     out = destination(f"{tmp_path}/samples/")

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 OF_A_RUN = {"config.json", "run.json", "metrics.jsonl"}
 """Files of a run directory; a folder that holds two of them is one."""
 
+OF_SAMPLES = "samples.json"
+"""A file of a folder that `ddpm-jax sample` has filled."""
+
 UNPACKED = 2**26
 MAX_RATIO = 100
 """A zip's member of more bytes than these that unpacks to so many times its size is no image."""
@@ -124,12 +127,17 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _without_runs(root: Path, names: list[str]) -> list[str]:
-    """Those of `names` that are not in the folder of a run: its pictures are not data."""
+    """Those of `names` that are not in the folder of a run, or of samples within the data.
+
+    Pictures that a model made are learned from only where their folder is asked for by name.
+    """
     marks: defaultdict[str, set[str]] = defaultdict(set)
     for name in names:
         folder, _, last = name.rpartition("/")
         if last in OF_A_RUN:
             marks[folder].add(last)
+        elif last == OF_SAMPLES and folder:
+            marks[folder] |= OF_A_RUN
     runs = sorted(folder for folder, marked in marks.items() if len(marked) > 1)
     if "" in runs:
         raise UserError(
@@ -139,7 +147,9 @@ def _without_runs(root: Path, names: list[str]) -> list[str]:
     if not runs:
         return names
     log.warning(
-        "data: left out %d folders that hold runs: %s", len(runs), some([shown(r) for r in runs])
+        "data: left out %d folders that hold runs or samples: %s",
+        len(runs),
+        some([shown(r) for r in runs]),
     )
     inside = tuple(f"{run}/" for run in runs)
     return [name for name in names if not name.startswith(inside)]

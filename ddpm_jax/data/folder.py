@@ -29,7 +29,7 @@ def load_folder(path: str, data: Data) -> Source:
 
     Every file with the ending of one of Pillow's formats is read and decoded once. Files that were
     read whole and cannot be decoded are logged and skipped, and with data.skip_unfit also images
-    that are too small or too large. Folders that hold a run are left out.
+    that are too small or too large. Folders of runs and samples are left out.
 
     Raises UserError if there are no images, a file cannot be read, an image is smaller than
     `data.image_shape` or too large to decode safely, or `data.image_shape` has neither 1 nor 3

@@ -81,7 +81,11 @@ def _keep(out: Destination, drawn: list[np.ndarray], n: int) -> None:
         return
     count = sum(len(images) for images in drawn)
     path = out.path.parent / f"{out.path.stem}-first-{count}{out.kind}"
-    _write(out, path, drawn)
+    try:
+        _write(out, path, drawn)
+    except UserError as error:  # What stopped the drawing matters more.
+        log.warning("%s", error)
+        return
     log.warning("stopped: the first %d of %d images are in %s", count, n, path)
 
 
@@ -137,6 +141,8 @@ def _is_missing(folder: epath.Path, i: int, model: Loaded) -> bool:
     file = image_file(folder, i)
     if not file.exists():
         return True
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder in the place of an image; remove or rename it")
     if is_png_of(file.read_bytes(), model.ddpm.image_shape):
         return False
     log.warning("%s: not a whole image of this model; drawn again", file)
