@@ -7,7 +7,7 @@ import pytest
 from conftest import with_
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ddpm_jax import DDPM, UserError
+from ddpm_jax import DDPM, UserError, load
 from ddpm_jax.devices.mesh import mesh_of, place, with_auto_axes
 from ddpm_jax.inputs import check_key, check_keys
 
@@ -201,3 +201,10 @@ def test_params_may_be_on_any_mesh_of_the_users(model):
     images = ddpm.sample(params, key, 2, batch_size=2, sampler="ddim", steps=2)
     shared = ddpm.sample(on_mesh, key, 2, batch_size=2, sampler="ddim", steps=2)
     np.testing.assert_allclose(shared, images, atol=1e-5)
+
+
+def test_a_model_loads_whatever_jaxs_default_kind_of_key(run):
+    with jax.default_prng_impl("rbg"):
+        ddpm, params = load(run)
+        seeded = jax.random.key(0, impl="threefry2x32")
+        assert ddpm.sample(params, seeded, 1, sampler="ddim", steps=1).shape == (1, 8, 8, 1)

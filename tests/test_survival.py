@@ -1,6 +1,7 @@
 """Runs survive damaged checkpoints, a full or read-only disk, a second start, hostile files."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -209,15 +210,20 @@ def test_what_a_checkpoint_claims_is_checked_before_memory_is_taken(run, change,
 
 def test_a_checkpoint_that_may_be_whole_is_not_called_damaged(run, monkeypatch):
     """Memory that does not suffice, or a store that does not answer, says nothing of the files."""
-    for error in (MemoryError("no more"), ValueError("UNAVAILABLE: storage.example.com")):
+    crowded = ValueError("a file cannot be opened")
+    crowded.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    for error in (
+        MemoryError("no more"),
+        ValueError("UNAVAILABLE: storage.example.com"),
+        crowded,
+    ):
         monkeypatch.setattr(
             checkpoint.ocp,
             "load_checkpointables",
             lambda *_, error=error: (_ for _ in ()).throw(error),
         )
-        with pytest.raises(
-            UserError, match=r"checkpoints/4: cannot be read now \((no more|UNAVAILABLE)"
-        ):
+        words = r"checkpoints/4: cannot be read now \((no more|UNAVAILABLE|.*Too many open files)"
+        with pytest.raises(UserError, match=words):
             load(run)
 
 
