@@ -158,7 +158,9 @@ def test_a_run_is_the_same_with_and_without_64_bits(tmp_path):
     """Each trained in one mode, resumed in the other, and sampled in both."""
 
     def train(name, steps, bits):
-        options = ["--model.base-channels", 8, "--train.steps", steps, "--checkpoint.every", 2]
+        options = ["--model.base-channels", 8, "--model.channel-multipliers", 1]
+        options += ["--model.num-res-blocks", 1, "--diffusion.num-timesteps", 40]
+        options += ["--train.num-samples", 2, "--train.steps", steps, "--checkpoint.every", 2]
         command = [*COMMAND, "train", "digits", "--workdir", name, *options]
         run(*command, cwd=tmp_path, JAX_ENABLE_X64=bits)
 
