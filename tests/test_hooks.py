@@ -121,7 +121,13 @@ def test_what_orbax_logs_of_a_fault_is_kept_for_those_who_ask(caplog):
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("absl").handle(record)
         logging.getLogger("absl").error("of another library")
-    assert messages(caplog) == ["pages"]
+    task = "Task exception was never retrieved: ValueError('Error opening \"zarr3\" driver')"
+    logging.getLogger("asyncio").error(task)  # TensorStore's, raised elsewhere, too.
+    logging.getLogger("asyncio").error("a task of the user's")
+    assert messages(caplog) == ["pages", task]
+    assert [r.getMessage() for r in caplog.records if r.name == "asyncio"] == [
+        "a task of the user's"
+    ]
     assert [r.getMessage() for r in caplog.records if r.name == "absl"] == ["of another library"]
 
 
