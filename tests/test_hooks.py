@@ -118,12 +118,13 @@ def test_a_save_that_fails_is_told_once_and_changes_nothing_of_the_process(tmp_p
 def test_what_orbax_logs_of_a_fault_is_kept_for_those_who_ask(caplog):
     """Its pages go to this package's log at DEBUG; other records of absl pass as they are."""
     record = logging.LogRecord("absl", logging.ERROR, "/x/orbax/y.py", 1, "pages", (), None)
+    # TensorStore's, which is raised elsewhere, too.
+    task = "Task exception was never retrieved: ValueError('Error opening \"zarr3\" driver')"
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("absl").handle(record)
         logging.getLogger("absl").error("of another library")
-    task = "Task exception was never retrieved: ValueError('Error opening \"zarr3\" driver')"
-    logging.getLogger("asyncio").error(task)  # TensorStore's, raised elsewhere, too.
-    logging.getLogger("asyncio").error("a task of the user's")
+        logging.getLogger("asyncio").error(task)
+        logging.getLogger("asyncio").error("a task of the user's")
     assert messages(caplog) == ["pages", task]
     assert [r.getMessage() for r in caplog.records if r.name == "asyncio"] == [
         "a task of the user's"
