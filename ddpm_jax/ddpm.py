@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import logging
 from typing import Any
 
 import jax
@@ -14,9 +13,8 @@ from ddpm_jax import likelihood, losses
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
-from ddpm_jax.devices.segments import Progress, moving, segments
+from ddpm_jax.devices.segments import Progress, are_finite, moving, watched
 from ddpm_jax.diffusion import p_mean_variance, x_0_denoiser
-from ddpm_jax.errors import NonFiniteSamples
 from ddpm_jax.inputs import (
     check_concrete,
     check_count,
@@ -33,8 +31,6 @@ from ddpm_jax.sampler import Sampler, as_sampler
 from ddpm_jax.samplers import ancestral_step, ddim_encode_step, start_state
 from ddpm_jax.schedule import Schedule, make_schedule, strided
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree
-
-log = logging.getLogger(__name__)
 
 # The order in which the first digests hashed these fields; saved files compare them.
 HASHED_FIRST = (
@@ -222,7 +218,7 @@ class DDPM:
                 indices = place((start + rows).astype(np.uint32), mesh)
                 keys, state = _begin(self, rng, indices)
                 args = (self, chosen, self.config.diffusion.clip, params, keys)
-                state = _watched(_advance, args, state, steps, move)
+                state = watched(_advance, args, state, steps, move)
                 result[rows[:count]] = fetch(state.x)[:count]
         # The mean is not clipped where the network predicts it, and nothing without
         # diffusion.clip.
@@ -261,7 +257,7 @@ class DDPM:
 
             def run(keys, x):
                 args = (self, params, keys, np.int32(start))
-                return _watched(_reverse, args, (x, x), steps, move)
+                return watched(_reverse, args, (x, x), steps, move)
 
             return _share_rows(run, params, keys, x)
 
@@ -285,7 +281,7 @@ class DDPM:
         with moving(progress, len(steps_up), "encoding") as move:
 
             def run(x_0):
-                return _watched(_encode, (self, sampler, params), x_0, steps_up, move)
+                return watched(_encode, (self, sampler, params), x_0, steps_up, move)
 
             return _share_rows(run, params, x_0)
 
@@ -307,7 +303,7 @@ class DDPM:
             def run(x_T):
                 state = start_state(None, self.image_shape, x_T)
                 args = (self, sampler, False, params, None)
-                return _watched(_advance, args, state, steps_down, move).x
+                return watched(_advance, args, state, steps_down, move).x
 
             return _share_rows(run, params, x_T)
 
@@ -360,7 +356,7 @@ class DDPM:
                 images = place(x_0[rows], mesh)
                 empty = place(np.zeros((len(rows), T), np.float32), mesh)
                 args = (self, params, rng, indices, images)
-                parts = _watched(_bounds, args, (empty, empty), np.arange(T), move)
+                parts = watched(_bounds, args, (empty, empty), np.arange(T), move)
                 bits = _whole_bound(self, images, *parts)
                 for field, of_batch in zip(result, fetch(bits), strict=True):
                     field[rows[:count]] = of_batch[:count]
@@ -404,7 +400,7 @@ def _advance(ddpm: DDPM, sampler: Sampler, clip: bool, params, keys, state, firs
     step = sampler.method.bound_step(schedule, denoise_fn, keys, ddpm.image_shape, **options)
     S = schedule.num_timesteps
     state = jax.lax.fori_loop(first, last, lambda i, state: step(state, S - 1 - i), state)
-    return state, _are_finite(state.x)
+    return state, are_finite(state.x)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -416,7 +412,7 @@ def _encode(ddpm: DDPM, sampler: Sampler, params, x, first, last):
         return ddim_encode_step(schedule, denoise_fn, x, t, **options)
 
     x = jax.lax.fori_loop(first, last, step, x)
-    return x, _are_finite(x)
+    return x, are_finite(x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -432,7 +428,7 @@ def _reverse(ddpm: DDPM, params, keys, start, state, first, last):
         return ancestral_step(p, t, gaussian_noise(keys, t, ddpm.image_shape)), p.x_0
 
     state = jax.lax.fori_loop(first, last, step, state)
-    return state, _are_finite(state[0])
+    return state, are_finite(state[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -446,68 +442,12 @@ def _bounds(ddpm: DDPM, params, rng, indices, x_0, state, first, last):
         return jax.tree.map(lambda all_t, one: all_t.at[:, t].set(one), state, of_t)
 
     state = jax.lax.fori_loop(first, last, step, state)
-    return state, _are_finite(state[0])
+    return state, are_finite(state[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _whole_bound(ddpm: DDPM, x_0, terms, mse):
     return likelihood.whole_bound(ddpm.schedule, x_0, terms.T, mse.T)
-
-
-def _are_finite(x):
-    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
-
-
-def _watched(program, args, state, steps, move):
-    """`state` after all `steps` of a chain, which `program` runs in segments.
-
-    `steps` are the original steps t in the order of the chain. Calls `move` after each segment with
-    its number of steps. Raises NonFiniteSamples, which names the step, if the state does not stay
-    finite.
-    """
-    if _is_traced(args, state):  # Within a user's own jit or grad: one loop.
-        return program.__wrapped__(*args, state, 0, len(steps))[0]
-    _announce(program, args[0], len(jax.tree.leaves(state)[0]))
-    state = jax.tree.map(jnp.asarray, state)
-    for first, last in segments(len(steps)):
-        after, finite = program(*args, state, np.int32(first), np.int32(last))
-        if not fetch(finite).all():
-            _raise_not_finite(program, args, state, steps, first, last)
-        state = jax.tree.map(_placed_as, after, state)
-        move(last - first)
-    return state
-
-
-def _placed_as(after: jax.Array, before: jax.Array) -> jax.Array:
-    """`after`, divided over the devices as `before`: arrays placed otherwise take a new program."""
-    if after.sharding.is_equivalent_to(before.sharding, after.ndim):
-        return after
-    return jax.device_put(after, before.sharding)
-
-
-def _raise_not_finite(program, args, state, steps, first, last):
-    """Repeats a segment that went wrong, step by step, to find out where."""
-    for i in range(first, last):
-        state, finite = program(*args, state, np.int32(i), np.int32(i + 1))
-        bad = np.sum(~fetch(finite))
-        if bad:
-            break
-    raise NonFiniteSamples(
-        f"samples: {bad or 'some'} of {len(finite)} images are not finite from step "
-        f"t = {steps[i]} on, the chain's step {i + 1} of {len(steps)}; the weights may have "
-        "diverged (take an earlier checkpoint), or model.dtype overflows (take float32)"
-    )
-
-
-def _is_traced(*trees) -> bool:
-    """Whether jax is tracing: some array stands for its values only, or a new one would."""
-    leaves = jax.tree.leaves((trees, jnp.zeros(())))
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-
-
-@functools.cache
-def _announce(program, ddpm: DDPM, size: int) -> None:
-    log.info("compiling for batches of %d; the first step takes longer", size)
 
 
 def _chain(ddpm: DDPM, sampler: Sampler, params):

@@ -8,7 +8,6 @@ from conftest import with_
 from tqdm import tqdm
 
 from ddpm_jax import DDPM
-from ddpm_jax import ddpm as module
 from ddpm_jax.config import Diffusion
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.ddpm import _advance, sample_batch
@@ -56,7 +55,7 @@ def cut(monkeypatch):
     """A function that sets where chains of T steps are cut."""
 
     def at(cuts):
-        monkeypatch.setattr(module, "segments", lambda steps: iter(cuts))
+        monkeypatch.setattr(segments, "segments", lambda steps: iter(cuts))
 
     return at
 

@@ -12,9 +12,9 @@ import pytest
 from conftest import lines, on_one_device, with_
 
 from ddpm_jax import DDPM, UserError, fit, load
-from ddpm_jax import ddpm as ddpm_module
 from ddpm_jax.config import Optim
 from ddpm_jax.data import Batch, Batches
+from ddpm_jax.devices import segments
 from ddpm_jax.devices.mesh import make_mesh, place, replicated
 from ddpm_jax.errors import DataLost, NonFiniteLoss, NonFiniteSamples
 from ddpm_jax.keys import HOLDOUT, example_keys, random_flip
@@ -290,7 +290,7 @@ def test_a_signal_ends_the_drawing_of_samples(tiny, pictures, tmp_path, monkeypa
         pytest.fail("the chain runs on")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ddpm_module, "segments", cuts)
+        patch.setattr(segments, "segments", cuts)
         assert int(fit(config, tmp_path / "run", pictures).step) == 2
     assert not (tmp_path / "run/samples.png").exists()
     fit(config, tmp_path / "run", pictures)

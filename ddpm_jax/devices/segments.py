@@ -6,14 +6,24 @@ bits do not depend on where the cuts are.
 """
 
 import contextlib
+import functools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
+from ddpm_jax.devices.mesh import fetch
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.errors import NonFiniteSamples
+from ddpm_jax.shapes import Array, Bool, Float, PyTree
+
+log = logging.getLogger(__name__)
 
 SECONDS = 0.5
 """About how long one segment takes; a single step may take longer."""
@@ -57,3 +67,64 @@ def moving(progress: Progress, total: int, desc: str) -> Iterator[Callable[[int]
             yield bar.update
     else:
         yield lambda steps: None
+
+
+def are_finite(x: Float[Array, "b *shape"]) -> Bool[jax.Array, " b"]:
+    """Which of a batch hold finite numbers alone."""
+    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+
+
+def watched(
+    program: Any, args: tuple, state: PyTree, steps: np.ndarray, move: Callable[[int], Any]
+) -> PyTree:
+    """`state` after all `steps` of a chain, which `program` runs in segments.
+
+    program(*args, state, first, last) is jitted and returns the state after the steps number first,
+    ..., last - 1, and which images of it are finite. Its bounds are arrays: one program for all.
+    `steps` are the original steps t in the order of the chain. Calls `move` after each segment with
+    its number of steps. Raises NonFiniteSamples, which names the step, if the state does not stay
+    finite.
+    """
+    if _is_traced(args, state):  # Within a user's own jit or grad: one loop.
+        return program.__wrapped__(*args, state, 0, len(steps))[0]
+    _announce(program, args[0], len(jax.tree.leaves(state)[0]))
+    state = jax.tree.map(jnp.asarray, state)
+    for first, last in segments(len(steps)):
+        after, finite = program(*args, state, np.int32(first), np.int32(last))
+        if not fetch(finite).all():
+            _raise_not_finite(program, args, state, steps, first, last)
+        state = jax.tree.map(_placed_as, after, state)
+        move(last - first)
+    return state
+
+
+def _placed_as(after: jax.Array, before: jax.Array) -> jax.Array:
+    """`after`, divided over the devices as `before`: arrays placed otherwise take a new program."""
+    if after.sharding.is_equivalent_to(before.sharding, after.ndim):
+        return after
+    return jax.device_put(after, before.sharding)
+
+
+def _raise_not_finite(program, args, state, steps, first, last):
+    """Repeats a segment that went wrong, step by step, to find out where."""
+    for i in range(first, last):
+        state, finite = program(*args, state, np.int32(i), np.int32(i + 1))
+        bad = np.sum(~fetch(finite))
+        if bad:
+            break
+    raise NonFiniteSamples(
+        f"samples: {bad or 'some'} of {len(finite)} images are not finite from step "
+        f"t = {steps[i]} on, the chain's step {i + 1} of {len(steps)}; the weights may have "
+        "diverged (take an earlier checkpoint), or model.dtype overflows (take float32)"
+    )
+
+
+def _is_traced(*trees) -> bool:
+    """Whether jax is tracing: some array stands for its values only, or a new one would."""
+    leaves = jax.tree.leaves((trees, jnp.zeros(())))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+@functools.cache
+def _announce(program, model: Any, size: int) -> None:
+    log.info("compiling for batches of %d; the first step takes longer", size)

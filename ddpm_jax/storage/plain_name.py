@@ -25,7 +25,7 @@ LONG = 3000
 def plain_name(folder: epath.Path) -> epath.Path:
     """A path to the absolute `folder`, which exists, that Orbax can take: often `folder` itself.
 
-    Raises UserError if there is none, or a link cannot be made.
+    Raises UserError if the link cannot be made, or for a bucket with such a name.
     """
     name = os.fspath(folder)
     if _is_plain(name):
