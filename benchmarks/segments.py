@@ -13,7 +13,7 @@ from rounds import alternate
 
 from ddpm_jax import DDPM, configure_jax
 from ddpm_jax.config import load_config
-from ddpm_jax.ddpm import sample_batch
+from ddpm_jax.programs import sample_batch
 from ddpm_jax.sampler import Sampler
 
 CASES = [

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import likelihood, losses
+from ddpm_jax import losses, programs
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
-from ddpm_jax.devices.segments import Progress, are_finite, moving, watched
-from ddpm_jax.diffusion import p_mean_variance, x_0_denoiser
+from ddpm_jax.devices.segments import Progress, moving, watched
 from ddpm_jax.inputs import (
     check_concrete,
     check_count,
@@ -26,10 +25,10 @@ from ddpm_jax.inputs import (
 )
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
 from ddpm_jax.likelihood import BitsPerDim
-from ddpm_jax.models import UNet, init_params
-from ddpm_jax.sampler import Sampler, as_sampler
-from ddpm_jax.samplers import ancestral_step, ddim_encode_step, start_state
-from ddpm_jax.schedule import Schedule, make_schedule, strided
+from ddpm_jax.models import UNet
+from ddpm_jax.sampler import NOTHING_TUNED, Sampler, Tuned, as_sampler
+from ddpm_jax.samplers import start_state
+from ddpm_jax.schedule import Schedule, make_schedule
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree
 
 # The order in which the first digests hashed these fields; saved files compare them.
@@ -51,6 +50,8 @@ class DDPM:
     """
 
     config: Config
+    tuned: Tuned = NOTHING_TUNED
+    """The samplers that were tuned to the weights."""
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -105,7 +106,7 @@ class DDPM:
     def init(self, rng: AnyKey) -> PyTree:
         """Fresh parameters: a tree of float32 arrays."""
         check_key(rng)
-        return _init(self, rng)
+        return programs.init(self, rng)
 
     def denoise(
         self, params: PyTree, x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
@@ -172,6 +173,19 @@ class DDPM:
             weight=losses.weight_of(diffusion.weighting, diffusion.min_snr_gamma),
         )
 
+    def resolve(self, sampler: Sampler) -> Sampler:
+        """The Sampler with its name and steps, in its simplest form, checked against the model.
+
+        Steps of a measured grid are taken from what was measured of the weights. Raises UserError
+        for what does not fit, or was not measured.
+        """
+        diffusion = self.config.diffusion
+        sampler.check(diffusion)
+        if sampler.grid == "tuned" and sampler.strides(diffusion):
+            sampler = self.tuned.find(sampler)
+            sampler.check(diffusion)
+        return sampler.simplest(diffusion)
+
     def sample(
         self,
         params: PyTree,
@@ -180,15 +194,14 @@ class DDPM:
         *,
         start: int = 0,
         batch_size: int | None = None,
-        sampler: Sampler | SamplerName = "ancestral",
+        sampler: Sampler | SamplerName | None = None,
         progress: Progress = False,
         **options: Any,
     ) -> np.ndarray:
         """Images start, ..., start + n - 1 of the key `rng`, float32 [n,H,W,C] in [-1, 1].
 
-        `sampler` is a Sampler, or the name of one with its fields as `options`: `steps` of the T
-        (default all) on the `grid` of `samplers.time_grid`, `eta` of ddim (default 0). For
-        example sampler="ddim", steps=50.
+        `sampler` is a Sampler, or the name of one with its fields as `options`; None is ancestral
+        sampling. For example sampler="ddim", steps=50, or steps=8, grid="tuned".
         Image i is made from fold_in(rng, i) alone: the same for any n, start, batch_size and
         number of devices. `batch_size` (default 64 a device) bounds the memory; the result is in
         the host's memory. Where params are on a mesh of several devices, these share the work.
@@ -204,21 +217,20 @@ class DDPM:
                 "n and start: must satisfy 0 <= start <= start + n <= 2**32, "
                 f"got n {n} and start {start}"
             )
-        chosen = as_sampler(sampler, **options)
-        chosen.check(self.config.diffusion)
+        chosen = self.resolve(as_sampler(sampler, **options))
         check_concrete("sample", params=params, rng=rng)
         params = checked_params(params, self.shapes)
         check_key(rng)
         mesh = mesh_of(params)
         result = np.empty((n, *self.image_shape), np.float32)
         batches = list(_batches(n, batch_size, mesh))
-        steps = chosen.timesteps(self.config.diffusion)[::-1]
+        steps = chosen.timesteps_of(self.config.diffusion)[::-1]
         with moving(progress, len(batches) * len(steps), "sampling") as move:
             for rows, count in batches:
                 indices = place((start + rows).astype(np.uint32), mesh)
-                keys, state = _begin(self, rng, indices)
+                keys, state = programs.begin(self, chosen, rng, indices)
                 args = (self, chosen, self.config.diffusion.clip, params, keys)
-                state = watched(_advance, args, state, steps, move)
+                state = watched(programs.advance, args, state, steps, move)
                 result[rows[:count]] = fetch(state.x)[:count]
         # The mean is not clipped where the network predicts it, and nothing without
         # diffusion.clip.
@@ -257,7 +269,7 @@ class DDPM:
 
             def run(keys, x):
                 args = (self, params, keys, np.int32(start))
-                return watched(_reverse, args, (x, x), steps, move)
+                return watched(programs.reverse, args, (x, x), steps, move)
 
             return _share_rows(run, params, keys, x)
 
@@ -277,11 +289,11 @@ class DDPM:
         params = checked_params(params, self.shapes)
         x_0 = checked_images("x_0", x_0, self.image_shape)
         sampler = self._ddim(steps)
-        steps_up = sampler.timesteps(self.config.diffusion)
+        steps_up = sampler.timesteps_of(self.config.diffusion)
         with moving(progress, len(steps_up), "encoding") as move:
 
             def run(x_0):
-                return watched(_encode, (self, sampler, params), x_0, steps_up, move)
+                return watched(programs.encode, (self, sampler, params), x_0, steps_up, move)
 
             return _share_rows(run, params, x_0)
 
@@ -297,20 +309,18 @@ class DDPM:
         params = checked_params(params, self.shapes)
         x_T = checked_images("x_T", x_T, self.image_shape)
         sampler = self._ddim(steps)
-        steps_down = sampler.timesteps(self.config.diffusion)[::-1]
+        steps_down = sampler.timesteps_of(self.config.diffusion)[::-1]
         with moving(progress, len(steps_down), "decoding") as move:
 
             def run(x_T):
                 state = start_state(None, self.image_shape, x_T)
                 args = (self, sampler, False, params, None)
-                return watched(_advance, args, state, steps_down, move).x
+                return watched(programs.advance, args, state, steps_down, move).x
 
             return _share_rows(run, params, x_T)
 
     def _ddim(self, steps: int | None) -> Sampler:
-        sampler = Sampler("ddim", steps)
-        sampler.check(self.config.diffusion)
-        return sampler
+        return self.resolve(Sampler("ddim", steps))
 
     def bits_per_dim(
         self,
@@ -356,128 +366,11 @@ class DDPM:
                 images = place(x_0[rows], mesh)
                 empty = place(np.zeros((len(rows), T), np.float32), mesh)
                 args = (self, params, rng, indices, images)
-                parts = watched(_bounds, args, (empty, empty), np.arange(T), move)
-                bits = _whole_bound(self, images, *parts)
+                parts = watched(programs.bounds, args, (empty, empty), np.arange(T), move)
+                bits = programs.whole_bound(self, images, *parts)
                 for field, of_batch in zip(result, fetch(bits), strict=True):
                     field[rows[:count]] = of_batch[:count]
         return result
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def sample_batch(
-    ddpm: DDPM,
-    sampler: Sampler,
-    params: PyTree,
-    rng: AnyKey,
-    indices: Integer[Array, " b"],
-) -> Float[jax.Array, "b h w c"]:
-    """Images of the key `rng`, one for each of `indices`: all of `DDPM.sample` as one program."""
-    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
-    keys = example_keys(rng, indices)
-    x_0 = sampler.method(schedule, denoise_fn, keys, ddpm.image_shape, **options)
-    return jnp.clip(x_0, -1, 1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(ddpm: DDPM, rng):
-    return init_params(ddpm.network, rng, ddpm.image_shape)
-
-
-# Programs that run a part of a chain, its steps first, ..., last - 1. Each returns the new state
-# and which images are finite. The bounds are arguments: one program for all parts.
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _begin(ddpm: DDPM, rng, indices):
-    keys = example_keys(rng, indices)
-    return keys, start_state(keys, ddpm.image_shape)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance(ddpm: DDPM, sampler: Sampler, clip: bool, params, keys, state, first, last):
-    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
-    options["clip"] = clip
-    step = sampler.method.bound_step(schedule, denoise_fn, keys, ddpm.image_shape, **options)
-    S = schedule.num_timesteps
-    state = jax.lax.fori_loop(first, last, lambda i, state: step(state, S - 1 - i), state)
-    return state, are_finite(state.x)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(ddpm: DDPM, sampler: Sampler, params, x, first, last):
-    schedule, denoise_fn, options = _chain(ddpm, sampler, params)
-    options["clip"] = False
-
-    def step(t, x):
-        return ddim_encode_step(schedule, denoise_fn, x, t, **options)
-
-    x = jax.lax.fori_loop(first, last, step, x)
-    return x, are_finite(x)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _reverse(ddpm: DDPM, params, keys, start, state, first, last):
-    options = _of_one_step(ddpm.config)
-
-    def step(i, state):
-        x_t, _ = state
-        t = start - 1 - i
-        t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
-        output = ddpm.denoise(params, x_t, t_batch)
-        p = p_mean_variance(ddpm.schedule, output, x_t, t_batch, **options)
-        return ancestral_step(p, t, gaussian_noise(keys, t, ddpm.image_shape)), p.x_0
-
-    state = jax.lax.fori_loop(first, last, step, state)
-    return state, are_finite(state[0])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _bounds(ddpm: DDPM, params, rng, indices, x_0, state, first, last):
-    denoise_fn = functools.partial(ddpm.denoise, params)
-    keys = example_keys(rng, indices)
-    options = _of_one_step(ddpm.config)
-
-    def step(t, state):
-        of_t = likelihood.bound_at(ddpm.schedule, denoise_fn, keys, x_0, t, **options)
-        return jax.tree.map(lambda all_t, one: all_t.at[:, t].set(one), state, of_t)
-
-    state = jax.lax.fori_loop(first, last, step, state)
-    return state, are_finite(state[0])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _whole_bound(ddpm: DDPM, x_0, terms, mse):
-    return likelihood.whole_bound(ddpm.schedule, x_0, terms.T, mse.T)
-
-
-def _chain(ddpm: DDPM, sampler: Sampler, params):
-    """(schedule, denoise_fn, the step's options) of the chain that `sampler` takes."""
-    diffusion = ddpm.config.diffusion
-    schedule = ddpm.schedule
-    prediction = diffusion.prediction
-    variance = sampler.variance(diffusion)
-    channels = ddpm.image_shape[-1]
-
-    def denoise_fn(x_t, t):
-        output = ddpm.denoise(params, x_t, t)
-        return output if variance == diffusion.variance else output[..., :channels]
-
-    if sampler.strides(diffusion):
-        denoise_fn = x_0_denoiser(schedule, denoise_fn, prediction=prediction)
-        prediction = "x_0"
-        schedule = strided(schedule, sampler.timesteps(diffusion))
-    options = {"prediction": prediction, "variance": variance, "clip": diffusion.clip}
-    return schedule, denoise_fn, {**options, **sampler.step_options}
-
-
-def _of_one_step(config: Config) -> dict:
-    """The options of `p_mean_variance` on the whole chain."""
-    diffusion = config.diffusion
-    return {
-        "prediction": diffusion.prediction,
-        "variance": diffusion.variance,
-        "clip": diffusion.clip,
-    }
 
 
 def _batches(n: int, batch_size: int | None, mesh):

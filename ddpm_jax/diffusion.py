@@ -29,6 +29,12 @@ logarithm; with learned_range it interpolates between the logarithms of the two 
 LEARNED: tuple[Variance, ...] = ("learned", "learned_range")
 """The variances that use the second half of the network's output channels."""
 
+Clip = bool | Literal["dynamic"]
+"""Whether the predicted x_0 is clipped to [-1, 1]; dynamic: see `clip_x_0`."""
+
+QUANTILE = 0.995
+"""Of dynamic clipping (Saharia et al. 2022, Appendix E)."""
+
 LEAST_DIVISOR = 2.0**-63
 """The square root of float32's smallest normal number."""
 
@@ -86,16 +92,16 @@ def p_mean_variance(
     *,
     prediction: Prediction,
     variance: Variance | Float[Array, " T"],
-    clip: bool = True,
+    clip: Clip = True,
 ) -> MeanVariance:
     """Eq. 1 and 11: mean, variance, log_variance and x_0 of p(x_{t-1} | x_t).
 
     `output` is the network's output for (x_t, schedule.timesteps[t]): of c channels, or 2 c for a
-    learned variance. With `clip` the predicted x_0 is clipped to [-1, 1] and the mean computed
-    from the clipped x_0. If the network predicts the mean, `clip` changes only the returned x_0.
-    `variance` is a name, or a table of the variance of each step of `schedule`: the output then has
-    c channels. The variance is always exp(log_variance); the released code's tables differ from
-    that at t = 0.
+    learned variance. With `clip` the predicted x_0 is clipped as `clip_x_0` does and the mean
+    computed from the clipped x_0. If the network predicts the mean, `clip` changes only the
+    returned x_0. `variance` is a name, or a table of the variance of each step of `schedule`: the
+    output then has c channels. It is always exp(log_variance); the released code's tables differ
+    from that at t = 0.
 
     Raises ValueError for an unknown `prediction` or `variance`, a table of another length, or an
     output of another shape.
@@ -103,9 +109,23 @@ def p_mean_variance(
     output, log_variance = _split_variance(schedule, output, x_t, t, variance)
     x_0 = predict_x_0(schedule, output, x_t, t, prediction=prediction)
     if clip:
-        x_0 = jnp.clip(x_0, -1, 1)
+        x_0 = clip_x_0(x_0, dynamic=clip == "dynamic")
     mean = output if prediction == "mean" else q_posterior(schedule, x_0, x_t, t)[0]
     return MeanVariance(mean, jnp.exp(log_variance), log_variance, x_0)
+
+
+def clip_x_0(x_0: Float[Array, "b h w c"], *, dynamic: bool = False) -> Float[Array, "b h w c"]:
+    """x_0 clipped to [-1, 1].
+
+    If `dynamic`, an image is clipped to [-s, s] and divided by s, the quantile QUANTILE of its
+    absolute values, where s is above 1: few pixels are then saturated (Saharia et al. 2022,
+    Section 2.3).
+    """
+    if not dynamic:
+        return jnp.clip(x_0, -1, 1)
+    s = jnp.quantile(jnp.abs(x_0), QUANTILE, axis=(1, 2, 3), keepdims=True)
+    s = jnp.maximum(s, 1.0)
+    return jnp.clip(x_0, -s, s) / s
 
 
 def predict_x_0(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
-from ddpm_jax.ddpm import _advance, sample_batch
 from ddpm_jax.devices.mesh import batch_sharding, make_mesh, replicated
 from ddpm_jax.keys import NOISE, TIME, example_keys, random_flip
+from ddpm_jax.programs import advance, sample_batch
 from ddpm_jax.sampler import Sampler, _log_variance
 
 
@@ -67,10 +67,10 @@ def test_several_devices_share_the_work(model):
 
 def test_programs_do_not_multiply_with_n(model):
     ddpm, params = model
-    _advance.clear_cache()
+    advance.clear_cache()
     for n in range(1, 20):
         ddpm.sample(params, jax.random.key(0), n, batch_size=4)
-    assert _advance._cache_size() == 3  # batches of 1, 2 and 4
+    assert advance._cache_size() == 3  # batches of 1, 2 and 4
 
 
 def test_nonsense_counts_are_refused(model):
@@ -211,7 +211,8 @@ def test_a_whole_grid_is_the_whole_chain(model):
         ({"steps": 11}, "steps: must be from 1 to 10, got 11"),
         (
             {"steps": 5, "grid": "cubic"},
-            "grid: must be one of linspace, leading, trailing, quad, got 'cubic'",
+            "grid: must be one of linspace, leading, trailing, quad, likelihood, tuned, "
+            "got 'cubic'",
         ),
         (
             {"steps": 1, "grid": "leading"},

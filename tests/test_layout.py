@@ -26,7 +26,7 @@ config
 sampler models
 devices
 data
-inputs
+inputs programs
 ddpm
 storage
 weights

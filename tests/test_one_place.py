@@ -36,12 +36,12 @@ from ddpm_jax import losses, samplers, schedule
 def mine(T, beta_end=0.1):
     return schedule.np.full(T, beta_end)
 
-samplers.SAMPLERS["mine"] = samplers.Method(lambda chain, x, t, before, *, strength=1.0: (x, x))
+samplers.SAMPLERS["mine"] = samplers.Method(lambda chain, x, t, memory, *, strength=1.0: (x, ()))
 losses.WEIGHTINGS["mine"] = lambda schedule, t, *, prediction: t
 from ddpm_jax.config import Diffusion
 from ddpm_jax.sampler import Sampler
 print(Diffusion(schedule="mine", beta_end=0.2, weighting="mine").schedule_parameters)
-print(Sampler("mine", 3).timesteps(Diffusion(schedule="mine")))
+print(Sampler("mine", 3).timesteps_of(Diffusion(schedule="mine")))
 from ddpm_jax.cli import main
 main(["sample", "--help"])
 """
@@ -51,20 +51,23 @@ def test_a_new_schedule_sampler_and_weighting_need_no_other_place():
     done = subprocess.run([sys.executable, "-c", NEW], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "{'beta_end': 0.2}\n[  0 500 999]\n" in done.stdout
-    assert f"--sampler {{{','.join(SAMPLERS)},mine}}" in " ".join(done.stdout.split())
+    assert f"--sampler {{None,{','.join(SAMPLERS)},mine}}" in " ".join(done.stdout.split())
 
 
 def test_a_sampler_is_one_value():
     chosen = Sampler("ddim", 50, 0.5, "quad")
     assert as_sampler("ddim", steps=50, eta=0.5, grid="quad") == chosen == as_sampler(chosen)
-    assert chosen.options == {"sampler": "ddim", "steps": 50, "eta": 0.5, "grid": "quad"}
+    given = {"sampler": "ddim", "steps": 50, "eta": 0.5, "grid": "quad"}
+    others = dict.fromkeys(["order", "b_h", "variance", "timesteps"])
+    assert chosen.options == given | others
+    assert Sampler.from_options(chosen.options) == chosen
     assert chosen.step_options == {"eta": 0.5} and chosen.method is SAMPLERS["ddim"]
     with pytest.raises(TypeError, match="steps: not allowed beside a Sampler"):
         as_sampler(chosen, steps=3)
     with pytest.raises(TypeError, match="strength"):
         as_sampler("ddim", strength=3)
     np.testing.assert_array_equal(
-        Sampler("dpm-solver++", 4).timesteps(Diffusion()), [249, 499, 749, 999]
+        Sampler("dpm-solver++", 4).timesteps_of(Diffusion()), [249, 499, 749, 999]
     )
 
 

@@ -406,16 +406,19 @@ def extreme_chains():
                 grids = [samplers.time_grid(1000, 6, grid) for grid in get_args(samplers.Grid)]
                 chains += [strided(schedule, grid) for grid in grids]
     tables = [np.stack(each) for each in zip(*map(jax.tree.leaves, chains), strict=True)]
-    return tables, functools.partial(jax.tree.unflatten, jax.tree.structure(chains[0]))
+    return chains, tables, functools.partial(jax.tree.unflatten, jax.tree.structure(chains[0]))
 
 
 @pytest.mark.parametrize("prediction", ["x_0", "eps"])
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=samplers.SAMPLERS)
 def test_every_sampler_is_finite_on_every_schedule_and_grid(sampler, prediction):
     image = jnp.linspace(-1, 1, 6).reshape(1, *SHAPE)
-    tables, schedule_of = extreme_chains()
+    chains, tables, schedule_of = extreme_chains()
+    own = None
+    if sampler.tables is not None:
+        own = jax.tree.map(lambda *each: np.stack(each), *[sampler.tables(c, c) for c in chains])
 
-    def draw(tables):
+    def draw(tables, own):
         return sampler(
             schedule_of(tables),
             lambda x, t: jnp.broadcast_to(image, x.shape),
@@ -424,27 +427,31 @@ def test_every_sampler_is_finite_on_every_schedule_and_grid(sampler, prediction)
             prediction=prediction,
             variance="fixed_small",
             trajectory=True,
+            tables=own,
         )
 
-    x_0, xs = jax.jit(jax.vmap(draw))(tables)
+    x_0, xs = jax.jit(jax.vmap(draw))(tables, own)
     assert len(xs) > 300 and np.isfinite(xs).all()
     if prediction == "x_0":  # Whatever the chain, it ends at the image that is predicted.
         np.testing.assert_allclose(x_0, jnp.broadcast_to(image, x_0.shape), atol=1e-5)
 
 
-def test_dpm_solver_is_ddim_where_nothing_is_left_of_the_image():
+@pytest.mark.parametrize("name", ["dpm-solver++", "dpm-solver++3m", "unipc", "deis", "ipndm"])
+def test_a_multistep_sampler_is_ddim_where_nothing_is_left_of_the_image(name):
     """Both are of first order there, and exact: in float64, with alphas_bar as they are."""
     schedule = make_schedule("const", 1000, beta_end=0.2)
     steps = np.array([0, 5, 20, 600, 800, 999])
     a = np.cumprod(1 - np.float64(schedule.betas))[steps]
     short = strided(schedule, steps)
     assert (np.asarray(short.sqrt_alphas_bar) == 0).sum() == 3
-    x_0, before, x = np.float32(np.random.default_rng(0).normal(size=(3, 1, *SHAPE)))
+    sampler = samplers.SAMPLERS[name]
+    x_0, x = np.float32(np.random.default_rng(0).normal(size=(2, 1, *SHAPE)))
     for t in (5, 4, 3):
         eps = (x - np.sqrt(a[t]) * x_0) / np.sqrt(1 - a[t])
         expected = np.sqrt(a[t - 1]) * x_0 + np.sqrt(1 - a[t - 1]) * eps
-        got = samplers.dpm_solver_step(short, x_0, before, x, t)
-        np.testing.assert_allclose(got, expected, rtol=1e-5)
+        row = sampler.tables(short, schedule).predict[t]
+        assert not row[2:].any()
+        np.testing.assert_allclose(row[0] * x + row[1] * x_0, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -10,13 +10,13 @@ from tqdm import tqdm
 from ddpm_jax import DDPM
 from ddpm_jax.config import Diffusion
 from ddpm_jax.data.images import to_uint8
-from ddpm_jax.ddpm import _advance, sample_batch
 from ddpm_jax.devices import progress, segments
 from ddpm_jax.devices.mesh import make_mesh, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import sample
 from ddpm_jax.evaluation.sample import destination, image_file, sample_to
 from ddpm_jax.keys import example_keys
+from ddpm_jax.programs import advance, sample_batch
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.weights.load import load_weights
 
@@ -120,10 +120,10 @@ def test_the_cuts_change_no_bits(model, cut):
 def test_one_program_for_all_segments_on_devices_too(model, cut):
     ddpm, params = model
     spread = jax.device_put(params, replicated(make_mesh(4)))
-    _advance.clear_cache()
+    advance.clear_cache()
     cut(UNEVEN)
     ddpm.sample(spread, KEY, 4)
-    assert _advance._cache_size() == 1
+    assert advance._cache_size() == 1
 
 
 def test_a_bar_counts_the_steps_of_all_batches(model, cut, capsys):

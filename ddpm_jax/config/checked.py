@@ -8,9 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from ddpm_jax.errors import UserError, shown
 
-LONGEST_TUPLE = 16
-"""Numbers of a field: a network has a handful of levels, and each halves the image."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -45,12 +42,20 @@ class Checked:
     """
 
     GROUP: ClassVar[str | None] = None
+    LONGEST: ClassVar[int] = 16
+    """Numbers of a tuple: a network has a handful of levels, and each halves the image."""
 
     def __post_init__(self) -> None:
         group = f"{type(self).__name__.lower()}." if self.GROUP is None else self.GROUP
         hints = typing.get_type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):  # type: ignore[arg-type] # every subclass is one
-            _check(group + field.name, getattr(self, field.name), hints[field.name])
+            value = getattr(self, field.name)
+            if isinstance(value, tuple) and len(value) > self.LONGEST:
+                raise UserError(
+                    f"{group}{field.name}: must have at most {self.LONGEST} numbers, "
+                    f"got {len(value)}"
+                )
+            _check(group + field.name, value, hints[field.name])
 
 
 def marks_of(hint: Any, kind: type) -> list:
@@ -69,7 +74,7 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         if value is None and type(None) in options:
             return
-        _check(label, value, options[0], bounds)
+        _check(label, value, _first_that_fits(value, options), bounds)
     elif typing.get_origin(hint) is Literal:
         if value not in options:
             raise UserError(f"{label}: must be one of {', '.join(options)}, got {shown(value)}")
@@ -78,12 +83,22 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
         if not isinstance(value, tuple) or (size is not None and len(value) != size):
             numbers = f"{size} numbers" if size else "numbers"
             raise UserError(f"{label}: must be a tuple of {numbers}, got {shown(value)}")
-        if len(value) > LONGEST_TUPLE:
-            raise UserError(f"{label}: must have at most {LONGEST_TUPLE} numbers, got {len(value)}")
         for item in value:
             _check(label, item, options[0], bounds)
     else:
         _check_one(label, value, hint, bounds)
+
+
+def _first_that_fits(value, options):
+    """The part of a union that `value` is checked against.
+
+    Several lists of choices are one; beside a type, choices are for texts.
+    """
+    choices = [each for each in options if typing.get_origin(each) is Literal]
+    others = [each for each in options if each not in choices and each is not type(None)]
+    if choices and (not others or isinstance(value, str)):
+        return Literal[tuple(name for each in choices for name in typing.get_args(each))]
+    return others[0]
 
 
 def _check_one(label: str, value, kind: type, bounds: Range | None) -> None:

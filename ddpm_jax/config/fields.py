@@ -22,7 +22,7 @@ from ddpm_jax.config.meaning import (
     NETWORK_AND_IMAGES,
     PLACE,
 )
-from ddpm_jax.diffusion import LEARNED, Prediction, Variance
+from ddpm_jax.diffusion import LEARNED, Clip, Prediction, Variance
 from ddpm_jax.errors import UserError
 from ddpm_jax.losses import LossName
 from ddpm_jax.schedule import SMALLEST_BETA, betas_of, schedule_parameters
@@ -104,8 +104,8 @@ class Diffusion(Checked):
     """What the network predicts: the noise, the image, the posterior's mean, or v."""
     variance: Annotated[Variance, NETWORK_AND_IMAGES] = "fixed_large"
     """Variance of a reverse step: beta_t, the posterior's, learned, or learned between those."""
-    clip: Annotated[bool, IMAGES] = True
-    """Clip the predicted x_0 to [-1, 1] in sampling and in measuring the likelihood."""
+    clip: Annotated[Clip, IMAGES] = True
+    """Clip the predicted x_0 to [-1, 1]; dynamic does so by quantile (in sampling alone)."""
     loss: Annotated[LossName, LEARNING] = "simple"
     """Squared error (simple), the bound in bits/dim (vlb), or simple + 0.001 vlb (hybrid)."""
     weighting: Annotated[WeightingName | None, LEARNING] = None

@@ -125,15 +125,13 @@ def checked_sampler(sampler: Sampler, model: Loaded) -> Sampler:
 
     Raises UserError if the model cannot be sampled so.
     """
-    diffusion = model.ddpm.config.diffusion
-    sampler.check(diffusion)
-    return sampler.simplest(diffusion)
+    return model.ddpm.resolve(sampler)
 
 
 def _label_of_today(label: dict, model: Loaded) -> dict:
     """The label of a folder that was begun with its sampler in another form."""
     given = {name: label[name] for name in Sampler().options if name in label}
-    return {**label, **checked_sampler(Sampler(**given), model).options}
+    return {**label, **checked_sampler(Sampler.from_options(given), model).options}
 
 
 def _is_missing(folder: epath.Path, i: int, model: Loaded) -> bool:
@@ -158,7 +156,7 @@ def _draw(model, indices, seed, sampler, batch_size):
     """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
     rng = seed_key(seed)
     runs = list(_runs_of(indices, batch_size))
-    steps = len(sampler.timesteps(model.ddpm.config.diffusion))
+    steps = len(sampler.timesteps_of(model.ddpm.config.diffusion))
     with progress_bar(total=len(runs) * steps, desc="sampling", unit="step") as progress:
         for some in runs:
             x = model.ddpm.sample(

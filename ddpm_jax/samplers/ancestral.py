@@ -17,9 +17,9 @@ def ancestral_step(
     return p.mean + jnp.where(t > 0, 1.0, 0.0) * jnp.exp(0.5 * p.log_variance) * noise
 
 
-def _step(chain: Chain, x_t, t, x_0_before):
+def _step(chain: Chain, x_t, t, memory):
     p = chain.p(x_t, t)
-    return ancestral_step(p, t, chain.noise(t)), p.x_0
+    return ancestral_step(p, t, chain.noise(t)), memory
 
 
 ancestral = Method(_step)

@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion import DenoiseFn, MeanVariance, Prediction, Variance, p_mean_variance
+from ddpm_jax.diffusion import (
+    Clip,
+    DenoiseFn,
+    MeanVariance,
+    Prediction,
+    Variance,
+    p_mean_variance,
+)
+from ddpm_jax.errors import UserError
 from ddpm_jax.keys import START, gaussian_noise
 from ddpm_jax.samplers.grids import Grid
 from ddpm_jax.schedule import Schedule
@@ -29,12 +37,15 @@ class Chain(NamedTuple):
     """p(x_t [B,H,W,C], t): p(x_{t-1} | x_t), one call of the network."""
     noise: Callable[..., jax.Array]
     """noise(t): N(0, I) [B,H,W,C], each image's own."""
+    tables: Any
+    """What the method computed of the chain beforehand; None where it has no tables."""
 
 
-Step = Callable[..., tuple[jax.Array, jax.Array]]
-"""step(chain, x_t [B,H,W,C], t, x_0_before, **options) -> (x_{t-1}, the x_0 predicted from x_t).
+Step = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
+"""step(chain, x_t [B,H,W,C], t, memory, **options) -> (x_{t-1}, the new memory).
 
-`x_0_before` is the x_0 of the step before this one, zeros in the first; options are keywords.
+`memory` is a tuple of `Method.memory` arrays like x_t, zeros in the first step; options are
+keywords.
 """
 
 
@@ -43,8 +54,8 @@ class State(NamedTuple):
 
     x: Float[Array, "b h w c"]
     """x_t."""
-    x_0: Float[Array, "b h w c"]
-    """The x_0 that the step before predicted; zeros before the first."""
+    memory: tuple[Float[Array, "b h w c"], ...]
+    """What the method keeps of earlier steps; zeros before the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +65,32 @@ class Method:
     step: Step
     grid: Grid = "linspace"
     """The time grid that it takes unless another is chosen."""
+    memory: int = 0
+    """How many arrays like x it keeps of earlier steps."""
+    tables: Callable[..., Any] | None = None
+    """tables(schedule, original, **options): a tree of float64 tables of the chain."""
+    orders: tuple[int, ...] = ()
+    """The values that its option `order` may have."""
+    deterministic: bool = False
+    """Whether the images follow from x_T alone, with the default options."""
 
     @property
     def options(self) -> list[str]:
-        """The names of the step's own options."""
-        parameters = inspect.signature(self.step).parameters.values()
+        """The names of the method's own options."""
+        parameters = inspect.signature(self.tables or self.step).parameters.values()
         return [each.name for each in parameters if each.kind == each.KEYWORD_ONLY]
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The step's own options with their defaults."""
-        parameters = inspect.signature(self.step).parameters
+        """The method's own options with their defaults."""
+        parameters = inspect.signature(self.tables or self.step).parameters
         return {name: parameters[name].default for name in self.options}
+
+    def check_order(self, order: int | None) -> None:
+        """Raises UserError for an `order` that it does not take; None is its default."""
+        if order is not None and order not in self.orders:
+            allowed = " or ".join(map(str, self.orders)) or "none"
+            raise UserError(f"order: this sampler takes {allowed}, got {order}")
 
     def __call__(
         self,
@@ -76,7 +101,8 @@ class Method:
         *,
         prediction: Prediction,
         variance: Variance,
-        clip: bool = True,
+        clip: Clip = True,
+        original: Schedule | None = None,
         x_T: Float[Array, "b h w c"] | None = None,
         trajectory: bool = False,
         **options: Any,
@@ -87,11 +113,12 @@ class Method:
                       schedule.timesteps
         image_shape   (H, W, C)
         prediction, variance, clip   as in `p_mean_variance`
+        original      the chain that `schedule` is a stride of, where it is one
         x_T           [B,H,W,C] to start from; None for N(0, I) of fold_in(key, START), however
                       many steps follow
         trajectory    return (x_0, xs) instead of x_0, xs [S,B,H,W,C] being x after each of the S
                       steps; without it nothing of the chain is kept
-        options       the step's own, eta of ddim for example
+        options       the method's own, eta of ddim for example
         """
         next_state = self.bound_step(
             schedule,
@@ -101,6 +128,7 @@ class Method:
             prediction=prediction,
             variance=variance,
             clip=clip,
+            original=original,
             **options,
         )
 
@@ -109,7 +137,9 @@ class Method:
             return state, state.x if trajectory else None
 
         steps = np.arange(schedule.num_timesteps, dtype=np.int32)[::-1]
-        state, xs = jax.lax.scan(body, start_state(keys, image_shape, x_T), steps)
+        state, xs = jax.lax.scan(
+            body, start_state(keys, image_shape, x_T, memory=self.memory), steps
+        )
         return (state.x, xs) if trajectory else state.x
 
     def bound_step(
@@ -121,14 +151,23 @@ class Method:
         *,
         prediction: Prediction,
         variance: Variance,
-        clip: bool = True,
+        clip: Clip = True,
+        original: Schedule | None = None,
+        tables: Any = None,
         **options: Any,
     ) -> Callable[[State, Int[Array, ""]], State]:
         """The step of one chain: (the State at t, t) -> the State at t - 1.
 
         The arguments are those of a call. The caller takes t = S - 1, ..., 0, in one loop or in
-        parts of it.
+        parts of it. `tables` are the method's own of this chain, computed here unless given: they
+        need a `schedule` that is not traced.
         """
+        self.check_order(options.get("order"))
+        if self.tables is not None:
+            if tables is None:
+                tables = self.tables(schedule, original or schedule, **options)
+            tables = jax.tree.map(_as_constant, tables)
+            options = {}
 
         def p(x_t, t):
             t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
@@ -142,22 +181,34 @@ class Method:
             step = schedule.timesteps[t]
             return gaussian_noise(keys, step, image_shape)  # type: ignore[arg-type]
 
-        chain = Chain(schedule, p, noise)
+        chain = Chain(schedule, p, noise, tables)
 
         def next_state(state, t):
-            return State(*self.step(chain, state.x, t, state.x_0, **options))
+            return State(*self.step(chain, state.x, t, state.memory, **options))
 
         return next_state
 
 
 def start_state(
-    keys: AnyKeys | None, image_shape: tuple[int, ...], x_T: Float[Array, "b h w c"] | None = None
+    keys: AnyKeys | None,
+    image_shape: tuple[int, ...],
+    x_T: Float[Array, "b h w c"] | None = None,
+    *,
+    memory: int = 0,
 ) -> State:
-    """The State before the first step: x_T, or N(0, I) of each key's fold_in(key, START)."""
+    """The State before the first step: x_T, or N(0, I) of each key's fold_in(key, START).
+
+    `memory` is that of the Method.
+    """
     if x_T is None:
         x_T = gaussian_noise(keys, START, image_shape)  # type: ignore[arg-type]
     x_T = jnp.asarray(x_T, jnp.float32)
-    return State(x_T, jnp.zeros_like(x_T))
+    return State(x_T, (jnp.zeros_like(x_T),) * memory)
+
+
+def _as_constant(table: Any) -> jax.Array:
+    """A float64 table as the program holds it."""
+    return jnp.asarray(table, jnp.float32)
 
 
 def previous(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion import DenoiseFn, Prediction, Variance, p_mean_variance
+from ddpm_jax.diffusion import Clip, DenoiseFn, Prediction, Variance, p_mean_variance
 from ddpm_jax.samplers.chain import Chain, Method, eps_of, previous
 from ddpm_jax.schedule import Schedule
 from ddpm_jax.shapes import Array, Float, Int
@@ -33,13 +33,13 @@ def ddim_step(
     return alpha * x_0 + towards_x_t * eps + jnp.sqrt(noise_variance) * noise
 
 
-def _step(chain: Chain, x_t, t, x_0_before, *, eta: float = 0.0):
+def _step(chain: Chain, x_t, t, memory, *, eta: float = 0.0):
     x_0 = chain.p(x_t, t).x_0
     noise = chain.noise(t) if eta else 0.0
-    return ddim_step(chain.schedule, x_0, x_t, t, noise, eta=eta), x_0
+    return ddim_step(chain.schedule, x_0, x_t, t, noise, eta=eta), memory
 
 
-ddim = Method(_step)
+ddim = Method(_step, deterministic=True)
 """DDIM, Eq. 12 and 16.
 
 `eta` scales the noise of a step, from none (0; with x_T given, `keys` may be None) to the
@@ -55,7 +55,7 @@ def ddim_encode_step(
     *,
     prediction: Prediction,
     variance: Variance,
-    clip: bool = False,
+    clip: Clip = False,
 ) -> Float[Array, "b h w c"]:
     """One step of `ddim_encode`: from x_{t-1}, or the image where t is 0, to x_t."""
     before = jnp.maximum(t - 1, 0)

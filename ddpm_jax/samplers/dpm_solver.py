@@ -1,50 +1,95 @@
-"""DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): deterministic given x_T, of second order."""
+"""DPM-Solver++ (Lu et al. 2022): polynomials of x_0 in lambda; 2M, 3M and the SDE form of 2M."""
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
-from ddpm_jax.samplers.chain import Chain, Method, previous
+from ddpm_jax.samplers.chain import Method
+from ddpm_jax.samplers.multistep import (
+    Levels,
+    Tables,
+    exponential_moments,
+    levels,
+    order_at,
+    padded,
+    weights,
+    x_0_step,
+)
 from ddpm_jax.schedule import Schedule
-from ddpm_jax.shapes import Array, Float, Int
 
 
-def dpm_solver_step(
-    schedule: Schedule,
-    x_0: Float[Array, "b h w c"],
-    x_0_before: Float[Array, "b h w c"],
-    x_t: Float[Array, "b h w c"],
-    t: Int[Array, ""] | int,
-) -> Float[jax.Array, "b h w c"]:
-    """One step: x_{t-1} from x_t and the x_0 predicted now and one step earlier.
+def lambda_row(chain: Levels, t: int, of_x: float, moments: np.ndarray) -> list[float]:
+    """The coefficients of a step from t that replaces x_0 by a polynomial in lambda.
 
-    In lambda = log(alpha / sigma) the data prediction is extrapolated linearly to the middle of
-    the step. The first step has no earlier prediction, and the last ends where lambda is infinite:
-    both are of first order, and so are steps from where nothing of the image is left. `t` is one
-    index of `schedule` for the whole batch.
+    `of_x` is that of x_t. `moments` [k] are those of u = (lambda - lambda_t) / h, h being the
+    step's length in lambda, with k - 1 earlier predictions.
     """
-    last = schedule.num_timesteps - 1
-    log_snr = _half_log_snr(schedule, t)
-    alpha, sigma = previous(schedule, t)
-    # Where nothing of the image is left, lambda is -inf: at one step (jsd), or at many.
-    h = jnp.where(jnp.isneginf(log_snr), jnp.inf, jnp.log(alpha) - jnp.log(sigma) - log_snr)
-    h_before = log_snr - _half_log_snr(schedule, jnp.minimum(t + 1, last))
-    # The step after those takes x_0 alone, as its weight h / inf says. h_before is not a number
-    # between two of them, and 0 where steps are too short for float32's lambda.
-    second_order = (t > 0) & (t < last) & (h_before > 0)
-    weight = jnp.where(second_order, h / (2 * h_before), 0.0)
-    target = x_0 + weight * (x_0 - x_0_before)
-    return sigma / schedule.sqrt_one_minus_alphas_bar[t] * x_t - alpha * jnp.expm1(-h) * target
+    return [of_x, *(chain.after(t)[0] * weights(lambda_nodes(chain, t, len(moments)), moments))]
 
 
-def _step(chain: Chain, x_t, t, x_0_before):
-    x_0 = chain.p(x_t, t).x_0
-    return dpm_solver_step(chain.schedule, x_0, x_0_before, x_t, t), x_0
+def lambda_nodes(chain: Levels, t: int, count: int) -> np.ndarray:
+    """Where the prediction at t and the `count` - 1 before it lie, in units of the step from t."""
+    if count == 1:
+        return np.zeros(1)
+    return (chain.log_snr[t : t + count] - chain.log_snr[t]) / step_length(chain, t)
 
 
-def _half_log_snr(schedule, t):
-    return jnp.log(schedule.sqrt_alphas_bar[t]) - jnp.log(schedule.sqrt_one_minus_alphas_bar[t])
+def step_length(chain: Levels, t: int) -> float:
+    """h, the step's length in lambda; infinite to the image, and from where it is lost."""
+    if t == 0 or not np.isfinite(chain.log_snr[t]):
+        return float("inf")
+    return float(chain.log_snr[t - 1] - chain.log_snr[t])
 
 
-# linspace would have it extrapolate over its widest step, the one down to t = 0.
-dpm_solver = Method(_step, grid="trailing")
-"""DPM-Solver++(2M). `variance` says how the network was trained, and is not sampled from."""
+def middle_moments(h: float) -> np.ndarray:
+    """Those of a line taken at the middle of the step, as 2M does (Lu et al. 2022, Algorithm 2)."""
+    return -np.expm1(-h) * np.array([1.0, 0.5])
+
+
+def _second(schedule: Schedule, original: Schedule) -> Tables:
+    chain = levels(schedule)
+    rows = []
+    for t in range(schedule.num_timesteps):
+        moments = middle_moments(step_length(chain, t))[: order_at(chain, t, 2)]
+        rows.append(padded(lambda_row(chain, t, chain.after(t)[1] / chain.sigma[t], moments), 3))
+    return Tables(np.array(rows))
+
+
+def _third(schedule: Schedule, original: Schedule) -> Tables:
+    chain = levels(schedule)
+    rows = []
+    for t in range(schedule.num_timesteps):
+        moments = exponential_moments(step_length(chain, t), order_at(chain, t, 3))
+        rows.append(padded(lambda_row(chain, t, chain.after(t)[1] / chain.sigma[t], moments), 4))
+    return Tables(np.array(rows))
+
+
+def _stochastic(schedule: Schedule, original: Schedule) -> Tables:
+    chain = levels(schedule)
+    rows = []
+    noise = []
+    for t in range(schedule.num_timesteps):
+        h = step_length(chain, t)
+        sigma = chain.after(t)[1]
+        moments = middle_moments(2 * h)[: order_at(chain, t, 2)]
+        of_x = sigma / chain.sigma[t] * np.exp(-h)
+        rows.append(padded(lambda_row(chain, t, of_x, moments), 3))
+        noise.append(sigma * np.sqrt(-np.expm1(-2 * h)))
+    return Tables(np.array(rows), noise=np.array(noise))
+
+
+# linspace would have them extrapolate over their widest step, the one down to t = 0.
+dpm_solver = Method(x_0_step, "trailing", memory=1, tables=_second, deterministic=True)
+"""DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2), of second order."""
+
+dpm_solver_3 = Method(x_0_step, "trailing", memory=2, tables=_third, deterministic=True)
+"""DPM-Solver++(3M), of third order.
+
+A parabola through three predictions, integrated exactly. The formula that circulates gives its
+curvature half the weight, and is of second order.
+"""
+
+sde_dpm_solver = Method(x_0_step, "trailing", memory=1, tables=_stochastic)
+"""SDE-DPM-Solver++(2M): each step also draws noise.
+
+It follows the process's stochastic equation, whose images have the same distribution as the flow's
+(Lu et al. 2022, Section 6 of version 2).
+"""

@@ -39,7 +39,7 @@ def heun_step(
     return x_end + 0.5 * width * (slope_end - slope)
 
 
-def _step(chain: Chain, x_t, t, x_0_before):
+def _step(chain: Chain, x_t, t, memory):
     schedule = chain.schedule
     x_0 = chain.p(x_t, t).x_0
     x_end = ddim_step(schedule, x_0, x_t, t, 0.0, eta=0.0)
@@ -48,8 +48,8 @@ def _step(chain: Chain, x_t, t, x_0_before):
         x_0_end = chain.p(x_end, t - 1).x_0
         return heun_step(schedule, x_0, x_t, x_0_end, x_end, t)
 
-    return jax.lax.cond(t > 0, corrected, lambda: x_end), x_0
+    return jax.lax.cond(t > 0, corrected, lambda: x_end), memory
 
 
-heun = Method(_step)
+heun = Method(_step, deterministic=True)
 """Heun's method. `variance` says how the network was trained, and is not sampled from."""

@@ -49,7 +49,7 @@ def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = A
             f"sampler: {format} holds only weights; leave out --sampler, --steps, --eta and "
             "--grid, or choose --format stablehlo"
         )
-    sampler.check(model.ddpm.config.diffusion)
+    sampler = model.ddpm.resolve(sampler)
     ddpm = DDPM(_without_places(model.ddpm.config))
     params = fetch(model.params)
     about = {

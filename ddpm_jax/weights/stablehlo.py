@@ -25,7 +25,8 @@ from etils import epath
 from jax import export
 
 from ddpm_jax.config import to_dict
-from ddpm_jax.ddpm import DDPM, sample_batch
+from ddpm_jax.ddpm import DDPM
+from ddpm_jax.programs import sample_batch
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import npz, path_of, write_file
@@ -47,7 +48,7 @@ def write_stablehlo(
     sampler's options are invalid.
     """
     folder = path_of(folder)
-    sampler.check(ddpm.config.diffusion)
+    sampler = ddpm.resolve(sampler)
     weights = {name: np.asarray(leaf) for name, leaf in flat_params(params).items()}
     files = {
         "sampler.stablehlo": bytes(sampler_program(ddpm, params, sampler).serialize()),

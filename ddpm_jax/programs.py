@@ -1,0 +1,191 @@
+"""The compiled programs that DDPM runs: a whole chain, or a part of one.
+
+They take the DDPM, and a Sampler that it resolved, as static arguments. A program that runs a
+part takes the steps number first, ..., last - 1 and returns the new state and which images are
+finite. The bounds are arguments: one program for all parts.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax import likelihood
+from ddpm_jax.config import Config
+from ddpm_jax.devices.segments import are_finite
+from ddpm_jax.diffusion import Clip, DenoiseFn, p_mean_variance, x_0_denoiser
+from ddpm_jax.keys import example_keys, gaussian_noise
+from ddpm_jax.models import init_params
+from ddpm_jax.sampler import Sampler
+from ddpm_jax.samplers import State, ancestral_step, ddim_encode_step, start_state
+from ddpm_jax.schedule import Schedule, strided
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Bool, Float, Int, Integer, PyTree
+
+Index = Int[Array, ""] | int
+Images = Float[jax.Array, "b h w c"]
+Finite = Bool[jax.Array, " b"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def sample_batch(
+    ddpm: Any,
+    sampler: Sampler,
+    params: PyTree,
+    rng: AnyKey,
+    indices: Integer[Array, " b"],
+) -> Images:
+    """Images of the key `rng`, one for each of `indices`: all of `DDPM.sample` as one program."""
+    schedule, denoise_fn, options = chain_of(ddpm, sampler, params)
+    keys = example_keys(rng, indices)
+    x_0 = sampler.method(schedule, denoise_fn, keys, ddpm.image_shape, **options)
+    return jnp.clip(x_0, -1, 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(ddpm: Any, rng: AnyKey) -> PyTree:
+    """Fresh parameters."""
+    return init_params(ddpm.network, rng, ddpm.image_shape)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def begin(
+    ddpm: Any, sampler: Sampler, rng: AnyKey, indices: Integer[Array, " b"]
+) -> tuple[AnyKeys, State]:
+    """The keys of images and the State before their first step."""
+    keys = example_keys(rng, indices)
+    return keys, start_state(keys, ddpm.image_shape, memory=sampler.method.memory)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def advance(
+    ddpm: Any,
+    sampler: Sampler,
+    clip: Clip,
+    params: PyTree,
+    keys: AnyKeys | None,
+    state: State,
+    first: Index,
+    last: Index,
+) -> tuple[State, Finite]:
+    """A part of the chain that `sampler` takes."""
+    schedule, denoise_fn, options = chain_of(ddpm, sampler, params)
+    options["clip"] = clip
+    step = sampler.method.bound_step(schedule, denoise_fn, keys, ddpm.image_shape, **options)
+    S = schedule.num_timesteps
+    state = jax.lax.fori_loop(first, last, lambda i, state: step(state, S - 1 - i), state)
+    return state, are_finite(state.x)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def encode(
+    ddpm: Any, sampler: Sampler, params: PyTree, x: Images, first: Index, last: Index
+) -> tuple[Images, Finite]:
+    """A part of `ddim_encode`."""
+    schedule, denoise_fn, options = chain_of(ddpm, sampler, params)
+    taken = ("prediction", "variance")
+    of_step = {name: options[name] for name in taken}
+
+    def step(t, x):
+        return ddim_encode_step(schedule, denoise_fn, x, t, **of_step)
+
+    x = jax.lax.fori_loop(first, last, step, x)
+    return x, are_finite(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def reverse(
+    ddpm: Any,
+    params: PyTree,
+    keys: AnyKeys,
+    start: Index,
+    state: tuple[Images, Images],
+    first: Index,
+    last: Index,
+) -> tuple[tuple[Images, Images], Finite]:
+    """A part of Algorithm 2 from step `start` - 1 down: (x, the predicted x_0)."""
+    options = _of_one_step(ddpm.config)
+
+    def step(i, state):
+        x_t, _ = state
+        t = start - 1 - i
+        t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
+        output = ddpm.denoise(params, x_t, t_batch)
+        p = p_mean_variance(ddpm.schedule, output, x_t, t_batch, **options)
+        return ancestral_step(p, t, gaussian_noise(keys, t, ddpm.image_shape)), p.x_0
+
+    state = jax.lax.fori_loop(first, last, step, state)
+    return state, are_finite(state[0])
+
+
+Curves = tuple[Float[jax.Array, "b T"], Float[jax.Array, "b T"]]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def bounds(
+    ddpm: Any,
+    params: PyTree,
+    rng: AnyKey,
+    indices: Integer[Array, " b"],
+    x_0: Images,
+    state: Curves,
+    first: Index,
+    last: Index,
+) -> tuple[Curves, Finite]:
+    """A part of the bound's terms and errors."""
+    denoise_fn = functools.partial(ddpm.denoise, params)
+    keys = example_keys(rng, indices)
+    options = _of_one_step(ddpm.config)
+    options["clip"] = bool(options["clip"])
+
+    def step(t, state):
+        of_t = likelihood.bound_at(ddpm.schedule, denoise_fn, keys, x_0, t, **options)
+        return jax.tree.map(lambda all_t, one: all_t.at[:, t].set(one), state, of_t)
+
+    state = jax.lax.fori_loop(first, last, step, state)
+    return state, are_finite(state[0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def whole_bound(
+    ddpm: Any, x_0: Images, terms: Float[jax.Array, "b T"], mse: Float[jax.Array, "b T"]
+) -> likelihood.BitsPerDim:
+    """The bound, put together."""
+    return likelihood.whole_bound(ddpm.schedule, x_0, terms.T, mse.T)
+
+
+def chain_of(
+    ddpm: Any, sampler: Sampler, params: PyTree
+) -> tuple[Schedule, DenoiseFn, dict[str, Any]]:
+    """(schedule, denoise_fn, the method's options) of the chain that `sampler` takes."""
+    diffusion = ddpm.config.diffusion
+    schedule = ddpm.schedule
+    prediction = diffusion.prediction
+    variance = sampler.variance_of(diffusion)
+    channels = ddpm.image_shape[-1]
+
+    def denoise_fn(x_t, t):
+        output = ddpm.denoise(params, x_t, t)
+        return output if variance == diffusion.variance else output[..., :channels]
+
+    if sampler.strides(diffusion):
+        denoise_fn = x_0_denoiser(schedule, denoise_fn, prediction=prediction)
+        prediction = "x_0"
+        schedule = strided(schedule, sampler.timesteps_of(diffusion))
+    options = {
+        "prediction": prediction,
+        "variance": variance,
+        "clip": diffusion.clip,
+        "original": ddpm.schedule,
+    }
+    return schedule, denoise_fn, {**options, **sampler.step_options}
+
+
+def _of_one_step(config: Config) -> dict:
+    """The options of `p_mean_variance` on the whole chain."""
+    diffusion = config.diffusion
+    return {
+        "prediction": diffusion.prediction,
+        "variance": diffusion.variance,
+        "clip": diffusion.clip,
+    }
