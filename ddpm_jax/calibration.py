@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from ddpm_jax.diffusion import unknown
+from ddpm_jax.errors import UserError
 from ddpm_jax.schedule import Schedule
 from ddpm_jax.shapes import Array, Float, Float64, Int32
 
@@ -132,11 +133,11 @@ def likelihood_steps(
     steps. Dynamic programming over pairs of steps (Watson et al. 2021, Algorithm 1), whose costs
     are those of `pair_bits`.
 
-    Raises ValueError unless 2 <= steps <= T, or for another variance.
+    Raises UserError unless 2 <= steps <= T, and ValueError for another variance.
     """
     T = schedule.num_timesteps
     if not 2 <= steps <= T:
-        raise ValueError(
+        raise UserError(
             f"steps: must be from 2 to {T} for the steps of the best likelihood, got {steps}"
         )
     costs = pair_bits(schedule, mse, variance)
