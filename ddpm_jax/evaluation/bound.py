@@ -205,7 +205,7 @@ def _make_parts(folder, draw, model: Loaded, images: Images, key, size: int, pro
         else:
             bits = bits_of(to_float(images.source.read(some)), start=start)
             for at, file in zip(range(0, len(some), PART), files, strict=True):
-                part = BitsPerDim(*(field[at : at + PART] for field in bits))
+                part = BitsPerDim(*(field[at : at + PART] for field in bits if field is not None))
                 write_file(file, npz(_part(part)))
 
 
