@@ -108,7 +108,7 @@ def measure(
     count = len(images.indices)
     while _have(_files(folder, draws, 0, count)):
         draws += 1  # Measured before.
-    feeding = out is None and _is_calibrating(model, images, sampler)
+    feeding = out is None and not calibrating and _is_calibrating(model, images, sampler)
     errors = read_errors(folder, model.ddpm) if calibrating or feeding else None
     parts = _Parts(folder, model, images, sampler, len(steps), batch_size, errors, calibrating)
     rng = seed_key(seed)
