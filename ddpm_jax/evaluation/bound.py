@@ -99,7 +99,7 @@ def measure(
     of something else.
     """
     model.ddpm.config.diffusion.check_bound()
-    sampler = model.ddpm.resolve(sampler)
+    sampler = model.ddpm.resolve_bound(sampler)
     label = _label(model, images, seed, sampler)
     folder = path_of(out) if out else _home(model, images, seed, sampler, first)
     claim(folder, "label.json", label, functools.partial(_label_of_today, model=model))
