@@ -184,6 +184,23 @@ def pair_bits(
     return bits
 
 
+def chain_bits(
+    schedule: Schedule,
+    mse: Float[Array, " T"],
+    timesteps: Int32[np.ndarray, " S"],
+    variance: FixedVariance,
+) -> float:
+    """The expected bound in bits/dim, without its prior, of the chain of two or more steps."""
+    sums = _Sums(schedule)
+    visited: np.ndarray = np.asarray(mse, np.float64)[timesteps]
+    step = _reverse_step(sums, timesteps[:-1], timesteps[1:])
+    of_decoder = np.maximum(visited[:1], LEAST_VARIANCE)
+    if variance != "optimal":
+        of_decoder = step.posterior[:1]
+    bits = decoder_bits(of_decoder, float(visited[0])).sum()
+    return float(bits + step_bits(step, visited[1:], variance).sum())
+
+
 class ReverseStep(NamedTuple):
     """The numbers of Eq. 7 for some reverse steps."""
 

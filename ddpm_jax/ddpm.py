@@ -26,7 +26,7 @@ from ddpm_jax.inputs import (
     checked_params,
 )
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
-from ddpm_jax.likelihood import BitsPerDim
+from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
 from ddpm_jax.models import UNet
 from ddpm_jax.sampler import NOTHING_TUNED, Sampler, Tuned, as_sampler
 from ddpm_jax.samplers import start_state
@@ -360,7 +360,7 @@ class DDPM:
         sampler: Sampler | SamplerName | None = None,
         cells: bool = False,
         progress: Progress = False,
-    ) -> BitsPerDim:
+    ) -> BitsPerDim | BitsAndCells:
         """The bound on -log2 p of images x_0 and its parts, as NumPy arrays.
 
         See `likelihood.bits_per_dim`. Images are those of uint8, x / 127.5 - 1. Image i is diffused
@@ -389,11 +389,8 @@ class DDPM:
         shapes: list[tuple[int, ...]] = [(len(steps),), (len(steps),)]  # Of the terms and errors.
         shapes += [(len(steps), *grid)] if cells else []
         mesh = mesh_of(params)
-        result = BitsPerDim(
-            np.empty(n, np.float32),
-            np.empty(n, np.float32),
-            *(np.empty((n, *shape), np.float32) for shape in shapes),
-        )
+        kind = BitsAndCells if cells else BitsPerDim
+        result = kind(*(np.empty((n, *shape), np.float32) for shape in [(), (), *shapes]))
         batches = list(_batches(n, batch_size, mesh))
         with moving(progress, len(batches) * len(steps), "likelihood") as move:
             for rows, count in batches:
@@ -406,8 +403,7 @@ class DDPM:
                 parts = watched(programs.bounds, args, empty, steps, move)
                 bits = programs.whole_bound(self, chosen, images, parts)
                 for field, of_batch in zip(result, fetch(bits), strict=True):
-                    if field is not None:
-                        field[rows[:count]] = of_batch[:count]
+                    field[rows[:count]] = of_batch[:count]
         return result
 
     def _bounded(self, sampler: Sampler) -> Sampler:

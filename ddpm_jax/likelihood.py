@@ -25,8 +25,22 @@ class BitsPerDim(NamedTuple):
     """Bits/dim: at t = 0 the decoder's L_0 (distortion); at t > 0 the KL term L_t (rate)."""
     mse: Float[Array, "b T"]
     """Mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
-    cells: Float[Array, "b T rows columns c"] | None = None
-    """The same for each channel in each cell of the image, where that was asked for."""
+
+    @property
+    def cells(self) -> None:
+        """None: the errors of cells were not asked for."""
+        return None
+
+
+class BitsAndCells(NamedTuple):
+    """A BitsPerDim with the errors of the cells, where they were asked for."""
+
+    total: Float[Array, " b"]
+    prior: Float[Array, " b"]
+    terms: Float[Array, "b T"]
+    mse: Float[Array, "b T"]
+    cells: Float[Array, "b T rows columns c"]
+    """As mse, for each channel in each cell of the image."""
 
 
 def prior_bits(schedule: Schedule, x_0: Float[Array, "b h w c"]) -> Float[jax.Array, " b"]:
@@ -48,7 +62,7 @@ def bits_per_dim(
     variance: Variance | Float[Array, " T"],
     clip: bool = True,
     cells: tuple[int, int] | None = None,
-) -> BitsPerDim:
+) -> BitsPerDim | BitsAndCells:
     """Eq. 5 for images x_0 with 256 levels in [-1, 1], with one sample of x_t per step t.
 
     `schedule` may be a strided chain that begins at the original step 0: the decoder's L_0 is of
@@ -112,10 +126,13 @@ def whole_bound(
     terms: Float[Array, "b T"],
     mse: Float[Array, "b T"],
     cells: Float[Array, "b T rows columns c"] | None = None,
-) -> BitsPerDim:
+) -> BitsPerDim | BitsAndCells:
     """The bound of images x_0, put together from `bound_at` of every t."""
     prior = prior_bits(schedule, x_0)
-    return BitsPerDim(prior + terms.sum(axis=1), prior, terms, mse, cells)
+    total = prior + terms.sum(axis=1)
+    if cells is None:
+        return BitsPerDim(total, prior, terms, mse)
+    return BitsAndCells(total, prior, terms, mse, cells)
 
 
 def rate(

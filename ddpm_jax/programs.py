@@ -152,7 +152,9 @@ def bounds(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def whole_bound(ddpm: Any, sampler: Sampler, x_0: Images, parts: Curves) -> likelihood.BitsPerDim:
+def whole_bound(
+    ddpm: Any, sampler: Sampler, x_0: Images, parts: Curves
+) -> likelihood.BitsPerDim | likelihood.BitsAndCells:
     """The bound, put together."""
     schedule = strided(ddpm.schedule, sampler.timesteps_of(ddpm.config.diffusion))
     return likelihood.whole_bound(schedule, x_0, *parts)

@@ -203,7 +203,7 @@ def test_the_networks_bound_is_the_same_in_any_batch_and_on_devices(tiny, pictur
         ddpm.bits_per_dim(params, key, x_0, batch_size=4),
         ddpm.bits_per_dim(jax.device_put(params, replicated(make_mesh(4))), key, x_0),
     ):
-        for a, b in zip(whole[:4], other[:4], strict=True):
+        for a, b in zip(whole, other, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     tail = ddpm.bits_per_dim(params, key, x_0[5:], start=5)
     np.testing.assert_allclose(tail.terms, whole.terms[5:], rtol=1e-4, atol=1e-6)

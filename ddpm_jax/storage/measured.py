@@ -20,8 +20,10 @@ from ddpm_jax.calibration import ARRAYS, Calibration, cell_grid
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler import NOTHING_TUNED, Sampler, Tuned
+from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import npz, path_of, read_npz, read_table, write_file
 from ddpm_jax.storage.kept import Kept, check_kept
+from ddpm_jax.storage.run import digest
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,9 @@ class Measured(NamedTuple):
     """Anything that JSON can hold."""
 
 
+NOTHING_MEASURED = Measured()
+
+
 class Labelled(Protocol):
     """A model that knows its digests, as `weights.load.Loaded` does."""
 
@@ -75,12 +80,20 @@ class Labelled(Protocol):
         """`parameters` and `process` are among it."""
 
 
-def read_measured(folder: epath.PathLike, ddpm: DDPM, identity: Identity) -> Measured:
+def identity_of(ddpm: DDPM, params: PyTree) -> dict[str, str]:
+    """The digests of weights and of their process."""
+    return {"parameters": digest(params), "process": ddpm.process_digest}
+
+
+def read_measured(folder: epath.PathLike, ddpm: DDPM, params: PyTree) -> Measured:
     """What the files in `folder` say of these weights; nothing of files that are absent.
 
     Raises UserError naming a file that is damaged, or of a later format.
     """
     folder = path_of(folder)
+    if not any((folder / name).exists() for name in (CALIBRATION, TUNED)):
+        return Measured()
+    identity = identity_of(ddpm, params)
     calibration, of_calibration = None, NOTHING
     if (folder / CALIBRATION).exists():
         calibration, of_calibration = _read_calibration(folder / CALIBRATION, ddpm, identity)
@@ -89,11 +102,6 @@ def read_measured(folder: epath.PathLike, ddpm: DDPM, identity: Identity) -> Mea
         table = read_table(folder / TUNED)
         tuned, of_tuned = tuned_of(folder / TUNED, table, ddpm, identity)
     return Measured(calibration, tuned, of_calibration, of_tuned)
-
-
-def has_measured(folder: epath.PathLike) -> bool:
-    """Whether there is a file of either kind."""
-    return any((path_of(folder) / name).exists() for name in (CALIBRATION, TUNED))
 
 
 def files_of(measured: Measured, identity: Identity) -> dict[str, bytes]:
@@ -105,6 +113,43 @@ def files_of(measured: Measured, identity: Identity) -> dict[str, bytes]:
         table = tuned_table(measured.tuned, identity, measured.of_tuned)
         files[TUNED] = json.dumps(table, indent=1).encode()
     return files
+
+
+def parts_of(
+    measured: Measured, identity: Identity
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(what JSON holds of `measured`, the calibration's arrays), for a file that holds both."""
+    table: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    if measured.calibration is not None:
+        table["calibration"] = calibration_head(
+            measured.calibration, identity, measured.of_calibration
+        )
+        arrays = measured.calibration.arrays
+    if measured.tuned != NOTHING_TUNED:
+        table["tuned"] = tuned_table(measured.tuned, identity, measured.of_tuned)
+    return table, arrays
+
+
+def measured_of(
+    where: object,
+    table: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    ddpm: DDPM,
+    identity: Identity,
+) -> Measured:
+    """The Measured of `parts_of`; nothing of parts that are absent or of other weights.
+
+    Raises UserError naming `where` it stands if it is damaged, or of a later format.
+    """
+    calibration, of_calibration = None, NOTHING
+    if "calibration" in table:
+        head = table["calibration"]
+        calibration, of_calibration = calibration_of(where, head, arrays, ddpm, identity)
+    tuned, of_tuned = NOTHING_TUNED, NOTHING
+    if "tuned" in table:
+        tuned, of_tuned = tuned_of(where, table["tuned"], ddpm, identity)
+    return Measured(calibration, tuned, of_calibration, of_tuned)
 
 
 def write_calibration(
