@@ -31,6 +31,7 @@ FIGURES = {
     "shared-latent": "SharedLatent",
     "interpolate": "Interpolate",
     "neighbours": "Neighbours",
+    "steps": "Steps",
     "schedule": "Schedules",
 }
 

@@ -45,7 +45,7 @@ def middle_moments(h: float) -> np.ndarray:
 
 
 def _second(schedule: Schedule, original: Schedule) -> Tables:
-    chain = levels(schedule)
+    chain = levels(schedule, original)
     rows = []
     for t in range(schedule.num_timesteps):
         moments = middle_moments(step_length(chain, t))[: order_at(chain, t, 2)]
@@ -54,7 +54,7 @@ def _second(schedule: Schedule, original: Schedule) -> Tables:
 
 
 def _third(schedule: Schedule, original: Schedule) -> Tables:
-    chain = levels(schedule)
+    chain = levels(schedule, original)
     rows = []
     for t in range(schedule.num_timesteps):
         moments = exponential_moments(step_length(chain, t), order_at(chain, t, 3))
@@ -63,7 +63,7 @@ def _third(schedule: Schedule, original: Schedule) -> Tables:
 
 
 def _stochastic(schedule: Schedule, original: Schedule) -> Tables:
-    chain = levels(schedule)
+    chain = levels(schedule, original)
     rows = []
     noise = []
     for t in range(schedule.num_timesteps):
