@@ -123,7 +123,7 @@ def test_neither_a_kill_nor_another_batch_size_changes_them(calibrated, tmp_path
     out = tmp_path / "x.npz"
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, images, first, seed=1, batch_size=3, out=out)
-    assert read_errors(epath.Path(tmp_path / "x-parts"), ddpm).images == 6 and not out.exists()
+    assert read_errors(epath.Path(tmp_path / "x-parts"), ddpm, 8).images == 6 and not out.exists()
     calls.clear()
     # The parts of images 0 to 5 are there; those of a killed batch were not written, its sums were.
     max((tmp_path / "x-parts/parts").iterdir()).unlink()
@@ -373,11 +373,11 @@ def test_the_sums_are_means_and_standard_errors(tiny, tmp_path):
     """In any portions, and from a file between them."""
     ddpm = DDPM(tiny)
     cells = np.random.default_rng(0).uniform(0, 1, (7, 10, 8, 8, 1)).astype(np.float32)
-    errors = read_errors(epath.Path(tmp_path), ddpm)
+    errors = read_errors(epath.Path(tmp_path), ddpm, 7)
     for start, stop in ((0, 2), (0, 3), (2, 7)):  # Some come twice, and count once.
         errors.add(start, cells[start:stop])
         errors.write(epath.Path(tmp_path))
-        errors = read_errors(epath.Path(tmp_path), ddpm)
+        errors = read_errors(epath.Path(tmp_path), ddpm, 7)
     found = errors.calibration()
     mse = np.float64(cells).mean(axis=(2, 3, 4))
     np.testing.assert_allclose(found.mse, mse.mean(0), rtol=1e-12)
@@ -390,9 +390,18 @@ def test_the_sums_are_means_and_standard_errors(tiny, tmp_path):
     )
     one.add(0, cells[:1])
     assert not one.calibration().error.any()
-    (tmp_path / "errors.npz").write_bytes(npz({"images": np.array(3)}))
-    with pytest.raises(UserError, match=r"errors.npz: array 'mse' is absent"):
-        read_errors(epath.Path(tmp_path), ddpm)
+    with np.load(tmp_path / "errors.npz") as file:
+        whole = dict(file)
+    for damage, says in [
+        ({"images": whole["images"]}, "array 'mse' is absent"),
+        (whole | {"images": np.array(8)}, "is not of 7 images or fewer"),
+        (whole | {"images": np.array(-1)}, "is not of 7 images or fewer"),
+        (whole | {"cells": -whole["cells"]}, "numbers that are no squares"),
+        (whole | {"mse": whole["mse"] * np.nan}, "numbers that are no squares"),
+    ]:
+        (tmp_path / "errors.npz").write_bytes(npz(damage))
+        with pytest.raises(UserError, match=rf"errors.npz: .*{says}"):
+            read_errors(epath.Path(tmp_path), ddpm, 7)
 
 
 def test_the_identity_is_that_of_the_label(model):

@@ -109,7 +109,7 @@ def measure(
     while _have(_files(folder, draws, 0, count)):
         draws += 1  # Measured before.
     feeding = out is None and not calibrating and _is_calibrating(model, images, sampler)
-    errors = read_errors(folder, model.ddpm) if calibrating or feeding else None
+    errors = read_errors(folder, model.ddpm, count) if calibrating or feeding else None
     parts = _Parts(folder, model, images, sampler, len(steps), batch_size, errors, calibrating)
     rng = seed_key(seed)
     with progress_bar(total=draws * parts.steps, desc="likelihood", unit="step") as progress:
