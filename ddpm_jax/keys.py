@@ -39,6 +39,8 @@ WAY_BACK = 2
 """Interpolation, which has two images: the noise of the way back."""
 SHARED = 2**31
 """Samples that share a latent."""
+HELD_BACK = 2**31 + 1
+"""Images to compare samplers by, which no sampler was tuned on."""
 
 # Beside the epochs 0, 1, ... in a Philox generator of a seed: orders of images are drawn by NumPy.
 PROXY_SPLIT = 2**32 - 1
@@ -48,7 +50,7 @@ FAMILIES = {
     "run": (INIT, SAMPLES, HOLDOUT),
     "example": (TIME, NOISE, DROPOUT, FLIP),
     "image": (START,),
-    "figure": (WAY_BACK, SHARED),
+    "figure": (WAY_BACK, SHARED, HELD_BACK),
     "order": (PROXY_SPLIT,),
 }
 """The numbers by the key that they are folded into."""

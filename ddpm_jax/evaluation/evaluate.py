@@ -77,7 +77,7 @@ def evaluate(
     folder = path_of(out) if out else model.home / "evaluation" / _name(model, sampler, seed)
 
     mesh = make_mesh()
-    sets = _real_images(model, data)
+    sets = real_images(model, data)
     train = sets[0]
     root = cache_root(train.source, folder / "real")
     if inception_file:
@@ -173,8 +173,11 @@ def _hash_of(sets: list[Images]) -> str:
     return hashed.hexdigest()
 
 
-def _real_images(model: Loaded, data: str | None) -> list[Images]:
-    """The sets to compare with; that of the images trained on comes first."""
+def real_images(model: Loaded, data: str | None) -> list[Images]:
+    """The sets to compare samples with; that of the images trained on comes first.
+
+    `data` as for `evaluate`. Raises UserError for images that cannot be used.
+    """
     config = model.ddpm.config
     channels = config.data.image_shape[-1]
     if channels not in (1, 3):
@@ -236,7 +239,7 @@ def _read_samples(place, image_shape, indices) -> np.ndarray:
 def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> dict[str, dict]:
     """The values by their names; those of a proxy are called so."""
     n = len(drawn.features)
-    _warn_of_few(drawn, references)
+    warn_of_few(n, references)
     score = metrics.inception_score(drawn.logits)
     error_is = "standard deviation over 10 parts of the samples"
     values = {"is": _value("IS", score.mean, score.std, error_is)}
@@ -264,8 +267,9 @@ def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> 
     return values
 
 
-def _warn_of_few(drawn: Features, references: dict[Split, Reference]) -> None:
-    n, dim = drawn.features.shape
+def warn_of_few(n: int, references: dict[Split, Reference]) -> None:
+    """Logs where `n` samples, or the real images, are fewer than the features that FID takes."""
+    dim = next(iter(references.values())).features.shape[1]
     counts = {f"images of {split}": each.statistics.count for split, each in references.items()}
     for what, count in {"samples": n, **counts}.items():
         if count <= dim:
