@@ -40,6 +40,10 @@ WAY_BACK = 2
 SHARED = 2**31
 """Samples that share a latent."""
 
+# Folded into the key of a seed, whose images 0, 1, ... `sample` draws.
+TUNING = 2**32 - 1
+"""The key of the starts that `tune` compares grids on."""
+
 # Beside the epochs 0, 1, ... in a Philox generator of a seed: orders of images are drawn by NumPy.
 PROXY_SPLIT = 2**32 - 1
 """The images that the proxy holds out."""
@@ -49,6 +53,7 @@ FAMILIES = {
     "example": (TIME, NOISE, DROPOUT, FLIP),
     "image": (START,),
     "figure": (WAY_BACK, SHARED),
+    "tune": (TUNING,),
     "order": (PROXY_SPLIT,),
 }
 """The numbers by the key that they are folded into."""
