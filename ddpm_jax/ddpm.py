@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import losses, programs
+from ddpm_jax.calibration import Calibration, FixedVariance, cell_grid, likelihood_steps
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import Progress, moving, watched
+from ddpm_jax.errors import UserError
 from ddpm_jax.inputs import (
     check_concrete,
     check_count,
@@ -24,7 +26,7 @@ from ddpm_jax.inputs import (
     checked_params,
 )
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
-from ddpm_jax.likelihood import BitsPerDim
+from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
 from ddpm_jax.models import UNet
 from ddpm_jax.sampler import NOTHING_TUNED, Sampler, Tuned, as_sampler
 from ddpm_jax.samplers import start_state
@@ -50,6 +52,8 @@ class DDPM:
     """
 
     config: Config
+    calibration: Calibration | None = None
+    """The errors that were measured of the weights."""
     tuned: Tuned = NOTHING_TUNED
     """The samplers that were tuned to the weights."""
 
@@ -184,7 +188,30 @@ class DDPM:
         if sampler.grid == "tuned" and sampler.strides(diffusion):
             sampler = self.tuned.find(sampler)
             sampler.check(diffusion)
+        if sampler.variance == "optimal":
+            self._calibrated("variance")
+        if sampler.grid == "likelihood" and sampler.strides(diffusion):
+            sampler = self._with_best_steps(sampler)
         return sampler.simplest(diffusion)
+
+    def _with_best_steps(self, sampler: Sampler) -> Sampler:
+        """The sampler with the steps of the best likelihood in the place of their number."""
+        mse = self._calibrated("grid").mse
+        variance: FixedVariance = "optimal"  # Also in place of a learned one, or of none.
+        own = sampler.variance_of(self.config.diffusion)
+        if sampler.name == "ancestral" and (own == "fixed_small" or own == "fixed_large"):
+            variance = own
+        steps = likelihood_steps(self.schedule, mse, sampler.steps or 0, variance)
+        return dataclasses.replace(sampler, steps=None, grid=None, timesteps=tuple(steps.tolist()))
+
+    def _calibrated(self, option: str) -> Calibration:
+        """The calibration. Raises UserError naming the option that needs it if there is none."""
+        if self.calibration is None:
+            raise UserError(
+                f"{option}: these weights have no calibration, which this needs; run "
+                "ddpm-jax calibrate RUN first"
+            )
+        return self.calibration
 
     def sample(
         self,
@@ -330,17 +357,23 @@ class DDPM:
         *,
         start: int = 0,
         batch_size: int | None = None,
+        sampler: Sampler | SamplerName | None = None,
+        cells: bool = False,
         progress: Progress = False,
-    ) -> BitsPerDim:
+    ) -> BitsPerDim | BitsAndCells:
         """The bound on -log2 p of images x_0 and its parts, as NumPy arrays.
 
         See `likelihood.bits_per_dim`. Images are those of uint8, x / 127.5 - 1. Image i is diffused
-        with noise of fold_in(rng, start + i). `batch_size`, devices and `progress` as in `sample`.
+        with noise of fold_in(rng, start + i). `sampler` is an ancestral one, whose steps and
+        variance the bound is of; its steps begin with step 0, which L_0 is of. With `cells` the
+        squared errors of the cells of `calibration.cell_grid` come along. `batch_size`, devices
+        and `progress` as in `sample`.
         Raises TypeError for images that are not floats, ValueError for a negative start, and
-        UserError for a model whose bound is infinite. NonFiniteSamples names the step at which a
-        term is not finite.
+        UserError for a model whose bound is infinite or a sampler that has none. NonFiniteSamples
+        names the step at which a term is not finite.
         """
         self.config.diffusion.check_bound()
+        chosen = self._bounded(as_sampler(sampler))
         check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0)
         params = checked_params(params, self.shapes)
         check_key(rng)
@@ -351,26 +384,42 @@ class DDPM:
                 f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}"
             )
         n = len(x_0)
-        T = self.schedule.num_timesteps
+        steps = chosen.timesteps_of(self.config.diffusion)
+        grid = cell_grid(self.image_shape)
+        shapes: list[tuple[int, ...]] = [(len(steps),), (len(steps),)]  # Of the terms and errors.
+        shapes += [(len(steps), *grid)] if cells else []
         mesh = mesh_of(params)
-        result = BitsPerDim(
-            total=np.empty(n, np.float32),
-            prior=np.empty(n, np.float32),
-            terms=np.empty((n, T), np.float32),
-            mse=np.empty((n, T), np.float32),
-        )
+        kind = BitsAndCells if cells else BitsPerDim
+        result = kind(*(np.empty((n, *shape), np.float32) for shape in [(), (), *shapes]))
         batches = list(_batches(n, batch_size, mesh))
-        with moving(progress, len(batches) * T, "likelihood") as move:
+        with moving(progress, len(batches) * len(steps), "likelihood") as move:
             for rows, count in batches:
                 indices = place((start + rows).astype(np.uint32), mesh)
                 images = place(x_0[rows], mesh)
-                empty = place(np.zeros((len(rows), T), np.float32), mesh)
-                args = (self, params, rng, indices, images)
-                parts = watched(programs.bounds, args, (empty, empty), np.arange(T), move)
-                bits = programs.whole_bound(self, images, *parts)
+                empty = tuple(
+                    place(np.zeros((len(rows), *shape), np.float32), mesh) for shape in shapes
+                )
+                args = (self, chosen, grid[:2] if cells else None, params, rng, indices, images)
+                parts = watched(programs.bounds, args, empty, steps, move)
+                bits = programs.whole_bound(self, chosen, images, parts)
                 for field, of_batch in zip(result, fetch(bits), strict=True):
                     field[rows[:count]] = of_batch[:count]
         return result
+
+    def _bounded(self, sampler: Sampler) -> Sampler:
+        """The sampler, resolved. Raises UserError if its chain has no bound."""
+        chosen = self.resolve(sampler)
+        if chosen.name != "ancestral":
+            raise UserError(
+                f"sampler: {chosen.name} has no bound; leave it out or choose ancestral"
+            )
+        first = chosen.timesteps_of(self.config.diffusion)[0]
+        if first:
+            raise UserError(
+                f"timesteps: the bound's L_0 is of step 0, but this chain's first is step {first}; "
+                "choose the grid linspace, leading, quad or likelihood"
+            )
+        return chosen
 
 
 def _batches(n: int, batch_size: int | None, mesh):

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.schedule import Schedule
 from ddpm_jax.shapes import Array, Float, Int
@@ -90,7 +91,7 @@ def p_mean_variance(
     t: Int[Array, " b"],
     *,
     prediction: Prediction,
-    variance: Variance,
+    variance: Variance | Float[Array, " T"],
     clip: Clip = True,
 ) -> MeanVariance:
     """Eq. 1 and 11: mean, variance, log_variance and x_0 of p(x_{t-1} | x_t).
@@ -98,10 +99,12 @@ def p_mean_variance(
     `output` is the network's output for (x_t, schedule.timesteps[t]): of c channels, or 2 c for a
     learned variance. With `clip` the predicted x_0 is clipped as `clip_x_0` does and the mean
     computed from the clipped x_0. If the network predicts the mean, `clip` changes only the
-    returned x_0. The variance is always exp(log_variance); the released code's tables differ from
-    that at t = 0.
+    returned x_0. `variance` is a name, or a table of the variance of each step of `schedule`: the
+    output then has c channels. It is always exp(log_variance); the released code's tables differ
+    from that at t = 0.
 
-    Raises ValueError for an unknown `prediction` or `variance`, or an output of another shape.
+    Raises ValueError for an unknown `prediction` or `variance`, a table of another length, or an
+    output of another shape.
     """
     output, log_variance = _split_variance(schedule, output, x_t, t, variance)
     x_0 = predict_x_0(schedule, output, x_t, t, prediction=prediction)
@@ -250,13 +253,16 @@ def example_mean(x: Float[Array, "b ..."]) -> Float[jax.Array, " b"]:
 
 def _split_variance(schedule, output, x_t, t, variance):
     """Splits `output` into (the prediction, the log-variance)."""
-    learned = variance in LEARNED
+    table = None if isinstance(variance, str) else _log_table(schedule, variance)
+    learned = table is None and variance in LEARNED
     expected = x_t.shape[:-1] + ((2 if learned else 1) * x_t.shape[-1],)
     if output.shape != expected:
         raise ValueError(
-            f"output: must be {expected} for x_t {x_t.shape} and variance {variance!r}, "
-            f"got {output.shape}"
+            f"output: must be {expected} for x_t {x_t.shape} and variance "
+            f"{repr(variance) if table is None else 'of a table'}, got {output.shape}"
         )
+    if table is not None:
+        return output, jnp.broadcast_to(_at(table, t, x_t), x_t.shape)
     if variance == "fixed_large":
         return output, jnp.broadcast_to(_at(schedule.fixed_large_log_variance, t, x_t), x_t.shape)
     if variance == "fixed_small":
@@ -273,6 +279,17 @@ def _split_variance(schedule, output, x_t, t, variance):
         )
         return output, low + (v + 1) / 2 * (high - low)
     raise unknown("variance", variance, Variance)
+
+
+def _log_table(schedule, variance):
+    """The logarithms of a table of variances, float32; float64 of NumPy is rounded last."""
+    if variance.shape != schedule.betas.shape:
+        raise ValueError(
+            f"variance: must have an entry for each step of the chain, {schedule.betas.shape}, "
+            f"got {variance.shape}"
+        )
+    log = np.log if isinstance(variance, np.ndarray) else jnp.log
+    return jnp.asarray(log(variance), jnp.float32)
 
 
 def _at(

@@ -26,6 +26,22 @@ class BitsPerDim(NamedTuple):
     mse: Float[Array, "b T"]
     """Mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
 
+    @property
+    def cells(self) -> None:
+        """None: the errors of cells were not asked for."""
+        return None
+
+
+class BitsAndCells(NamedTuple):
+    """A BitsPerDim with the errors of the cells, where they were asked for."""
+
+    total: Float[Array, " b"]
+    prior: Float[Array, " b"]
+    terms: Float[Array, "b T"]
+    mse: Float[Array, "b T"]
+    cells: Float[Array, "b T rows columns c"]
+    """As mse, for each channel in each cell of the image."""
+
 
 def prior_bits(schedule: Schedule, x_0: Float[Array, "b h w c"]) -> Float[jax.Array, " b"]:
     """Eq. 5, L_T: KL(q(x_T | x_0) || N(0, I)) of images x_0, in bits/dim."""
@@ -43,23 +59,26 @@ def bits_per_dim(
     *,
     start: int | Integer[Array, ""] = 0,
     prediction: Prediction,
-    variance: Variance,
+    variance: Variance | Float[Array, " T"],
     clip: bool = True,
-) -> BitsPerDim:
+    cells: tuple[int, int] | None = None,
+) -> BitsPerDim | BitsAndCells:
     """Eq. 5 for images x_0 with 256 levels in [-1, 1], with one sample of x_t per step t.
 
-    The noise of image i at step t comes from fold_in(fold_in(rng, start + i), t), so it does not
-    depend on the batch. `clip` is as in `p_mean_variance`. Raises ValueError if `rng` is not a
-    threefry key.
+    `schedule` may be a strided chain that begins at the original step 0: the decoder's L_0 is of
+    that step. The noise of image i at the original step t comes from
+    fold_in(fold_in(rng, start + i), t), so it depends neither on the batch nor on the other steps.
+    `variance` and `clip` are as in `p_mean_variance`; `cells` (rows, columns) divides H and W.
+    Raises ValueError if `rng` is not a threefry key.
     """
     keys = example_keys(rng, start + jnp.arange(len(x_0), dtype=jnp.uint32))
     options: dict[str, Any] = {"prediction": prediction, "variance": variance, "clip": clip}
 
     def step(_, t):
-        return None, bound_at(schedule, denoise_fn, keys, x_0, t, **options)
+        return None, bound_at(schedule, denoise_fn, keys, x_0, t, **options, cells=cells)
 
-    _, (terms, mse) = jax.lax.scan(step, None, np.arange(schedule.num_timesteps, dtype=np.int32))
-    return whole_bound(schedule, x_0, terms, mse)
+    _, of_steps = jax.lax.scan(step, None, np.arange(schedule.num_timesteps, dtype=np.int32))
+    return whole_bound(schedule, x_0, *(jnp.moveaxis(each, 0, 1) for each in of_steps))
 
 
 def bound_at(
@@ -70,32 +89,50 @@ def bound_at(
     t: Int[Array, ""],
     *,
     prediction: Prediction,
-    variance: Variance,
+    variance: Variance | Float[Array, " T"],
     clip: bool = True,
-) -> tuple[Float[jax.Array, " b"], Float[jax.Array, " b"]]:
-    """(the bound's term, the mean squared error of the predicted x_0) at one t, of each image.
+    cells: tuple[int, int] | None = None,
+) -> tuple[Float[jax.Array, "b ..."], ...]:
+    """(the bound's term [b], the mean squared error of the predicted x_0 [b]) at one t.
 
-    Image i is diffused with noise of fold_in(keys[i], t). Bits/dim.
+    With `cells` (rows, columns) also the error for each channel in each cell, [b,rows,columns,c].
+    Image i is diffused with noise of fold_in(keys[i], schedule.timesteps[t]). Bits/dim.
     """
     t_batch = jnp.full(x_0.shape[:1], t, jnp.int32)
-    x_t = diffusion.q_sample(schedule, x_0, t_batch, gaussian_noise(keys, t, x_0.shape[1:]))
+    noise = gaussian_noise(keys, schedule.timesteps[t], x_0.shape[1:])
+    x_t = diffusion.q_sample(schedule, x_0, t_batch, noise)
     output = denoise_fn(x_t, schedule.timesteps[t_batch])
     p = diffusion.p_mean_variance(
         schedule, output, x_t, t_batch, prediction=prediction, variance=variance, clip=clip
     )
     terms = losses.bound_terms(schedule, p, x_0, x_t, t_batch)
-    return terms, diffusion.example_mean(jnp.square(x_0 - p.x_0))
+    squares = jnp.square(x_0 - p.x_0)
+    mse = diffusion.example_mean(squares)
+    return (terms, mse) if cells is None else (terms, mse, cell_means(squares, cells))
+
+
+def cell_means(
+    x: Float[Array, "b h w c"], cells: tuple[int, int]
+) -> Float[jax.Array, "b rows columns c"]:
+    """The means of the cells of images x, `cells` being (rows, columns), which divide h and w."""
+    b, h, w, c = x.shape
+    rows, columns = cells
+    return jnp.mean(x.reshape(b, rows, h // rows, columns, w // columns, c), axis=(2, 4))
 
 
 def whole_bound(
     schedule: Schedule,
     x_0: Float[Array, "b h w c"],
-    terms: Float[Array, "T b"],
-    mse: Float[Array, "T b"],
-) -> BitsPerDim:
+    terms: Float[Array, "b T"],
+    mse: Float[Array, "b T"],
+    cells: Float[Array, "b T rows columns c"] | None = None,
+) -> BitsPerDim | BitsAndCells:
     """The bound of images x_0, put together from `bound_at` of every t."""
     prior = prior_bits(schedule, x_0)
-    return BitsPerDim(prior + terms.sum(axis=0), prior, terms.T, mse.T)
+    total = prior + terms.sum(axis=1)
+    if cells is None:
+        return BitsPerDim(total, prior, terms, mse)
+    return BitsAndCells(total, prior, terms, mse, cells)
 
 
 def rate(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax import likelihood
+from ddpm_jax.calibration import optimal_variance
 from ddpm_jax.config import Config
 from ddpm_jax.devices.segments import are_finite
 from ddpm_jax.diffusion import Clip, DenoiseFn, p_mean_variance, x_0_denoiser
@@ -165,12 +166,14 @@ def reverse(
     return state, are_finite(state[0])
 
 
-Curves = tuple[Float[jax.Array, "b T"], Float[jax.Array, "b T"]]
+Curves = tuple[Float[jax.Array, "b T ..."], ...]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def bounds(
     ddpm: Any,
+    sampler: Sampler,
+    cells: tuple[int, int] | None,
     params: PyTree,
     rng: AnyKey,
     indices: Integer[Array, " b"],
@@ -179,26 +182,29 @@ def bounds(
     first: Index,
     last: Index,
 ) -> tuple[Curves, Finite]:
-    """A part of the bound's terms and errors."""
-    denoise_fn = functools.partial(ddpm.denoise, params)
+    """A part of what `likelihood.bound_at` says of a chain's steps."""
+    schedule, denoise_fn, options = chain_of(ddpm, sampler, params)
     keys = example_keys(rng, indices)
-    options = _of_one_step(ddpm.config)
-    options["clip"] = bool(options["clip"])
+    of_step = {name: options[name] for name in ("prediction", "variance")}
+    clip = bool(options["clip"])
 
     def step(t, state):
-        of_t = likelihood.bound_at(ddpm.schedule, denoise_fn, keys, x_0, t, **options)
+        of_t = likelihood.bound_at(
+            schedule, denoise_fn, keys, x_0, t, **of_step, clip=clip, cells=cells
+        )
         return jax.tree.map(lambda all_t, one: all_t.at[:, t].set(one), state, of_t)
 
     state = jax.lax.fori_loop(first, last, step, state)
     return state, are_finite(state[0])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def whole_bound(
-    ddpm: Any, x_0: Images, terms: Float[jax.Array, "b T"], mse: Float[jax.Array, "b T"]
-) -> likelihood.BitsPerDim:
+    ddpm: Any, sampler: Sampler, x_0: Images, parts: Curves
+) -> likelihood.BitsPerDim | likelihood.BitsAndCells:
     """The bound, put together."""
-    return likelihood.whole_bound(ddpm.schedule, x_0, terms.T, mse.T)
+    schedule = strided(ddpm.schedule, sampler.timesteps_of(ddpm.config.diffusion))
+    return likelihood.whole_bound(schedule, x_0, *parts)
 
 
 def chain_of(
@@ -215,13 +221,14 @@ def chain_of(
         output = ddpm.denoise(params, x_t, t)
         return output if variance == diffusion.variance else output[..., :channels]
 
-    if sampler.strides(diffusion):
+    measured = variance == "optimal"
+    if measured or sampler.strides(diffusion):
         denoise_fn = x_0_denoiser(schedule, denoise_fn, prediction=prediction)
         prediction = "x_0"
         schedule = strided(schedule, sampler.timesteps_of(diffusion))
     options = {
         "prediction": prediction,
-        "variance": variance,
+        "variance": optimal_variance(schedule, ddpm.calibration.mse) if measured else variance,
         "clip": diffusion.clip,
         "original": ddpm.schedule,
     }

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from ddpm_jax.calibration import FixedVariance
 from ddpm_jax.config import Checked, Diffusion, Natural, Positive, Range, SamplerName
 from ddpm_jax.diffusion import Variance
 from ddpm_jax.errors import UserError, shown
@@ -39,7 +40,7 @@ class Sampler(Checked):
     """With unipc (2 or 3) and deis (2 to 4): predictions that a step uses; None for 3."""
     b_h: BH | None = None
     """With unipc: its function B(h), h (b1) or e^h - 1 (b2); None for b2."""
-    variance: Literal["fixed_large", "fixed_small", "optimal"] | None = None
+    variance: FixedVariance | None = None
     """With ancestral: variance of a step; optimal needs a calibration; None for the model's own."""
     timesteps: tuple[Natural, ...] | None = None
     """The steps to take among 0, ..., T - 1, ascending, in place of --steps and --grid."""
@@ -169,7 +170,7 @@ class Sampler(Checked):
             return len(self.timesteps) != T
         return self.steps not in (None, T)
 
-    def variance_of(self, diffusion: Diffusion) -> Variance | Literal["optimal"]:
+    def variance_of(self, diffusion: Diffusion) -> Variance | FixedVariance:
         """What a reverse step's variance is taken from.
 
         The beta of a longer stride is far too large for a reverse step, and a learned log-variance

@@ -30,7 +30,16 @@ import pytest
 from jaxtyping import install_import_hook
 
 # The modules whose annotated shapes and dtypes are checked at every call.
-CHECKED = ("keys", "schedule", "diffusion", "losses", "samplers", "likelihood", "models")
+CHECKED = (
+    "keys",
+    "schedule",
+    "diffusion",
+    "losses",
+    "samplers",
+    "likelihood",
+    "calibration",
+    "models",
+)
 install_import_hook([f"ddpm_jax.{name}" for name in CHECKED], "shapecheck.check")
 
 from ddpm_jax.config import Checkpoint, Config, Data, Diffusion, Model, Optim, Train

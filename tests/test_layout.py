@@ -20,7 +20,7 @@ ORDER = """
 errors shapes
 keys schedule
 diffusion
-losses samplers
+losses samplers calibration
 likelihood average
 config
 sampler models
@@ -39,7 +39,7 @@ __main__
 
 # The mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"shapes", "keys", "schedule", "diffusion", "losses", "samplers", "likelihood"}
-MATHEMATICS |= {"average"}
+MATHEMATICS |= {"average", "calibration"}
 STANDARD = {"collections", "dataclasses", "functools", "inspect", "math", "typing"}
 PLACES = {
     "jaxtyping": {"shapes"},

@@ -44,6 +44,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   plan CONFIG      estimate memory, FLOPs and hours of a run; writes nothing
   sample RUN       draw images from a trained model
   likelihood RUN   measure the bits per dimension of a split
+  calibrate RUN    measure the errors that the best variance and steps follow from
   evaluate RUN     measure IS, FID, KID, precision, recall and likelihood
   export RUN       write a .safetensors file, a diffusers folder or StableHLO
   figure NAME RUN  draw one of the paper's figures; NAME is one of
@@ -84,7 +85,7 @@ def _code_of(args: list[str]) -> int:
         _run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        resumes = command in ("evaluate", "likelihood")
+        resumes = command in ("calibrate", "evaluate", "likelihood")
         advice = "; run the same command to resume" if resumes else ""
         say(f"ddpm-jax: interrupted{advice}")
         return INTERRUPTED
@@ -229,12 +230,37 @@ def _likelihood(args: list[str]) -> None:
     options = parse(LikelihoodOptions, args, "ddpm-jax likelihood")
     _start(options.launch)
     from ddpm_jax.evaluation.bound import measure, table
-    from ddpm_jax.evaluation.splits import read_split
+    from ddpm_jax.evaluation.splits import first_of, read_split
 
     model = _load(options)
-    images = read_split(model, options.split, options.data)
-    measured = measure(model, images, options.draws, options.seed, options.batch_size, options.out)
+    images, first = first_of(read_split(model, options.split, options.data), options.images)
+    measured = measure(
+        model,
+        images,
+        options.draws,
+        options.seed,
+        options.batch_size,
+        options.out,
+        sampler=options.chain.sampler,
+        first=first,
+    )
     _print_once(table(measured))
+
+
+def _calibrate(args: list[str]) -> None:
+    from ddpm_jax.cli.options import CalibrateOptions
+    from ddpm_jax.cli.parsing import parse
+
+    options = parse(CalibrateOptions, args, "ddpm-jax calibrate")
+    _start(options.launch)
+    from ddpm_jax.evaluation.calibrate import calibrate, table
+    from ddpm_jax.evaluation.splits import calibration_split, first_of, read_split
+
+    model = _load(options)
+    split = options.split or calibration_split(model)
+    images, first = first_of(read_split(model, split, options.data), options.images)
+    calibrated = calibrate(model, images, first, options.seed, options.batch_size, options.out)
+    _print_once(table(calibrated))
 
 
 def _evaluate(args: list[str]) -> None:
@@ -289,6 +315,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": _plan,
     "sample": _sample,
     "likelihood": _likelihood,
+    "calibrate": _calibrate,
     "evaluate": _evaluate,
     "figure": _figure,
     "export": _export,

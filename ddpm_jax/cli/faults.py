@@ -13,6 +13,7 @@ SMALLER = {
     "plan": "plan a smaller model",
     "sample": "lower --batch-size, or -n if all images go into one file",
     "likelihood": "lower --batch-size",
+    "calibrate": "lower --batch-size",
     "evaluate": "lower --batch-size, or -n",
     "figure": "lower the figure's number of images, or its --batch-size if it has one",
     "export": "export on a machine with more memory",

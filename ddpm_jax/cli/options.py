@@ -5,8 +5,20 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from ddpm_jax.config import Checked, Config, Format, Positive, Range, Seed, Split, Weights
-from ddpm_jax.sampler import ANCESTRAL, Sampler
+from ddpm_jax.calibration import FixedVariance
+from ddpm_jax.config import (
+    Checked,
+    Config,
+    Format,
+    Natural,
+    Positive,
+    Range,
+    Seed,
+    Split,
+    Weights,
+)
+from ddpm_jax.sampler import ANCESTRAL, MeasuredGrid, Sampler
+from ddpm_jax.samplers import Grid
 
 ConfigFields = Annotated[Config, tyro.conf.arg(name="")]
 SamplerFields = Annotated[Sampler, tyro.conf.arg(name="")]
@@ -104,9 +116,38 @@ class SampleOptions(ModelOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class Chain(Checked):
+    """The ancestral chain that a bound is of."""
+
+    GROUP: ClassVar[str] = ""
+    LONGEST: ClassVar[int] = Sampler.LONGEST
+
+    steps: Positive | None = None
+    """Number of reverse steps; None for all T."""
+    grid: Grid | MeasuredGrid | None = None
+    """With --steps: how they lie among the T; likelihood needs a calibration, tuned a tuning."""
+    timesteps: tuple[Natural, ...] | None = None
+    """The steps among 0, ..., T - 1, ascending, in place of --steps and --grid."""
+    variance: FixedVariance | None = None
+    """Variance of a step; optimal needs a calibration; None for the model's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.sampler.name == "ancestral"  # It checks what fits together.
+
+    @property
+    def sampler(self) -> Sampler:
+        """The chain as a Sampler."""
+        return Sampler("ancestral", **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
 class LikelihoodOptions(ModelOptions):
     """Measure the bound on the negative log-likelihood of a split; resumes if interrupted."""
 
+    chain: Annotated[Chain, tyro.conf.arg(name="")] = Chain()
+    images: Positive | None = None
+    """The first so many images of the split; None for all."""
     split: Split | None = None
     """Training, held-out or test images; None for test if data.test is set, else holdout."""
     draws: Positive = 1
@@ -119,6 +160,28 @@ class LikelihoodOptions(ModelOptions):
     """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
     out: OptionalPath = None
     """Folder for the results; None for one in the run's likelihood/."""
+    launch: Launched = Launch()
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateOptions(ModelOptions):
+    """Measure the errors of the predicted images at every step; resumes if interrupted.
+
+    The best variance (--variance optimal) and the best steps (--grid likelihood) follow from them.
+    """
+
+    images: Positive = 256
+    """The first so many images of the split."""
+    split: Split | None = None
+    """Images to measure on; None for those held out, or data.test where there are none."""
+    seed: Seed = 0
+    """Random seed of the noise."""
+    batch_size: Positive | None = None
+    """Images per batch; None for 64 per device."""
+    data: OptionalSource = None
+    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
+    out: OptionalPath = None
+    """For models that are no run: a .npz, or a new .safetensors that holds the model, too."""
     launch: Launched = Launch()
 
 

@@ -3,30 +3,40 @@
 A measurement that was killed resumes with the parts that are there.
 
 RUN/likelihood/SPLIT-STEP-WEIGHTS-seedN/
-  label.json       what is measured: weights, images, seed, process
+  label.json       what is measured: weights, images, seed, process, chain
   parts/           one file for every few images of each draw
+  errors.npz       sums of the squared errors for the calibration, see errors.py
   likelihood.json  the result, and curves.npz its curves over t
+
+The folder's name also says which chain it was, and how many of the images, where these are not the
+model's own and all.
 """
 
 import functools
+import hashlib
 import json
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
+from ddpm_jax.calibration import Calibration
 from ddpm_jax.config import Config, names_where, to_dict
 from ddpm_jax.data.images import to_float
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.rows import full_batches
+from ddpm_jax.evaluation.errors import Errors, read_errors
 from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.keys import seed_key
 from ddpm_jax.likelihood import BitsPerDim, rate
+from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import claim, npz, path_of, write_file
 from ddpm_jax.storage.kept import Kept, read_kept
+from ddpm_jax.storage.measured import CALIBRATION, write_calibration
+from ddpm_jax.storage.run import digest
 from ddpm_jax.weights.load import Loaded, words_of
 
 log = logging.getLogger(__name__)
@@ -41,20 +51,24 @@ class Likelihood(NamedTuple):
     summary: dict
     """The content of likelihood.json, except for its `run`."""
     terms: np.ndarray
-    """[T] the bound's terms, bits: the mean over images and draws."""
+    """[S] the bound's terms, bits: the mean over images and draws."""
     prior: float
     """L_T, bits."""
     mse: np.ndarray
-    """[T] mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
+    """[S] mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
+    timesteps: np.ndarray
+    """[S] the steps of the chain, ascending."""
+    calibration: Calibration | None = None
+    """Of the first draw, where its errors were kept for every image."""
 
     @property
     def rate(self) -> np.ndarray:
-        """[T] bits sent after 1, ..., T reverse steps (Table 4)."""
+        """[S] bits sent after 1, ..., S reverse steps (Table 4)."""
         return rate(self.prior, self.terms)
 
     @property
     def rmse(self) -> np.ndarray:
-        """[T] root mean squared error of the image shown after 1, ..., T reverse steps, of 255.
+        """[S] root mean squared error of the image shown after 1, ..., S reverse steps, of 255.
 
         Table 4's distortion.
         """
@@ -68,37 +82,65 @@ def measure(
     seed: int = 0,
     batch_size: int | None = None,
     out: epath.PathLike | None = None,
+    *,
+    sampler: Sampler = ANCESTRAL,
+    first: int | None = None,
+    calibrating: bool = False,
 ) -> Likelihood:
     """The bound over all of `images`, `draws` times with fresh noise; resumes from existing parts.
 
     Earlier draws beyond `draws` count too. Draw d of image i of the split takes its noise from
     fold_in(fold_in(key(seed), d), i). `out` is the folder, by default one in the run's likelihood/.
+    `sampler` is the chain that the bound is of. `first` says that `images` are only so many of the
+    split. The result has a calibration if `calibrating`, which measures again where parts lack what
+    that needs. Otherwise a run that has none gets its calibration.npz where the whole chain is
+    measured on images that were not trained on.
     Raises UserError if an argument cannot be used, the bound is infinite, or the folder holds parts
     of something else.
     """
     model.ddpm.config.diffusion.check_bound()
-    label = _label(model, images, seed)
-    folder = path_of(out) if out else _home(model, images, seed)
-    claim(folder, "label.json", label)
+    sampler = model.ddpm.resolve(sampler)
+    label = _label(model, images, seed, sampler)
+    folder = path_of(out) if out else _home(model, images, seed, sampler, first)
+    claim(folder, "label.json", label, functools.partial(_label_of_today, model=model))
 
+    steps = sampler.timesteps_of(model.ddpm.config.diffusion)
     count = len(images.indices)
     while _have(_files(folder, draws, 0, count)):
         draws += 1  # Measured before.
+    feeding = out is None and _is_calibrating(model, images, sampler)
+    errors = read_errors(folder, model.ddpm) if calibrating or feeding else None
+    parts = _Parts(folder, model, images, sampler, len(steps), batch_size, errors, calibrating)
     rng = seed_key(seed)
-    size = batch_size or 64 * model.devices
-    total = draws * sum(_steps(model, stop - start, size) for start, stop in _groups(count, size))
-    with progress_bar(total=total, desc="likelihood", unit="step") as progress:
+    with progress_bar(total=draws * parts.steps, desc="likelihood", unit="step") as progress:
         for draw in range(draws):
-            key = jax.random.fold_in(rng, draw)
-            _make_parts(folder, draw, model, images, key, size, progress)
+            parts.make(draw, jax.random.fold_in(rng, draw), progress)
     wait_for_all("likelihood")
-    parts = [_read_parts(folder, draw, model, count) for draw in range(draws)]
-    result = _result(parts, label)
+    read = [_read_parts(folder, draw, model, count, len(steps)) for draw in range(draws)]
+    result = _result(read, label, steps)
+    if errors is not None and errors.images == count:
+        result = result._replace(calibration=errors.calibration())
     write_file(folder / "curves.npz", npz(_curves(result)))
     summary = {"run": str(model.path), **result.summary}
     write_file(folder / "likelihood.json", json.dumps(summary, indent=1).encode())
     log.info("results: %s (likelihood.json, curves.npz)", folder)
+    if feeding and result.calibration is not None:
+        keep_calibration(model.home / CALIBRATION, model, images, seed, result.calibration)
     return result
+
+
+def keep_calibration(
+    file: epath.PathLike, model: Loaded, images: Images, seed: int, calibration: Calibration
+) -> None:
+    """Writes what was measured of `model` on `images` into `file`, and says so."""
+    write_calibration(file, model, calibration, about_images(images, seed))
+    log.info("%s: calibration by %d images", file, calibration.images)
+
+
+def about_images(images: Images, seed: int) -> dict[str, Any]:
+    """How a calibration was measured, for its file."""
+    fingerprint = images.source.fingerprint
+    return {"seed": seed, "split": images.split, "data_fingerprint": fingerprint}
 
 
 def table(likelihood: Likelihood) -> str:
@@ -114,6 +156,7 @@ def table(likelihood: Likelihood) -> str:
     }
     lines = [
         f"{summary['split']}, {summary['images']} images, {weights}, {draws_of(summary)}",
+        _words_of_chain(summary["chain"], summary["diffusion"]["num_timesteps"]),
         f"{'':28}bits/dim{'  standard error over draws' if error else ''}",
     ]
     for name, words in rows.items():
@@ -130,7 +173,15 @@ def draws_of(summary: dict) -> str:
     return f"{summary['draws']} draw{'s' if summary['draws'] > 1 else ''}"
 
 
-def _label(model: Loaded, images: Images, seed: int) -> dict:
+def _words_of_chain(chain: dict, T: int) -> str:
+    """For example "10 of 1000 steps, variance optimal"."""
+    steps = chain["timesteps"]
+    return f"{f'all {T}' if steps is None else f'{len(steps)} of {T}'} steps, variance " + (
+        "optimal, by the calibration" if chain["calibration"] else chain["variance"]
+    )
+
+
+def _label(model: Loaded, images: Images, seed: int, sampler: Sampler = ANCESTRAL) -> dict:
     """The description of the parts; only parts with the same label are combined."""
     label = {
         **model.label,
@@ -138,6 +189,7 @@ def _label(model: Loaded, images: Images, seed: int) -> dict:
         "seed": seed,
         "data_fingerprint": images.source.fingerprint,
         "images": len(images.indices),
+        "chain": _chain(model, sampler),
         "model": {},
         "diffusion": {},
     }
@@ -149,11 +201,51 @@ def _label(model: Loaded, images: Images, seed: int) -> dict:
     return label
 
 
-def _home(model: Loaded, images: Images, seed: int) -> epath.Path:
+def _label_of_today(label: dict, model: Loaded) -> dict:
+    """The label of a folder that was begun when there was the whole chain alone."""
+    return {"chain": _chain(model, ANCESTRAL), **label}
+
+
+def _chain(model: Loaded, sampler: Sampler) -> dict:
+    """What a resolved sampler measures; `timesteps` None is all of them."""
+    diffusion = model.ddpm.config.diffusion
+    variance = sampler.variance_of(diffusion)
+    calibration = model.ddpm.calibration if variance == "optimal" else None
+    return {
+        "timesteps": sampler.timesteps_of(diffusion).tolist()
+        if sampler.strides(diffusion)
+        else None,
+        "variance": variance,
+        # The bound depends on its errors alone.
+        "calibration": None if calibration is None else digest(calibration.mse),
+    }
+
+
+def _home(
+    model: Loaded,
+    images: Images,
+    seed: int,
+    sampler: Sampler = ANCESTRAL,
+    first: int | None = None,
+) -> epath.Path:
     split: str = images.split
     if split == "test":
         split = f"test-{images.source.fingerprint[:8]}"
-    return model.home / "likelihood" / f"{split}-{model.step:08d}-{model.kind}-seed{seed}"
+    name = f"{split}-{model.step:08d}-{model.kind}-seed{seed}"
+    if first is not None:
+        name += f"-first{first}"
+    chain = _chain(model, sampler)
+    if chain != _chain(model, ANCESTRAL):
+        steps = chain["timesteps"]
+        hashed = hashlib.blake2b(json.dumps(chain).encode(), digest_size=4).hexdigest()
+        name += f"-{'all' if steps is None else len(steps)}-{chain['variance']}-{hashed}"
+    return model.home / "likelihood" / name
+
+
+def _is_calibrating(model: Loaded, images: Images, sampler: Sampler) -> bool:
+    """Whether the errors measured on the way are those of a calibration that is missing."""
+    whole = _chain(model, sampler) == _chain(model, ANCESTRAL)
+    return whole and images.split != "train" and model.ddpm.calibration is None
 
 
 def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:
@@ -161,9 +253,11 @@ def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:
     return [folder / "parts" / f"{draw:03d}-{at:08d}.npz" for at in range(start, stop, PART)]
 
 
-def _read_parts(folder, draw: int, model: Loaded, count: int) -> list[dict[str, np.ndarray]]:
-    """The parts of one draw of `count` images."""
-    curve = Kept("float64", (model.ddpm.schedule.num_timesteps,))
+def _read_parts(
+    folder, draw: int, model: Loaded, count: int, steps: int | None = None
+) -> list[dict[str, np.ndarray]]:
+    """The parts of one draw of `count` images, of a chain of so many steps; None for all."""
+    curve = Kept("float64", (steps or model.ddpm.schedule.num_timesteps,))
     parts = []
     for at, file in zip(range(0, count, PART), _files(folder, draw, 0, count), strict=True):
         each = Kept("float32", (min(PART, count - at),))
@@ -186,26 +280,65 @@ def _groups(count: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + group, count)) for start in range(0, count, group)]
 
 
-def _steps(model: Loaded, n: int, size: int) -> int:
-    """How many steps it takes to measure n images."""
-    batches = full_batches(n, size, shrink=True, multiple=model.devices)
-    return model.ddpm.schedule.num_timesteps * sum(1 for _ in batches)
+class _Parts(NamedTuple):
+    """The parts of a measurement, which are made where they are missing."""
 
+    folder: epath.Path
+    model: Loaded
+    images: Images
+    sampler: Sampler
+    chain: int
+    """S, the steps of the chain."""
+    batch_size: int | None
+    errors: Errors | None
+    """To be filled in the first draw, if any."""
+    calibrating: bool
+    """Whether they must be filled, so that parts are made again that they lack."""
 
-def _make_parts(folder, draw, model: Loaded, images: Images, key, size: int, progress) -> None:
-    """Writes the missing parts of a draw."""
-    bits_of = functools.partial(
-        model.ddpm.bits_per_dim, model.params, key, batch_size=size, progress=progress
-    )
-    for start, stop in _groups(len(images.indices), size):
-        some = images.indices[start:stop]
-        files = _files(folder, draw, start, stop)
-        if _have(files):
-            progress.update(_steps(model, len(some), size))
-        else:
-            bits = bits_of(to_float(images.source.read(some)), start=start)
+    @property
+    def size(self) -> int:
+        return self.batch_size or 64 * self.model.devices
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        return _groups(len(self.images.indices), self.size)
+
+    @property
+    def steps(self) -> int:
+        """How many steps it takes to measure all images."""
+        return sum(self._steps(stop - start) for start, stop in self.groups)
+
+    def _steps(self, n: int) -> int:
+        batches = full_batches(n, self.size, shrink=True, multiple=self.model.devices)
+        return self.chain * sum(1 for _ in batches)
+
+    def make(self, draw: int, key, progress) -> None:
+        """Writes the missing parts of a draw."""
+        errors = self.errors if draw == 0 else None
+        for start, stop in self.groups:
+            files = _files(self.folder, draw, start, stop)
+            have = _have(files)
+            if errors is not None and have and errors.images < stop and not self.calibrating:
+                errors = None  # Parts of before there were errors, which are not made again.
+            if have and (errors is None or errors.images >= stop):
+                progress.update(self._steps(stop - start))
+                continue
+            some = self.images.indices[start:stop]
+            bits = self.model.ddpm.bits_per_dim(
+                self.model.params,
+                key,
+                to_float(self.images.source.read(some)),
+                start=start,
+                batch_size=self.size,
+                sampler=self.sampler,
+                cells=errors is not None,
+                progress=progress,
+            )
+            if errors is not None:
+                errors.add(start, bits.cells)
+                errors.write(self.folder)  # Before the parts, so that none is there without it.
             for at, file in zip(range(0, len(some), PART), files, strict=True):
-                part = BitsPerDim(*(field[at : at + PART] for field in bits))
+                part = BitsPerDim(*(field[at : at + PART] for field in bits[:4]))
                 write_file(file, npz(_part(part)))
 
 
@@ -220,7 +353,7 @@ def _part(bits) -> dict[str, np.ndarray]:
     }
 
 
-def _result(parts: list[list[dict]], label: dict) -> Likelihood:
+def _result(parts: list[list[dict]], label: dict, timesteps: np.ndarray) -> Likelihood:
     """The means over the images and draws of `parts`, a list for each draw."""
     draws = len(parts)
     images = label["images"]
@@ -248,11 +381,12 @@ def _result(parts: list[list[dict]], label: dict) -> Likelihood:
         "standard_error": error,
         "standard_error_over_images": float(np.std(np.mean(totals, axis=0)) / np.sqrt(images)),
     }
-    return Likelihood(summary, over_t("terms"), means["prior"], mse)
+    return Likelihood(summary, over_t("terms"), means["prior"], mse, timesteps)
 
 
 def _curves(result: Likelihood) -> dict[str, np.ndarray]:
     return {
+        "timesteps": result.timesteps,
         "terms": result.terms,
         "mse": result.mse,
         "rate": result.rate,

@@ -1,6 +1,7 @@
 """The images of a split: those a model was trained on, those held out, or those of a test set."""
 
 import dataclasses
+import logging
 import typing
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from ddpm_jax.data import Source, load_source, split
 from ddpm_jax.data.names import shown
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights.load import Loaded
+
+log = logging.getLogger(__name__)
 
 
 class Images(NamedTuple):
@@ -28,6 +31,26 @@ def default_split(config: Config) -> Split:
     If the run has neither, it is test.
     """
     return "test" if config.data.test or not config.data.holdout else "holdout"
+
+
+def calibration_split(model: Loaded) -> Split | None:
+    """The split to calibrate on: images held out rather than the test set, None for `read_split`'s.
+
+    Results are reported on the test set, which should not have been looked at before.
+    """
+    has_holdout = model.ddpm.config.data.holdout and model.data_fingerprint is not None
+    return "holdout" if has_holdout else None
+
+
+def first_of(images: Images, n: int | None) -> tuple[Images, int | None]:
+    """(the first n of `images`, n), or (all of them, None) where they are no more; says so."""
+    there = len(images.indices)
+    if n is None or n == there:
+        return images, None
+    if n > there:
+        log.info("images: %s has %d, which are all taken", images.split, there)
+        return images, None
+    return images._replace(indices=images.indices[:n]), n
 
 
 def read_split(model: Loaded, split: Split | None = None, data: str | None = None) -> Images:

@@ -28,6 +28,12 @@ def read_kept(path: epath.Path, wanted: Mapping[str, Kept]) -> dict[str, np.ndar
     Raises UserError naming the file, and the array that is missing or of another kind.
     """
     arrays = read_npz(path)
+    check_kept(path, arrays, wanted)
+    return arrays
+
+
+def check_kept(path: object, arrays: Mapping[str, np.ndarray], wanted: Mapping[str, Kept]) -> None:
+    """Raises UserError naming `path`, and the array, unless `arrays` are those of `wanted`."""
     for name in [*wanted, *arrays]:
         there = _describe(arrays.get(name))
         here = str(wanted.get(name, "absent"))
@@ -36,7 +42,6 @@ def read_kept(path: epath.Path, wanted: Mapping[str, Kept]) -> dict[str, np.ndar
                 f"{path}: array {name!r:.80} is {there}, but must be {here}; "
                 "delete the file to compute it again"
             )
-    return arrays
 
 
 def _is(array: np.ndarray | None, wanted: Kept) -> bool:

@@ -8,6 +8,7 @@ metrics.jsonl  one line per tick
 checkpoints/   see checkpoint.py
 samples/, samples.png, tensorboard/
 likelihood/    see evaluation/bound.py
+calibration.npz, tuned.json   what was measured of the weights, see measured.py
 evaluation/    see evaluation/evaluate.py
 figures/       see figures/
 """

@@ -17,6 +17,7 @@ from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of, read_json, write_file
+from ddpm_jax.storage.measured import NOTHING_MEASURED, Measured, files_of, identity_of
 from ddpm_jax.weights.architecture import SCHEDULERS, UNET, Fields, read_config, write_config
 from ddpm_jax.weights.tensors import from_params, read_tensors, to_params
 
@@ -77,8 +78,15 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
     return config, to_params(_read_weights(unet), DDPM(config).shapes, unet)
 
 
-def write_diffusers(path: epath.PathLike, config: Config, params: PyTree) -> None:
+def write_diffusers(
+    path: epath.PathLike,
+    config: Config,
+    params: PyTree,
+    measured: Measured = NOTHING_MEASURED,
+) -> None:
     """Writes a pipeline that diffusers' DDPMPipeline loads; weights are float32.
+
+    What was measured of them lies in files of our own beside it.
 
     Settings that only matter for training (loss, data, optimiser) and model.dtype are not saved.
     Raises UserError naming the field of `config` that has no equivalent in the library.
@@ -93,6 +101,9 @@ def write_diffusers(path: epath.PathLike, config: Config, params: PyTree) -> Non
     write_file(folder / "unet" / WEIGHTS, save(from_params(params), {"format": "pt"}))
     write_file(folder / "unet" / "config.json", _json(unet))
     write_file(folder / "scheduler" / "scheduler_config.json", _json(scheduler))
+    if measured != NOTHING_MEASURED:
+        for name, content in files_of(measured, identity_of(DDPM(config), params)).items():
+            write_file(folder / name, content)
     # Last, because this file makes the folder a pipeline.
     write_file(folder / "model_index.json", _json(index))
 

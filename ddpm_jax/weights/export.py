@@ -6,7 +6,6 @@ import logging
 from etils import epath
 
 from ddpm_jax.config import Config, Format, names_where, value_of
-from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import fetch
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler import ANCESTRAL, Sampler
@@ -41,8 +40,8 @@ def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = A
 
     safetensors is the file that `load` reads, diffusers the folder that the library's
     DDPMPipeline loads, stablehlo the sampler and the denoiser as programs that run without
-    ddpm_jax. Only stablehlo draws, by `sampler`. Raises UserError if the format cannot hold the
-    model.
+    ddpm_jax. What was measured of the weights goes along. Only stablehlo draws, by `sampler`.
+    Raises UserError if the format cannot hold the model.
     """
     if format != "stablehlo" and sampler != ANCESTRAL:
         raise UserError(
@@ -50,7 +49,7 @@ def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = A
             "--grid, or choose --format stablehlo"
         )
     sampler = model.ddpm.resolve(sampler)
-    ddpm = DDPM(_without_places(model.ddpm.config))
+    ddpm = dataclasses.replace(model.ddpm, config=_without_places(model.ddpm.config))
     params = fetch(model.params)
     about = {
         "weights": model.kind,
@@ -60,11 +59,11 @@ def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = A
         "versions": versions(),
     }
     if format == "safetensors":
-        write_single_file(path, ddpm.config, params, about)
+        write_single_file(path, ddpm.config, params, about, model.measured)
     elif format == "diffusers":
-        write_diffusers(path, ddpm.config, params)
+        write_diffusers(path, ddpm.config, params, model.measured)
     else:
-        write_stablehlo(path, ddpm, params, about, sampler)
+        write_stablehlo(path, ddpm, params, about, sampler, model.measured)
     log.info("%s: %s (%s)", path, format, model.words)
 
 

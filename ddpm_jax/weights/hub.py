@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 from ddpm_jax.errors import UserError
+from ddpm_jax.storage.measured import CALIBRATION, TUNED
 
-# The files that `read_diffusers` reads, in either layout. None of them is a pickle.
+# The files of a diffusers folder that `load` reads, in either layout. None of them is a pickle.
 FILES = (
     "model_index.json",
     "config.json",
@@ -13,6 +14,8 @@ FILES = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model-*-of-*.safetensors",
+    CALIBRATION,
+    TUNED,
 )
 FOLDERS = ("", "unet/", "scheduler/")
 

@@ -1,5 +1,6 @@
 """Trained weights from a run, a file of `export`, a diffusers folder or the Hugging Face hub."""
 
+import dataclasses
 import logging
 from typing import Any, Literal, NamedTuple
 
@@ -9,16 +10,18 @@ from etils import epath
 from jax.sharding import Mesh
 
 from ddpm_jax.average import first_share
+from ddpm_jax.calibration import Calibration
 from ddpm_jax.config import Config, Weights, names_where, value_of
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import mesh_of, replicate
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of
-from ddpm_jax.storage.run import data_fingerprint, digest, is_run, load_checkpoint
+from ddpm_jax.storage.measured import Measured, identity_of, read_measured
+from ddpm_jax.storage.run import data_fingerprint, is_run, load_checkpoint
 from ddpm_jax.weights.diffusers import CONVERT, is_diffusers, read_diffusers
 from ddpm_jax.weights.hub import KINDS, download, is_hub_name
-from ddpm_jax.weights.single_file import read_single_file
+from ddpm_jax.weights.single_file import read_with_measured
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,8 @@ class Loaded(NamedTuple):
     """Updates that made them, or None where that is not known."""
     data_fingerprint: str | None
     """Of the images they were trained on, or None where that is not known."""
+    measured: Measured = Measured()
+    """What was measured of them, which `ddpm` holds, too, and how."""
 
     @property
     def devices(self) -> int:
@@ -56,15 +61,25 @@ class Loaded(NamedTuple):
         """As `words_of` says it."""
         return words_of(self.kind, self.step)
 
+    def calibrated(self, calibration: Calibration, about: dict[str, Any]) -> "Loaded":
+        """The same model with this calibration; `about` says how it was measured."""
+        measured = self.measured._replace(calibration=calibration, of_calibration=about)
+        return with_measured(self, measured)
+
     @property
     def label(self) -> dict[str, Any]:
         """The model's identity, for files that record how they were made."""
         return {
-            "parameters": digest(self.params),
-            "process": self.ddpm.process_digest,
+            **identity_of(self.ddpm, self.params),
             "weights": self.kind,
             "step": self.step,
         }
+
+
+def with_measured(loaded: Loaded, measured: Measured) -> Loaded:
+    """The model with what was measured of its weights."""
+    ddpm = dataclasses.replace(loaded.ddpm, calibration=measured.calibration, tuned=measured.tuned)
+    return loaded._replace(ddpm=ddpm, measured=measured)
 
 
 def home_of(path: epath.PathLike) -> epath.Path:
@@ -112,8 +127,9 @@ def load_weights(
     if is_run(path):
         kind = weights or "ema"
         step, ddpm, params = load_checkpoint(path, weights=kind, step=step, mesh=mesh)
-        return Loaded(path, ddpm, params, kind, step, data_fingerprint(path))
-    config, params, about = _read(path)
+        loaded = Loaded(path, ddpm, params, kind, step, data_fingerprint(path))
+        return with_measured(loaded, read_measured(path, ddpm, params))
+    config, params, about, measured = _read(path)
     if step not in (None, about["step"]):
         its = "an unknown step" if about["step"] is None else f"step {about['step']}"
         raise UserError(f"step: {path} holds only the weights of {its}; leave --step out")
@@ -126,9 +142,9 @@ def load_weights(
         )
         raise UserError(f"weights: {path} {its}; leave --weights out")
     params = replicate(params, mesh) if mesh else jax.device_put(params, jax.local_devices()[0])
-    return Loaded(
-        path, DDPM(config), params, about["weights"], about["step"], about["data_fingerprint"]
-    )
+    known = (about["weights"], about["step"], about["data_fingerprint"])
+    loaded = Loaded(path, DDPM(config), params, *known)
+    return with_measured(loaded, measured)
 
 
 def load_for_command(
@@ -185,10 +201,10 @@ def _network(ddpm: DDPM):
 
 
 def _read(path: epath.PathLike):
-    """(config, params, {weights, step, data_fingerprint}) of a model that is no run."""
+    """(config, params, {weights, step, data_fingerprint}, Measured) of a model that is no run."""
     local = path_of(path)
     if local.suffix == ".safetensors" and local.is_file():
-        return read_single_file(local)
+        return read_with_measured(local)
     kind = "unknown"
     mistyped = local.suffix == ".safetensors" or local.parent.exists()
     if not local.exists() and not mistyped and is_hub_name(str(path)):
@@ -197,7 +213,8 @@ def _read(path: epath.PathLike):
         kind = KINDS.get(str(path), "unknown")
     if is_diffusers(local):
         config, params = read_diffusers(local)
-        return config, params, {"weights": kind, "step": None, "data_fingerprint": None}
+        about = {"weights": kind, "step": None, "data_fingerprint": None}
+        return config, params, about, read_measured(local, DDPM(config), params)
     if not local.exists():
         raise UserError(
             f"{path}: not found; name a run directory, a .safetensors file or a diffusers folder"

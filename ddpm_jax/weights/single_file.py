@@ -14,6 +14,14 @@ from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import parse_json, path_of, refuse_pointer, write_file
+from ddpm_jax.storage.measured import (
+    NOTHING_MEASURED,
+    PREFIX,
+    Measured,
+    identity_of,
+    measured_of,
+    parts_of,
+)
 from ddpm_jax.weights.names import flat_params, nested_params
 
 PROVENANCE = {"weights": str, "step": int | None, "data_fingerprint": str | None}
@@ -21,15 +29,27 @@ PROVENANCE = {"weights": str, "step": int | None, "data_fingerprint": str | None
 
 
 def write_single_file(
-    path: epath.PathLike, config: Config, params: PyTree, about: dict[str, Any]
+    path: epath.PathLike,
+    config: Config,
+    params: PyTree,
+    about: dict[str, Any],
+    measured: Measured = NOTHING_MEASURED,
 ) -> None:
     """Writes `params` to the .safetensors file `path`; its metadata hold `config` and `about`.
 
     `about` is the provenance. Tensors are named as in the network: down_0_0_block.conv_0.kernel.
+    What was measured of the weights is beside them: tensors calibration.*, the rest in the
+    metadata.
     """
-    # A single entry, because the library writes several in an order that varies.
-    metadata = {"ddpm_jax": json.dumps({"config": to_dict(config), "provenance": about})}
     tensors = jax.tree.map(np.asarray, flat_params(params))
+    described: dict[str, Any] = {"config": to_dict(config), "provenance": about}
+    if measured != NOTHING_MEASURED:
+        identity = identity_of(DDPM(config), params)
+        of_measured, arrays = parts_of(measured, identity)
+        described |= of_measured
+        tensors |= {PREFIX + name: array for name, array in arrays.items()}
+    # A single entry, because the library writes several in an order that varies.
+    metadata = {"ddpm_jax": json.dumps(described)}
     write_file(path_of(path), save(tensors, metadata))
 
 
@@ -39,6 +59,13 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
     Raises UserError if the file is of another kind, or a tensor is missing, unexpected or of
     another shape or dtype.
     """
+    return read_with_measured(path)[:3]
+
+
+def read_with_measured(
+    path: epath.PathLike,
+) -> tuple[Config, Any, dict[str, Any], Measured]:
+    """As `read_single_file`, with what was measured of the weights."""
     content = path_of(path).read_bytes()
     try:
         refuse_pointer(content)
@@ -62,7 +89,13 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
         raise UserError(
             f"{path}: cannot be read as safetensors ({error}); copy or export it again"
         ) from error
-    wanted = flat_params(DDPM(config).shapes)
+    of_measured = {name: metadata[name] for name in ("calibration", "tuned") if name in metadata}
+    arrays = {}
+    if "calibration" in of_measured:
+        names = [name for name in tensors if name.startswith(PREFIX)]
+        arrays = {name.removeprefix(PREFIX): tensors.pop(name) for name in names}
+    ddpm = DDPM(config)
+    wanted = flat_params(ddpm.shapes)
     for name in sorted({*wanted, *tensors}):
         there = _describe(tensors.get(name))
         here = _describe(wanted.get(name))
@@ -71,7 +104,11 @@ def read_single_file(path: epath.PathLike) -> tuple[Config, Any, dict[str, Any]]
                 f"{path}: tensor {name} is {there}, but must be {here} by the file's config; "
                 "export it again"
             )
-    return config, nested_params(tensors), about
+    params = nested_params(tensors)
+    if not of_measured:
+        return config, params, about, NOTHING_MEASURED
+    identity = identity_of(ddpm, params)
+    return config, params, about, measured_of(path, of_measured, arrays, ddpm, identity)
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -8,6 +8,7 @@ They need neither this package nor a config, only jax, numpy and flatbuffers. Th
                        threefry2x32 key
   denoiser.stablehlo   (params, x_t float32 [B,H,W,C], t int32 [B]) -> the network's output
   params.npz           the weights as named arrays, which both programs take as a dict
+  calibration.npz      what was measured of the weights, where it was; tuned.json likewise
   about.json           inputs and outputs of the programs, the config, where the weights come from,
                        sha256 sums
 
@@ -30,6 +31,7 @@ from ddpm_jax.programs import sample_batch
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import npz, path_of, write_file
+from ddpm_jax.storage.measured import NOTHING_MEASURED, Measured, files_of, identity_of
 from ddpm_jax.weights.names import flat_params, nested_params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -41,11 +43,12 @@ def write_stablehlo(
     params: PyTree,
     about: dict,
     sampler: Sampler = ANCESTRAL,
+    measured: Measured = NOTHING_MEASURED,
 ) -> None:
     """Writes the programs, which sample with `sampler`, and the weights into `folder`.
 
-    `about` says where the weights come from; it must be valid JSON. Raises UserError if the
-    sampler's options are invalid.
+    What was `measured` of them lies beside them. `about` says where the weights come from; it must
+    be valid JSON. Raises UserError if the sampler's options are invalid.
     """
     folder = path_of(folder)
     sampler = ddpm.resolve(sampler)
@@ -55,6 +58,8 @@ def write_stablehlo(
         "denoiser.stablehlo": bytes(denoiser_program(ddpm, params).serialize()),
         "params.npz": npz(weights),
     }
+    if measured != NOTHING_MEASURED:
+        files |= files_of(measured, identity_of(ddpm, params))
     described = {
         "programs": {
             "sampler.stablehlo": "(params, key uint32 [2], indices uint32 [B])"
