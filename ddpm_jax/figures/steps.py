@@ -107,26 +107,20 @@ class Steps(RunFigure):
 
     def _measure(self, model: Loaded, chosen: list[Contestant], judge: Judge | None) -> list[Row]:
         """A Row for the fine solution and for each contestant."""
-        diffusion = model.ddpm.config.diffusion
         starts = min(self.samples, STARTS)
         n = self.samples if judge else starts
-        fine = Contestant("fine solution", fine_solution(diffusion), 0)
-        size = 64 * model.devices  # As `sample` divides them.
-        total = -(-starts // size) * len(fine.sampler.timesteps_of(diffusion))
-        total += -(-n // size) * sum(each.steps for each in chosen)
-        with progress_bar(total=total, desc=self.name, unit="step") as bar:
-            exact = self._images(model, fine.sampler, starts, bar)
+        steps_of_fine = len(fine_steps(model.ddpm.schedule.num_timesteps))
+        total = starts * steps_of_fine + n * sum(each.calls for each in chosen)
+        with progress_bar(total=total, desc=self.name, unit="call") as bar:
+            exact = draw_fine(model, self.seed, 0, starts, bar.update)
+            fine = Contestant("fine solution", ANCESTRAL, steps_of_fine)
             measured = [Row(fine, NOTHING, NOTHING, to_uint8(exact[:SHOWN]))]
             for each in chosen:
-                images = self._images(model, each.sampler, n, bar)
+                images = draw(model, each.sampler, self.seed, 0, n, bar.update)
                 far = distance(images, exact) if each.deterministic else NOTHING
                 fid = fids(judge, images)[judge.split] if judge else NOTHING
                 measured.append(Row(each, far, fid, to_uint8(images[:SHOWN])))
         return measured
-
-    def _images(self, model: Loaded, sampler: Sampler, n: int, bar: tqdm) -> np.ndarray:
-        key = held_back(self.seed)
-        return model.ddpm.sample(model.params, key, n, sampler=sampler, progress=bar)
 
     def _picture(self, model: Loaded, rows: list[Row], judge: Judge | None, reason: str) -> bytes:
         """The panels."""
