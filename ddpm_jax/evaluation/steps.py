@@ -111,7 +111,7 @@ def contestants(ddpm: DDPM, steps: Iterable[int], all_grids: bool = False) -> li
 
 def _calibrated(ddpm: DDPM, counts: list[int], all_grids: bool) -> list[Contestant]:
     """Ancestral sampling with the optimal variance, where there is a calibration."""
-    if getattr(ddpm, "calibration", None) is None:
+    if ddpm.calibration is None:
         return []
     grids: dict[str, Grid | MeasuredGrid | None] = {"ancestral, optimal variance": None}
     if all_grids:
@@ -153,9 +153,7 @@ def draw(
         for first in range(0, count, batch_size):
             n = min(batch_size, count - first)
             options = {"batch_size": batch_size, "sampler": sampler}
-            parts.append(
-                model.ddpm.sample(model.params, rng, n, start=start + first, **options)
-            )
+            parts.append(model.ddpm.sample(model.params, rng, n, start=start + first, **options))
             move(n * len(grid))
         return np.concatenate(parts)
     method = dataclasses.replace(sampler, steps=None, grid=None, timesteps=None)

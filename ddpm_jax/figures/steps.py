@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from ddpm_jax.config import Metavar, Range
 from ddpm_jax.data.images import to_uint8
@@ -14,6 +13,7 @@ from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluate import LEAST, warn_of_few
+from ddpm_jax.evaluation.flow import SOLVER, fine_steps
 from ddpm_jax.evaluation.steps import (
     STARTS,
     Contestant,
@@ -21,14 +21,14 @@ from ddpm_jax.evaluation.steps import (
     Judge,
     contestants,
     distance,
+    draw,
+    draw_fine,
     fids,
-    fine_solution,
-    held_back,
     judge_of,
 )
 from ddpm_jax.figures.base import OptionalSource, RunFigure
 from ddpm_jax.figures.panel import Line, comparison, image_table
-from ddpm_jax.sampler import ANCESTRAL, Sampler
+from ddpm_jax.sampler import ANCESTRAL
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.storage.files import write_file
 from ddpm_jax.weights.load import Loaded
@@ -124,17 +124,16 @@ class Steps(RunFigure):
 
     def _picture(self, model: Loaded, rows: list[Row], judge: Judge | None, reason: str) -> bytes:
         """The panels."""
-        diffusion = model.ddpm.config.diffusion
         panels: list[dict[str, Any]] = [
             {
                 "lines": lines_of(rows, "distance"),
-                "ylabel": "distance from the fine solution (RMSE of 255)",
+                "ylabel": "RMSE of 255 from the fine solution",
             }
         ]
         starts = min(self.samples, STARTS)
-        fine = len(fine_solution(diffusion).timesteps_of(diffusion))
+        fine = len(fine_steps(model.ddpm.schedule.num_timesteps))
         notes = [
-            f"Distance: of the deterministic samplers, from {fine} steps of dpm-solver++3m; "
+            f"Distance: of the deterministic samplers, from {fine} steps of {SOLVER.name}; "
             f"{starts} starts."
         ]
         if judge is None:
