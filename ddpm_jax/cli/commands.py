@@ -317,10 +317,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": _plan,
     "sample": _sample,
     "likelihood": _likelihood,
-    "calibrate": _calibrate,
     "evaluate": _evaluate,
     "figure": _figure,
     "export": _export,
+    "calibrate": _calibrate,
 }
 
 
