@@ -1,14 +1,19 @@
 """The multistep samplers: their order, and their coefficients against quadrature, in float64."""
 
 import copy
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
+from conftest import with_
 from gaussian import M, S, gain
 from scipy.integrate import quad, solve_ivp
 
-from ddpm_jax import Schedule, make_schedule
+from ddpm_jax import DDPM, Schedule, make_schedule
 from ddpm_jax.diffusion import MeanVariance
+from ddpm_jax.programs import advance, begin
+from ddpm_jax.sampler import Sampler
 from ddpm_jax.samplers import SAMPLERS, Chain, time_grid
 from ddpm_jax.samplers.multistep import exponential_moments, levels
 from ddpm_jax.schedule import strided
@@ -349,3 +354,31 @@ def test_every_step_keeps_a_known_image_and_the_last_returns_it(name, chain):
 def test_moments_are_right_for_short_and_long_steps(h):
     expected = [quad(lambda u, i=i: h * np.exp(h * (u - 1)) * u**i, 0, 1)[0] for i in range(5)]
     np.testing.assert_allclose(exponential_moments(h, 5), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize(
+    ("model", "diffusion"),
+    [
+        ({"dtype": "bfloat16"}, {"clip": "dynamic"}),
+        ({}, {"prediction": "mean", "variance": "learned", "loss": "vlb"}),
+        ({}, {"prediction": "v", "clip": False}),
+        ({}, {"prediction": "x_0", "variance": "learned_range", "loss": "hybrid"}),
+    ],
+)
+def test_x_and_what_is_kept_of_earlier_steps_stay_float32(tiny, model, diffusion, x64):
+    """Of any model, in both modes of jax: traced alone, where a type that changes is an error."""
+    ddpm = DDPM(with_(tiny, model=model, diffusion=diffusion))
+    params = jax.eval_shape(ddpm.init, jax.random.key(0))
+    for name in MULTISTEP:
+        sampler = Sampler(name, timesteps=(0, 4, 9))
+        with jax.enable_x64(x64):
+            keys, state = jax.eval_shape(
+                lambda sampler=sampler: begin(ddpm, sampler, jax.random.key(0), np.arange(2))
+            )
+            after, _ = jax.eval_shape(
+                partial(advance, ddpm, sampler, ddpm.config.diffusion.clip),
+                *(params, keys, state, 0, 3),
+            )
+        assert after == state
+        assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {np.dtype("float32")}
