@@ -34,9 +34,9 @@ from ddpm_jax.evaluation.steps import (
     Judge,
     contestants,
     distance,
+    draw,
+    draw_fine,
     fids,
-    fine_solution,
-    held_back,
     judge_of,
 )
 from ddpm_jax.sampler import Sampler
@@ -101,12 +101,11 @@ class Store:
         return list(arrays["images"]), [tuple(map(float, each)) for each in arrays["times"]]
 
 
-def draw(
+def drawn_and_timed(
     store: Store, key: str, model: Loaded, sampler: Sampler, n: int, seed: int
 ) -> tuple[np.ndarray, list[tuple[float, float]]]:
     """(images [N,H,W,C], (seconds, part of others) of each batch that did not compile)."""
     batches, times = store.kept(key)
-    rng = held_back(seed)
     compiles = True
     said = time.monotonic()
     while len(batches) * BATCH < n:
@@ -114,10 +113,7 @@ def draw(
         start = len(batches) * BATCH
 
         def call(drawn=drawn, start=start):
-            images = model.ddpm.sample(
-                model.params, rng, BATCH, start=start, batch_size=BATCH, sampler=sampler
-            )
-            drawn.append(images)
+            drawn.append(draw(model, sampler, seed, start, BATCH, lambda calls: None))
 
         time_of_batch = timed(call)
         if not compiles:
@@ -146,11 +142,6 @@ def row_of(contestant: Contestant, images, times, exact, judge: Judge | None) ->
     }
 
 
-def calls_of(contestant: Contestant) -> int:
-    """How often an image calls the network; heun's last step is one of DDIM's."""
-    return 2 * contestant.steps - 1 if contestant.sampler.name == "heun" else contestant.steps
-
-
 def one_model(options: argparse.Namespace, store: Store, model: Loaded, judge: Judge | None):
     """The rows of one model, printed as they are there."""
     chosen = chosen_of(model, options)
@@ -159,12 +150,10 @@ def one_model(options: argparse.Namespace, store: Store, model: Loaded, judge: J
     left = [each for each in chosen if store.find(f"{each.name} {each.steps}") is None]
     exact = None
     if any(each.deterministic for each in left):
-        count = min(options.n, STARTS)
-        fine = fine_solution(model.ddpm.config.diffusion)
-        exact, _ = draw(Store(None, {}), "fine solution", model, fine, count, options.seed)
+        exact = draw_fine(model, options.seed, 0, min(options.n, STARTS), lambda calls: None)
     for each in left:
         key = f"{each.name} {each.steps}"
-        images, times = draw(store, key, model, each.sampler, options.n, options.seed)
+        images, times = drawn_and_timed(store, key, model, each.sampler, options.n, options.seed)
         store.add({"key": key} | row_of(each, images, times, exact, judge))
         print(line_of(store.rows[-1]), flush=True)
 
@@ -180,7 +169,9 @@ def over_training(options: argparse.Namespace, store: Store, judge: Judge):
             if store.find(key) is not None:
                 continue
             each = Contestant(name, model.ddpm.resolve(sampler), sampler.steps)
-            images, times = draw(store, key, model, each.sampler, options.n, options.seed)
+            images, times = drawn_and_timed(
+                store, key, model, each.sampler, options.n, options.seed
+            )
             store.add({"key": key, "checkpoint": step} | row_of(each, images, times, None, judge))
             print(line_of(store.rows[-1]), flush=True)
 
@@ -249,8 +240,8 @@ def main(options: argparse.Namespace) -> None:
     if options.list:
         chosen = chosen_of(model, options)
         for each in chosen:
-            print(f"{each.name:30} {each.steps:5d} steps  {calls_of(each):5d} calls")
-        calls = sum(map(calls_of, chosen))
+            print(f"{each.name:30} {each.steps:5d} steps  {each.calls:5d} calls")
+        calls = sum(each.calls for each in chosen)
         print(f"{calls} network calls for each of {options.n} images")
         return
     shared = Path(options.out or "samplers.json").absolute().parent / "real"

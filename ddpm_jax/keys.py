@@ -39,8 +39,10 @@ WAY_BACK = 2
 """Interpolation, which has two images: the noise of the way back."""
 SHARED = 2**31
 """Samples that share a latent."""
-HELD_BACK = 2**31 + 1
-"""Images to compare samplers by, which no sampler was tuned on."""
+
+# Folded into the key of a seed, whose images 0, 1, ... `sample` draws.
+TUNING = 2**32 - 1
+"""The key of the starts that `tune` compares grids on."""
 
 # Beside the epochs 0, 1, ... in a Philox generator of a seed: orders of images are drawn by NumPy.
 PROXY_SPLIT = 2**32 - 1
@@ -50,7 +52,8 @@ FAMILIES = {
     "run": (INIT, SAMPLES, HOLDOUT),
     "example": (TIME, NOISE, DROPOUT, FLIP),
     "image": (START,),
-    "figure": (WAY_BACK, SHARED, HELD_BACK),
+    "figure": (WAY_BACK, SHARED),
+    "tune": (TUNING,),
     "order": (PROXY_SPLIT,),
 }
 """The numbers by the key that they are folded into."""

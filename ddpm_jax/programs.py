@@ -6,7 +6,7 @@ finite. The bounds are arguments: one program for all parts.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,53 @@ def advance(
     step = sampler.method.bound_step(schedule, denoise_fn, keys, ddpm.image_shape, **options)
     S = schedule.num_timesteps
     state = jax.lax.fori_loop(first, last, lambda i, state: step(state, S - 1 - i), state)
+    return state, are_finite(state.x)
+
+
+class Grid(NamedTuple):
+    """A strided chain as an argument of a program, its rows filled up to a length of all chains."""
+
+    schedule: Schedule
+    tables: PyTree
+    """Those of the method; None where it has none."""
+    variance: Float[Array, " rows"] | None
+    """Of each ancestral step; None for other samplers."""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def advance_on(
+    ddpm: Any,
+    sampler: Sampler,
+    params: PyTree,
+    grid: Grid,
+    start: Index,
+    keys: AnyKeys | None,
+    state: State,
+    first: Index,
+    last: Index,
+) -> tuple[State, Finite]:
+    """A part of the chain on `grid` from its step `start` - 1 down, by one program for all grids.
+
+    `sampler` says the method and its options, but not the steps.
+    """
+    channels = ddpm.image_shape[-1]
+
+    def denoise_fn(x_t, t):
+        return ddpm.denoise(params, x_t, t)[..., :channels]
+
+    diffusion = ddpm.config.diffusion
+    step = sampler.method.bound_step(
+        grid.schedule,
+        x_0_denoiser(ddpm.schedule, denoise_fn, prediction=diffusion.prediction),
+        keys,
+        ddpm.image_shape,
+        prediction="x_0",
+        variance="fixed_small" if grid.variance is None else grid.variance,
+        clip=diffusion.clip,
+        tables=grid.tables,
+        **sampler.step_options,
+    )
+    state = jax.lax.fori_loop(first, last, lambda i, state: step(state, start - 1 - i), state)
     return state, are_finite(state.x)
 
 

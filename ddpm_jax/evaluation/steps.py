@@ -4,15 +4,16 @@ Two questions: how far are the images of a deterministic sampler from the model'
 and how near are the images of any sampler to real ones?
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple, get_args
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from ddpm_jax.config import Diffusion, Split
+from ddpm_jax.config import Split
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.evaluation import metrics
@@ -26,14 +27,14 @@ from ddpm_jax.evaluation.features import (
     proxy,
     reference_of,
 )
-from ddpm_jax.keys import HELD_BACK, seed_key
+from ddpm_jax.evaluation.flow import Chains, network_calls
+from ddpm_jax.keys import TUNING, seed_key
 from ddpm_jax.sampler import MeasuredGrid, Sampler
 from ddpm_jax.samplers import SAMPLERS, Grid
-from ddpm_jax.shapes import AnyKey
 from ddpm_jax.weights.load import Loaded
 
-FINE = 200
-"""Steps of the fine solution."""
+HELD_BACK = 2**31
+"""The first start that samplers are compared on; `tune` takes those from 0 on."""
 
 STARTS = 256
 """At most this many images are compared with the fine solution, which takes long."""
@@ -52,6 +53,11 @@ class Contestant(NamedTuple):
     def deterministic(self) -> bool:
         """Whether its images follow from x_T alone."""
         return self.sampler.method.deterministic and not self.sampler.eta
+
+    @property
+    def calls(self) -> int:
+        """How often an image calls the network."""
+        return network_calls(self.sampler, self.steps)
 
 
 class Estimate(NamedTuple):
@@ -105,7 +111,7 @@ def contestants(ddpm: DDPM, steps: Iterable[int], all_grids: bool = False) -> li
 
 def _calibrated(ddpm: DDPM, counts: list[int], all_grids: bool) -> list[Contestant]:
     """Ancestral sampling with the optimal variance, where there is a calibration."""
-    if getattr(ddpm, "calibration", None) is None:
+    if ddpm.calibration is None:
         return []
     grids: dict[str, Grid | MeasuredGrid | None] = {"ancestral, optimal variance": None}
     if all_grids:
@@ -122,16 +128,44 @@ def _contestant(name: str, ddpm: DDPM, sampler: Sampler) -> Contestant:
     return Contestant(name, sampler, len(sampler.timesteps_of(ddpm.config.diffusion)))
 
 
-def fine_solution(diffusion: Diffusion) -> Sampler:
-    """The sampler whose images stand for the model's deterministic solution."""
-    if diffusion.num_timesteps <= FINE:
-        return Sampler("dpm-solver++3m")
-    return Sampler("dpm-solver++3m", FINE, grid="trailing")
+def draw(
+    model: Loaded,
+    sampler: Sampler,
+    seed: int,
+    start: int,
+    count: int,
+    move: Callable[[int], Any],
+) -> np.ndarray:
+    """Images start, ..., start + count - 1 of `seed`, float32 [count,H,W,C] in [-1, 1].
+
+    Their starts are none that `tune` searches on or judges by. `sampler` is resolved. A sampler
+    has one program for all numbers of steps; ancestral sampling with another variance than
+    fixed_small has one for each. `move` as for `Chains`.
+    """
+    diffusion = model.ddpm.config.diffusion
+    grid = tuple(sampler.timesteps_of(diffusion).tolist())
+    batch_size = 64 * model.devices
+    start += HELD_BACK
+    own_variance = sampler.variance_of(diffusion) != "fixed_small" or not sampler.strides(diffusion)
+    if sampler.name == "ancestral" and own_variance:
+        rng = jax.random.fold_in(seed_key(seed), TUNING)  # The key of Chains.
+        parts = []
+        for first in range(0, count, batch_size):
+            n = min(batch_size, count - first)
+            options = {"batch_size": batch_size, "sampler": sampler}
+            parts.append(model.ddpm.sample(model.params, rng, n, start=start + first, **options))
+            move(n * len(grid))
+        return np.concatenate(parts)
+    method = dataclasses.replace(sampler, steps=None, grid=None, timesteps=None)
+    return Chains(model, seed, batch_size, move).images(method, grid, start, count)
 
 
-def held_back(seed: int) -> AnyKey:
-    """The key of images that nothing was tuned on."""
-    return jax.random.fold_in(seed_key(seed), HELD_BACK)
+def draw_fine(
+    model: Loaded, seed: int, start: int, count: int, move: Callable[[int], Any]
+) -> np.ndarray:
+    """The same images of the fine solution."""
+    chains = Chains(model, seed, 64 * model.devices, move)
+    return chains.fine(HELD_BACK + start, count)
 
 
 def distance(images: np.ndarray, fine: np.ndarray) -> Estimate:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ddpm_jax.data.images import grid
 
@@ -93,14 +93,16 @@ def comparison(panels: list[dict], styles: dict[str, dict], title: str, notes: l
     (label, y, error), a horizontal line. `styles` are matplotlib's of each label, in the order of
     the names. All axes are logarithmic; points that are not positive are left out.
     """
-    height = max(420, 110 + 17 * len(styles)) + 17 * len(notes)
-    total = np.array([430 * len(panels) + 250, height])
+    width = 430 * len(panels) + 250
+    notes = [line for note in notes for line in textwrap.wrap(note, int(width / 6.4))]
+    height = max(460, 130 + 17 * len(styles)) + 17 * len(notes)
+    total = np.array([width, height])
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI)
     top = 1 - 50 / total[1]
     bottom = (75 + 17 * len(notes)) / total[1]
     right = 1 - 245 / total[0]
     room = figure.add_gridspec(
-        1, len(panels), left=65 / total[0], right=right, wspace=0.2, top=top, bottom=bottom
+        1, len(panels), left=65 / total[0], right=right, wspace=0.25, top=top, bottom=bottom
     )
     drawn: dict[str, Any] = {}
     for column, panel in enumerate(panels):
@@ -120,6 +122,9 @@ def comparison(panels: list[dict], styles: dict[str, dict], title: str, notes: l
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="x", which="minor", length=0)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"])
         axes.grid(alpha=0.3)
     labels = [label for label in styles if label in drawn]

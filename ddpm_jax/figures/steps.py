@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from ddpm_jax.config import Metavar, Range
 from ddpm_jax.data.images import to_uint8
@@ -14,6 +13,7 @@ from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluate import LEAST, warn_of_few
+from ddpm_jax.evaluation.flow import SOLVER, fine_steps
 from ddpm_jax.evaluation.steps import (
     STARTS,
     Contestant,
@@ -21,14 +21,14 @@ from ddpm_jax.evaluation.steps import (
     Judge,
     contestants,
     distance,
+    draw,
+    draw_fine,
     fids,
-    fine_solution,
-    held_back,
     judge_of,
 )
 from ddpm_jax.figures.base import OptionalSource, RunFigure
 from ddpm_jax.figures.panel import Line, comparison, image_table
-from ddpm_jax.sampler import ANCESTRAL, Sampler
+from ddpm_jax.sampler import ANCESTRAL
 from ddpm_jax.samplers import SAMPLERS
 from ddpm_jax.storage.files import write_file
 from ddpm_jax.weights.load import Loaded
@@ -107,40 +107,33 @@ class Steps(RunFigure):
 
     def _measure(self, model: Loaded, chosen: list[Contestant], judge: Judge | None) -> list[Row]:
         """A Row for the fine solution and for each contestant."""
-        diffusion = model.ddpm.config.diffusion
         starts = min(self.samples, STARTS)
         n = self.samples if judge else starts
-        fine = Contestant("fine solution", fine_solution(diffusion), 0)
-        size = 64 * model.devices  # As `sample` divides them.
-        total = -(-starts // size) * len(fine.sampler.timesteps_of(diffusion))
-        total += -(-n // size) * sum(each.steps for each in chosen)
-        with progress_bar(total=total, desc=self.name, unit="step") as bar:
-            exact = self._images(model, fine.sampler, starts, bar)
+        steps_of_fine = len(fine_steps(model.ddpm.schedule.num_timesteps))
+        total = starts * steps_of_fine + n * sum(each.calls for each in chosen)
+        with progress_bar(total=total, desc=self.name, unit="call") as bar:
+            exact = draw_fine(model, self.seed, 0, starts, bar.update)
+            fine = Contestant("fine solution", ANCESTRAL, steps_of_fine)
             measured = [Row(fine, NOTHING, NOTHING, to_uint8(exact[:SHOWN]))]
             for each in chosen:
-                images = self._images(model, each.sampler, n, bar)
+                images = draw(model, each.sampler, self.seed, 0, n, bar.update)
                 far = distance(images, exact) if each.deterministic else NOTHING
                 fid = fids(judge, images)[judge.split] if judge else NOTHING
                 measured.append(Row(each, far, fid, to_uint8(images[:SHOWN])))
         return measured
 
-    def _images(self, model: Loaded, sampler: Sampler, n: int, bar: tqdm) -> np.ndarray:
-        key = held_back(self.seed)
-        return model.ddpm.sample(model.params, key, n, sampler=sampler, progress=bar)
-
     def _picture(self, model: Loaded, rows: list[Row], judge: Judge | None, reason: str) -> bytes:
         """The panels."""
-        diffusion = model.ddpm.config.diffusion
         panels: list[dict[str, Any]] = [
             {
                 "lines": lines_of(rows, "distance"),
-                "ylabel": "distance from the fine solution (RMSE of 255)",
+                "ylabel": "RMSE of 255 from the fine solution",
             }
         ]
         starts = min(self.samples, STARTS)
-        fine = len(fine_solution(diffusion).timesteps_of(diffusion))
+        fine = len(fine_steps(model.ddpm.schedule.num_timesteps))
         notes = [
-            f"Distance: of the deterministic samplers, from {fine} steps of dpm-solver++3m; "
+            f"Distance: of the deterministic samplers, from {fine} steps of {SOLVER.name}; "
             f"{starts} starts."
         ]
         if judge is None:

@@ -1,0 +1,158 @@
+"""Chains of a model on any time grid, and their distance from its own deterministic solution.
+
+The deterministic samplers all follow one flow, from x_T to an image. A chain of many small steps
+is near its end, and a good chain of few steps lands close to it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import programs
+from ddpm_jax.devices.mesh import fetch, mesh_of, place
+from ddpm_jax.devices.rows import full_batches
+from ddpm_jax.devices.segments import watched
+from ddpm_jax.evaluation.grids import Grid, euler_costs
+from ddpm_jax.keys import TUNING, seed_key
+from ddpm_jax.sampler import Sampler
+from ddpm_jax.samplers.multistep import levels
+from ddpm_jax.schedule import strided
+from ddpm_jax.weights.load import Loaded
+
+FINE = 100
+"""Steps of the fine solution."""
+
+SOLVER = Sampler("dpm-solver++3m")
+"""What takes them. Its memory begins with the x_0 that it has predicted last."""
+
+MEMORY = 2**26
+"""Most numbers of the fine trajectories that are kept at a time."""
+
+
+def fine_steps(num_timesteps: int) -> Grid:
+    """The steps of the fine solution: squares of even steps from 0 to T - 1, moved apart."""
+    T = num_timesteps
+    N = min(FINE, T)
+    i = np.arange(N)
+    t = np.rint(np.linspace(0, np.sqrt(T - 1), N) ** 2)
+    t = np.maximum.accumulate(t - i) + i
+    return tuple(np.minimum(t, T - N + i).astype(int).tolist())
+
+
+def network_calls(sampler: Sampler, steps: int) -> int:
+    """How often the network is called for one image."""
+    return 2 * steps - 1 if sampler.name == "heun" else steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Chains:
+    """Draws images of a seed on any grid; a new grid takes no new program.
+
+    Image i starts from noise of its own, and depends on nothing else.
+    """
+
+    model: Loaded
+    seed: int
+    batch_size: int
+    move: Callable[[int], Any]
+    """Called with the number of network calls that were made: images times steps."""
+
+    def images(self, sampler: Sampler, grid: Grid, start: int, count: int) -> np.ndarray:
+        """Images start, ..., start + count - 1, float32 [count,H,W,C] in [-1, 1].
+
+        `sampler` is the method with its options, without steps.
+        """
+        images = np.empty((count, *self.model.ddpm.image_shape), np.float32)
+        for rows, real in self._batches(count, self.batch_size):
+            keys, state, chain = self._begin(sampler, grid, start + rows)
+            args = (*chain, np.int32(len(grid)), keys)
+            move = self._mover(sampler, len(grid), real)
+            state = watched(programs.advance_on, args, state, np.array(grid[::-1]), move)
+            images[rows[:real]] = fetch(state.x)[:real]
+        return np.clip(images, -1, 1, out=images)
+
+    def fine(self, start: int, count: int) -> np.ndarray:
+        """The same images of the fine solution."""
+        return self.images(SOLVER, fine_steps(self._T), start, count)
+
+    def fine_costs(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the fine images, the costs of Euler's steps between all pairs of the fine steps).
+
+        The costs are those of `grids.euler_costs`, in the mean over the images.
+        """
+        grid = fine_steps(self._T)
+        N = len(grid)
+        images = np.empty((count, *self.model.ddpm.image_shape), np.float32)
+        products = np.zeros((2 * N, 2 * N))
+        to_image = np.zeros(N)
+        most = max(1, MEMORY // (2 * N * images[0].size))
+        for rows, real in self._batches(count, min(self.batch_size, most)):
+            keys, state, chain = self._begin(SOLVER, grid, start + rows)
+            move = self._mover(SOLVER, N, real)
+            vectors = np.empty((real, 2 * N, images[0].size), np.float32)
+            for i in reversed(range(N)):
+                vectors[:, i] = fetch(state.x)[:real].reshape(real, -1)
+                args = (*chain, np.int32(i + 1), keys)
+                state = watched(programs.advance_on, args, state, np.array(grid[i : i + 1]), move)
+                vectors[:, N + i] = fetch(state.memory[0])[:real].reshape(real, -1)
+            ends = fetch(state.x)[:real]
+            images[rows[:real]] = ends
+            for of_image, end in zip(vectors.astype(np.float64), ends, strict=True):
+                products += of_image @ of_image.T
+                to_image += np.square(of_image[N:] - end.reshape(-1)).sum(axis=1)
+        level = levels(strided(self.model.ddpm.schedule, grid))
+        numbers = images.size
+        costs = euler_costs(level.alpha, level.sigma, products / numbers, to_image / numbers)
+        return np.clip(images, -1, 1, out=images), costs
+
+    @property
+    def _T(self) -> int:
+        return self.model.ddpm.schedule.num_timesteps
+
+    @functools.cached_property
+    def _key(self):
+        return jax.random.fold_in(seed_key(self.seed), TUNING)
+
+    def _batches(self, count: int, size: int):
+        return full_batches(count, size, shrink=True, multiple=self.model.devices)
+
+    def _begin(self, sampler: Sampler, grid: Grid, indices: np.ndarray):
+        """(keys, state, the first arguments of the program) for some images."""
+        ddpm, params = self.model.ddpm, self.model.params
+        places = place(indices.astype(np.uint32), mesh_of(params))
+        keys, state = programs.begin(ddpm, sampler, self._key, places)
+        return keys, state, (ddpm, sampler, params, self._tables(sampler, grid))
+
+    def _tables(self, sampler: Sampler, grid: Grid) -> programs.Grid:
+        """The chain on `grid`, as the program takes it."""
+        original = self.model.ddpm.schedule
+        schedule = strided(original, np.array(grid))
+        tables = None
+        if sampler.method.tables is not None:
+            tables = sampler.method.tables(schedule, original, **sampler.step_options)
+        rows = max(len(grid), min(FINE, self._T))
+
+        def fill(table):
+            after = rows - len(grid)
+            widths = [(0, after), *[(0, 0)] * (np.ndim(table) - 1)]
+            return np.pad(np.asarray(table), widths, mode="edge")
+
+        return programs.Grid(*jax.tree.map(fill, (schedule, tables, None)))
+
+    def _mover(self, sampler: Sampler, steps: int, count: int) -> Callable[[int], Any]:
+        """Counts the calls of a chain for `count` images."""
+        calls = network_calls(sampler, steps)
+
+        def move(taken: int) -> None:
+            self.move(count * taken * calls // steps)
+
+        return move
+
+
+def rmse(images: np.ndarray, others: np.ndarray) -> float:
+    """The root mean squared difference of images in [-1, 1], of 255."""
+    return 127.5 * float(np.sqrt(np.mean(np.square(images - others, dtype=np.float64))))
