@@ -92,7 +92,8 @@ def test_an_image_is_the_same_bits_as_by_one_scan(model, options):
     ddpm, params = model
     whole = sample_batch(ddpm, Sampler(**options), params, KEY, np.arange(4, dtype=np.uint32))
     x = ddpm.sample(params, KEY, 4, **options)
-    # A short scan is unrolled, and the compiler then adds a multistep method's terms in its own way.
+    # A short scan is unrolled, and the compiler then adds the terms of a multistep method in an
+    # order of its own.
     atol = 1e-6 if Sampler(**options).method.tables else 0
     np.testing.assert_allclose(x, whole, rtol=0, atol=atol)
 
