@@ -350,6 +350,47 @@ def test_every_step_keeps_a_known_image_and_the_last_returns_it(name, chain):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine", "jsd"])
+def test_few_steps_on_a_methods_own_grid_come_nearer_than_ddims(name):
+    """Where the first steps are wide in rho, too. Nearer to the flow in all T steps."""
+    T = 200
+    betas = {"beta_start": 5e-4, "beta_end": 0.1} if name == "linear" else {}
+    original = make_schedule(name, T, **betas)
+    noise = np.random.default_rng(0).normal(size=100)
+
+    def image(sampler, steps, grid, **options):
+        schedule = strided(original, time_grid(T, steps, grid))
+        n = Numbers(schedule, original)
+
+        def x_0_of(x, t):
+            return mixtures_x_0(x, n.alpha[t], n.sigma[t])
+
+        if sampler is not None:
+            exact = in_float64(schedule, original)
+            x = follow(sampler, exact, noise, x_0_of, original=original, **options)
+            return x_0_of(x, 0)
+        x = noise
+        for t in reversed(range(1, steps)):
+            x_0 = x_0_of(x, t)
+            x = n.alpha[t - 1] * x_0 + n.sigma[t - 1] / n.sigma[t] * (x - n.alpha[t] * x_0)
+        return x_0_of(x, 0)
+
+    fine = image("unipc", T, "linspace")
+
+    def error(*arguments, **options):
+        return np.sqrt(np.square(image(*arguments, **options) - fine).mean())
+
+    for steps in (5, 10, 20):
+        for sampler in MULTISTEP:
+            method = SAMPLERS[sampler]
+            if not method.deterministic:
+                continue
+            ddim = error(None, steps, method.grid)
+            for order in method.orders or (None,):
+                options = {} if order is None else {"order": order}
+                assert error(sampler, steps, method.grid, **options) < ddim, (steps, sampler, order)
+
+
 @pytest.mark.parametrize("h", [1e-9, 1e-3, 0.5, 0.999, 1.001, 20.0])
 def test_moments_are_right_for_short_and_long_steps(h):
     expected = [quad(lambda u, i=i: h * np.exp(h * (u - 1)) * u**i, 0, 1)[0] for i in range(5)]
