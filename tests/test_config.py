@@ -147,6 +147,11 @@ def test_the_defaults_are_the_papers_cifar10():
             "data.image_shape: 36x32 is not divisible by 8, "
             "which the 4 levels of model.channel_multipliers need; choose another size",
         ),
+        (
+            lambda: Diffusion(clip="yes"),
+            "diffusion.clip: must be True, False or dynamic, got 'yes'",
+        ),
+        (lambda: Diffusion(clip=1), "diffusion.clip: must be True, False or dynamic, got 1"),
         (lambda: Config(seed=-1), "seed: must be at least 0 and below 4294967296, got -1"),
         (
             lambda: from_dict({"optim": {"lr": 1}}),

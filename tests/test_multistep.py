@@ -32,19 +32,31 @@ def even_chain(steps):
     """A Schedule of float64, even in lambda: `steps` steps from -5 at t = `steps` to 4.5 at 0."""
     alphas_bar = 1 / (1 + np.exp(-2 * np.linspace(4.5, -5, steps + 1)))
     betas = 1 - alphas_bar / np.append(1, alphas_bar[:-1])
-    schedule = copy.copy(Schedule.from_betas(betas))
+    return in_float64(Schedule.from_betas(betas), betas=betas)
+
+
+def in_float64(schedule, original=None, *, betas=None):
+    """The chain with the tables that samplers read in float64.
+
+    They follow from its `betas` or, of a stride, from those of `original`.
+    """
+    betas = np.float64(original.betas) if betas is None else betas
+    alphas_bar = np.cumprod(1 - betas)[schedule.timesteps]
     exact = {
         "betas": betas,
         "sqrt_alphas_bar": np.sqrt(alphas_bar),
         "sqrt_one_minus_alphas_bar": np.sqrt(1 - alphas_bar),
     }
+    if len(betas) != len(alphas_bar):
+        del exact["betas"]
+    schedule = copy.copy(schedule)
     for name, table in exact.items():
         object.__setattr__(schedule, name, table)
     return schedule
 
 
-def follow(name, schedule, x, x_0_of, noise=None, **options):
-    """The x at t = 0 of the chain of sampler `name` from `x` [N], each step in float64.
+def follow(name, schedule, x, x_0_of, noise=None, original=None, stop=0, **options):
+    """The x at t = `stop` of the chain of sampler `name` from `x` [N], each step in float64.
 
     `x_0_of`(x, t) is the network; `noise`(t) is the noise of a step.
     """
@@ -58,10 +70,11 @@ def follow(name, schedule, x, x_0_of, noise=None, **options):
     def shaped_noise(t):
         return noise(t).reshape(shape)
 
-    chain = Chain(schedule, p, shaped_noise, method.tables(schedule, schedule, **options))
+    tables = method.tables(schedule, original or schedule, **options)
+    chain = Chain(schedule, p, shaped_noise, tables)
     x = x.reshape(shape)
     memory = (np.zeros(shape),) * method.memory
-    for t in reversed(range(1, schedule.num_timesteps)):
+    for t in reversed(range(stop + 1, schedule.num_timesteps)):
         x, memory = method.step(chain, x, t, memory)
     assert x.dtype == np.float64
     return x.ravel()

@@ -254,10 +254,11 @@ def _calibrate(args: list[str]) -> None:
 
     options = parse(CalibrateOptions, args, "ddpm-jax calibrate")
     _start(options.launch)
-    from ddpm_jax.evaluation.calibrate import calibrate, table
+    from ddpm_jax.evaluation.calibrate import calibrate, places, table
     from ddpm_jax.evaluation.splits import calibration_split, first_of, read_split
 
     model = _load(options)
+    places(model, options.out)  # One that cannot be is better known before.
     split = options.split or calibration_split(model)
     images, first = first_of(read_split(model, split, options.data), options.images)
     calibrated = calibrate(model, images, first, options.seed, options.batch_size, options.out)

@@ -99,7 +99,7 @@ def measure(
     of something else.
     """
     model.ddpm.config.diffusion.check_bound()
-    sampler = model.ddpm.resolve(sampler)
+    sampler = model.ddpm.resolve_bound(sampler)
     label = _label(model, images, seed, sampler)
     folder = path_of(out) if out else _home(model, images, seed, sampler, first)
     claim(folder, "label.json", label, functools.partial(_label_of_today, model=model))
@@ -108,7 +108,7 @@ def measure(
     count = len(images.indices)
     while _have(_files(folder, draws, 0, count)):
         draws += 1  # Measured before.
-    feeding = out is None and _is_calibrating(model, images, sampler)
+    feeding = out is None and not calibrating and _is_calibrating(model, images, sampler)
     errors = read_errors(folder, model.ddpm) if calibrating or feeding else None
     parts = _Parts(folder, model, images, sampler, len(steps), batch_size, errors, calibrating)
     rng = seed_key(seed)

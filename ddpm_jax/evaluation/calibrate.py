@@ -40,7 +40,7 @@ def calibrate(
     holds the model, too. `first` says that `images` are only so many of the split. Raises UserError
     for another `out`, or for a model that is no run without one.
     """
-    file, parts = _places(model, out)
+    file, parts = places(model, out)
     if images.split == "train":
         log.warning("calibrating on images that were trained on: the errors are smaller there")
     measured = measure(model, images, 1, seed, batch_size, parts, first=first, calibrating=True)
@@ -54,8 +54,11 @@ def calibrate(
     return calibrated.ddpm
 
 
-def _places(model: Loaded, out: epath.PathLike | None):
-    """(the file, the folder for the parts, None for the run's own)."""
+def places(model: Loaded, out: epath.PathLike | None) -> tuple[epath.Path, epath.Path | None]:
+    """(the file, the folder for the parts, None for the run's own).
+
+    Raises UserError as `calibrate` does.
+    """
     if out is None:
         return model.home / CALIBRATION, None
     file = path_of(out)

@@ -41,7 +41,7 @@ class Chain(NamedTuple):
     """What the method computed of the chain beforehand; None where it has no tables."""
 
 
-Step = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
+Step = Callable[..., tuple[Array, tuple[Array, ...]]]
 """step(chain, x_t [B,H,W,C], t, memory, **options) -> (x_{t-1}, the new memory).
 
 `memory` is a tuple of `Method.memory` arrays like x_t, zeros in the first step; options are

@@ -15,7 +15,6 @@ moments of that variable; see `weights`.
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from ddpm_jax.samplers.chain import Chain, eps_of
@@ -38,16 +37,12 @@ class Tables(NamedTuple):
     """Of x_t, x_{t+1}, the x_0 predicted from x_t, and the earlier ones: the corrected x_t."""
 
 
-def x_0_step(
-    chain: Chain, x: Images, t: Index, memory: Memory
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def x_0_step(chain: Chain, x: Images, t: Index, memory: Memory) -> tuple[Images, Memory]:
     """One step of a method that keeps the predicted x_0."""
     return _step(chain, x, t, memory, keep_eps=False)
 
 
-def eps_step(
-    chain: Chain, x: Images, t: Index, memory: Memory
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def eps_step(chain: Chain, x: Images, t: Index, memory: Memory) -> tuple[Images, Memory]:
     """One step of a method that keeps the predicted eps."""
     return _step(chain, x, t, memory, keep_eps=True)
 
