@@ -77,7 +77,7 @@ def evaluate(
     folder = path_of(out) if out else model.home / "evaluation" / _name(model, sampler, seed)
 
     mesh = make_mesh()
-    sets = _real_images(model, data)
+    sets = real_images(model, data)
     train = sets[0]
     root = cache_root(train.source, folder / "real")
     if inception_file:
@@ -173,7 +173,7 @@ def _hash_of(sets: list[Images]) -> str:
     return hashed.hexdigest()
 
 
-def _real_images(model: Loaded, data: str | None) -> list[Images]:
+def real_images(model: Loaded, data: str | None) -> list[Images]:
     """The sets to compare with; that of the images trained on comes first."""
     config = model.ddpm.config
     channels = config.data.image_shape[-1]
