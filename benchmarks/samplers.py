@@ -28,6 +28,7 @@ from rounds import FOREIGN, timed
 from ddpm_jax import configure_jax
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.flow import fine_steps
 from ddpm_jax.evaluation.steps import (
     STARTS,
     Contestant,
@@ -64,8 +65,11 @@ class Store:
         self.rows = []
         if self.path is not None and self.path.exists():
             there = json.loads(self.path.read_text())
-            if there["about"] != about:
-                raise UserError(f"{path}: holds other measurements ({there['about']})")
+            others = [name for name in about if there["about"].get(name) != about[name]]
+            if others:
+                raise UserError(
+                    f"{path}: was measured with another {others[0]}; choose another --out"
+                )
             self.rows = there["rows"]
 
     @property
@@ -78,7 +82,9 @@ class Store:
         return next((row for row in self.rows if row["key"] == key), None)
 
     def add(self, row: dict) -> None:
-        """Keeps a finished row."""
+        """Keeps a finished row in the place of one that was drawn otherwise."""
+        same = (row["name"], row["steps"])
+        self.rows = [each for each in self.rows if (each["name"], each["steps"]) != same]
         self.rows.append(row)
         if self.path is not None:
             content = json.dumps({"about": self.about, "rows": self.rows}, indent=1)
@@ -99,6 +105,11 @@ class Store:
         if str(arrays["key"]) != key:
             return [], []
         return list(arrays["images"]), [tuple(map(float, each)) for each in arrays["times"]]
+
+
+def key_of(contestant: Contestant) -> str:
+    """Of a row: a grid that is tuned again is another row."""
+    return f"{contestant.name} {contestant.steps} {json.dumps(contestant.sampler.options)}"
 
 
 def drawn_and_timed(
@@ -147,12 +158,12 @@ def one_model(options: argparse.Namespace, store: Store, model: Loaded, judge: J
     chosen = chosen_of(model, options)
     if judge is None:
         chosen = [each for each in chosen if each.deterministic]
-    left = [each for each in chosen if store.find(f"{each.name} {each.steps}") is None]
+    left = [each for each in chosen if store.find(key_of(each)) is None]
     exact = None
     if any(each.deterministic for each in left):
         exact = draw_fine(model, options.seed, 0, min(options.n, STARTS), lambda calls: None)
     for each in left:
-        key = f"{each.name} {each.steps}"
+        key = key_of(each)
         images, times = drawn_and_timed(store, key, model, each.sampler, options.n, options.seed)
         store.add({"key": key} | row_of(each, images, times, exact, judge))
         print(line_of(store.rows[-1]), flush=True)
@@ -164,11 +175,11 @@ def over_training(options: argparse.Namespace, store: Store, judge: Judge):
     for step in sorted(int(folder.name) for folder in folders if folder.name.isdecimal()):
         model = load_weights(options.run, step=step, mesh=make_mesh())
         for sampler in OVER_TRAINING:
-            name = f"{step}: {sampler.name}"
-            key = f"{name} {sampler.steps}"
+            name = f"step {step}, {sampler.name}"
+            each = Contestant(name, model.ddpm.resolve(sampler), sampler.steps)
+            key = key_of(each)
             if store.find(key) is not None:
                 continue
-            each = Contestant(name, model.ddpm.resolve(sampler), sampler.steps)
             images, times = drawn_and_timed(
                 store, key, model, each.sampler, options.n, options.seed
             )
@@ -252,6 +263,7 @@ def main(options: argparse.Namespace) -> None:
         "of": "checkpoints" if options.checkpoints else model.label,
         "process": model.ddpm.process_digest,
         "samples": options.n,
+        "fine": list(fine_steps(model.ddpm.schedule.num_timesteps)),
         "seed": options.seed,
         "features": judge.extractor.sha256 if judge else None,
         "real": {split: real.statistics.count for split, real in judge.references.items()}

@@ -31,7 +31,9 @@ def test_every_shipped_config_survives_json(name):
 def test_runs_from_before_a_field_take_its_default(tiny):
     values = to_dict(tiny)
     del values["diffusion"]["clip"]
-    assert from_dict(values) == tiny and tiny.diffusion.clip
+    assert from_dict(values) == tiny and tiny.diffusion.clip is True
+    values["diffusion"]["clip"] = "dynamic"
+    assert to_dict(from_dict(values)) == values
 
 
 def test_the_defaults_are_the_papers_cifar10():

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 from ddpm_jax import UserError, load, make_schedule, to_uint8
+from ddpm_jax.calibration import Calibration
 from ddpm_jax.cli import main
 from ddpm_jax.data import from_array
 from ddpm_jax.ddpm import DDPM
@@ -376,6 +377,20 @@ def test_tuned_samplers_are_compared_at_their_numbers_of_steps(tiny):
     assert of_name["unipc, tuned"].deterministic and not of_name["tuned choice"].deterministic
     on_all_grids = of_steps.contestants(ddpm, (3,), all_grids=True)
     assert "unipc, quad" in {row.name for row in on_all_grids}
+
+
+def test_the_best_variance_is_compared_where_there_is_a_calibration(tiny):
+    T = tiny.diffusion.num_timesteps
+    mse = np.linspace(0.01, 0.5, T)
+    cells = np.float32(np.broadcast_to(mse[:, None, None, None], (T, 8, 8, 1)))
+    ddpm = DDPM(tiny, Calibration(mse, 0 * mse, cells, 0 * cells, 9))
+    rows = of_steps.contestants(ddpm, (3,), all_grids=True)
+    of_name = {row.name: row.sampler for row in rows if "optimal" in row.name}
+    assert of_name["ancestral, optimal variance"] == Sampler("ancestral", 3, variance="optimal")
+    best = of_name["ancestral, optimal variance, likelihood"].timesteps
+    assert len(best) == 3 and best[0] == 0 and best[-1] == T - 1
+    assert steps.style_of(rows[0]) != steps.style_of(rows[-1])
+    assert not [row for row in of_steps.contestants(DDPM(tiny), (3,)) if "optimal" in row.name]
 
 
 @pytest.mark.parametrize(

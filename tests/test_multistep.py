@@ -1,14 +1,19 @@
 """The multistep samplers: their order, and their coefficients against quadrature, in float64."""
 
 import copy
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
+from conftest import with_
 from gaussian import M, S, gain
 from scipy.integrate import quad, solve_ivp
 
-from ddpm_jax import Schedule, make_schedule
+from ddpm_jax import DDPM, Schedule, make_schedule
 from ddpm_jax.diffusion import MeanVariance
+from ddpm_jax.programs import advance, begin
+from ddpm_jax.sampler import Sampler
 from ddpm_jax.samplers import SAMPLERS, Chain, time_grid
 from ddpm_jax.samplers.multistep import exponential_moments, levels
 from ddpm_jax.schedule import strided
@@ -345,7 +350,75 @@ def test_every_step_keeps_a_known_image_and_the_last_returns_it(name, chain):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine", "jsd"])
+def test_few_steps_on_a_methods_own_grid_come_nearer_than_ddims(name):
+    """Where the first steps are wide in rho, too. Nearer to the flow in all T steps."""
+    T = 200
+    betas = {"beta_start": 5e-4, "beta_end": 0.1} if name == "linear" else {}
+    original = make_schedule(name, T, **betas)
+    noise = np.random.default_rng(0).normal(size=100)
+
+    def image(sampler, steps, grid, **options):
+        schedule = strided(original, time_grid(T, steps, grid))
+        n = Numbers(schedule, original)
+
+        def x_0_of(x, t):
+            return mixtures_x_0(x, n.alpha[t], n.sigma[t])
+
+        if sampler is not None:
+            exact = in_float64(schedule, original)
+            x = follow(sampler, exact, noise, x_0_of, original=original, **options)
+            return x_0_of(x, 0)
+        x = noise
+        for t in reversed(range(1, steps)):
+            x_0 = x_0_of(x, t)
+            x = n.alpha[t - 1] * x_0 + n.sigma[t - 1] / n.sigma[t] * (x - n.alpha[t] * x_0)
+        return x_0_of(x, 0)
+
+    fine = image("unipc", T, "linspace")
+
+    def error(*arguments, **options):
+        return np.sqrt(np.square(image(*arguments, **options) - fine).mean())
+
+    for steps in (5, 10, 20):
+        for sampler in MULTISTEP:
+            method = SAMPLERS[sampler]
+            if not method.deterministic:
+                continue
+            ddim = error(None, steps, method.grid)
+            for order in method.orders or (None,):
+                options = {} if order is None else {"order": order}
+                assert error(sampler, steps, method.grid, **options) < ddim, (steps, sampler, order)
+
+
 @pytest.mark.parametrize("h", [1e-9, 1e-3, 0.5, 0.999, 1.001, 20.0])
 def test_moments_are_right_for_short_and_long_steps(h):
     expected = [quad(lambda u, i=i: h * np.exp(h * (u - 1)) * u**i, 0, 1)[0] for i in range(5)]
     np.testing.assert_allclose(exponential_moments(h, 5), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("model", "diffusion", "x64"),
+    [
+        ({"dtype": "bfloat16"}, {"clip": "dynamic"}, False),
+        ({"dtype": "bfloat16"}, {"prediction": "v", "clip": False}, True),
+        ({}, {"prediction": "mean", "variance": "learned", "loss": "vlb"}, True),
+        ({}, {"prediction": "x_0", "variance": "learned_range", "loss": "hybrid"}, False),
+    ],
+)
+def test_x_and_what_is_kept_of_earlier_steps_stay_float32(tiny, model, diffusion, x64):
+    """Of any model, in both modes of jax: traced alone, where a type that changes is an error."""
+    ddpm = DDPM(with_(tiny, model=model, diffusion=diffusion))
+    params = jax.eval_shape(ddpm.init, jax.random.key(0))
+    for name in MULTISTEP:
+        sampler = Sampler(name, timesteps=(0, 4, 9))
+        with jax.enable_x64(x64):
+            keys, state = jax.eval_shape(
+                lambda sampler=sampler: begin(ddpm, sampler, jax.random.key(0), np.arange(2))
+            )
+            after, _ = jax.eval_shape(
+                partial(advance, ddpm, sampler, ddpm.config.diffusion.clip),
+                *(params, keys, state, 0, 3),
+            )
+        assert after == state
+        assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {np.dtype("float32")}

@@ -46,6 +46,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   sample RUN       draw images from a trained model
   likelihood RUN   measure the bits per dimension of a split
   calibrate RUN    measure what --variance optimal and --grid likelihood need
+  tune RUN         find the best sampler of few steps, such as 10
   evaluate RUN     measure IS, FID, KID, precision, recall and likelihood
   export RUN       write a .safetensors file, a diffusers folder or StableHLO
   figure NAME RUN  draw one of the paper's figures; NAME is one of
@@ -265,6 +266,27 @@ def _calibrate(args: list[str]) -> None:
     _print_once(table(calibrated))
 
 
+def _tune(args: list[str]) -> None:
+    from ddpm_jax.cli.options import TuneOptions
+    from ddpm_jax.cli.parsing import parse
+
+    options = parse(TuneOptions, args, "ddpm-jax tune")
+    _start(options.launch)
+    from ddpm_jax.evaluation.tune import table, tune
+
+    tuned = tune(
+        _load(options),
+        options.steps,
+        options.method,
+        images=options.images,
+        seed=options.seed,
+        data=options.data,
+        batch_size=options.batch_size,
+        out=options.out,
+    )
+    _print_once(table(tuned))
+
+
 def _evaluate(args: list[str]) -> None:
     from ddpm_jax.cli.options import EvaluateOptions
     from ddpm_jax.cli.parsing import parse
@@ -321,6 +343,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "figure": _figure,
     "export": _export,
     "calibrate": _calibrate,
+    "tune": _tune,
 }
 
 

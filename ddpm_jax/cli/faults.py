@@ -14,6 +14,7 @@ SMALLER = {
     "sample": "lower --batch-size, or -n if all images go into one file",
     "likelihood": "lower --batch-size",
     "calibrate": "lower --batch-size",
+    "tune": "lower --batch-size, or --images",
     "evaluate": "lower --batch-size, or -n",
     "figure": "lower the figure's number of images, or its --batch-size if it has one",
     "export": "export on a machine with more memory",

@@ -13,12 +13,14 @@ from ddpm_jax.config import (
     Natural,
     Positive,
     Range,
+    SamplerName,
     Seed,
     Split,
     Weights,
 )
+from ddpm_jax.errors import UserError
 from ddpm_jax.sampler import ANCESTRAL, MeasuredGrid, Sampler
-from ddpm_jax.samplers import Grid
+from ddpm_jax.samplers import BH, Grid
 
 ConfigFields = Annotated[Config, tyro.conf.arg(name="")]
 SamplerFields = Annotated[Sampler, tyro.conf.arg(name="")]
@@ -183,6 +185,44 @@ class CalibrateOptions(ModelOptions):
     out: OptionalPath = None
     """For models that are no run: a .npz, or a new .safetensors that holds the model, too."""
     launch: Launched = Launch()
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneOptions(ModelOptions):
+    """Find the best sampler of few steps for a model; trains nothing. --grid tuned then uses it."""
+
+    steps: Positive = 10
+    """Number of reverse steps."""
+    sampler: SamplerName | None = None
+    """The deterministic sampler whose steps are sought; None to compare several, and others."""
+    order: Annotated[int | None, Range(min=2, max=4)] = None
+    """With --sampler unipc (2 or 3) and deis (2 to 4); None for 3."""
+    b_h: BH | None = None
+    """With --sampler unipc: b1 or b2; None for b2."""
+    images: Annotated[int, Range(min=8, max=2**31)] = 256
+    """Number of starts, half of them for the search; and of samples, where samplers compete."""
+    seed: Seed = 0
+    """Random seed of the starts; the same seed gives the same result."""
+    batch_size: Positive | None = None
+    """Images per batch; None for 64 per device."""
+    data: OptionalSource = None
+    """Without --sampler: real images, as folder:PATH, npz:PATH or tfds:NAME; None for the run's."""
+    out: OptionalPath = None
+    """For models that are no run: their folder, or a new .safetensors that holds the model, too."""
+    launch: Launched = Launch()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler is None and (self.order or self.b_h):
+            name = "order" if self.order else "b_h"
+            raise UserError(f"{name}: belongs to a --sampler; name that, too")
+
+    @property
+    def method(self) -> Sampler | None:
+        """The sampler without its steps; None where none is named."""
+        if self.sampler is None:
+            return None
+        return Sampler(self.sampler, order=self.order, b_h=self.b_h)
 
 
 @dataclasses.dataclass(frozen=True)

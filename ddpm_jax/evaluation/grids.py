@@ -25,14 +25,15 @@ def euler_costs(
     products: Float[np.ndarray, "two_N two_N"],
     to_image: Float[np.ndarray, " N"],
 ) -> Float64[np.ndarray, "N N_and_image"]:
-    """How far one Euler step from a fine trajectory lands from where it is later (Chen et al. 2024).
+    """How far one Euler step from a fine trajectory lands from where that is later.
 
-    Euler's step of the flow is DDIM's: alpha_j x_0 + sigma_j eps, with the x_0 and eps at step i.
-    The trajectory has N steps, ascending, of the levels alpha, sigma. `products` are the inner
-    products of its vectors x at each step, followed by those predicted as x_0, in the mean over
-    trajectories and dimensions. `to_image` is the mean square of x_0 at step i less the image. Row
-    i, column j + 1 of the result is the root mean square of the step from i to j, and column 0 that
-    of the step to the image; infinite where j is not below i.
+    As GITS measures it (Chen et al. 2024). Euler's step of the flow is DDIM's: alpha_j x_0 +
+    sigma_j eps, with the x_0 and eps at step i. The trajectory has N steps, ascending, of the
+    levels alpha, sigma. `products` are the inner products of its vectors x at each step, followed
+    by those predicted as x_0, in the mean over trajectories and dimensions. `to_image` is the mean
+    square of x_0 at step i less the image. Row i, column j + 1 of the result is the root mean
+    square of the step from i to j, and column 0 that of the step to the image; infinite where j is
+    not below i.
     """
     N = len(alphas)
     squares = np.diag(products)

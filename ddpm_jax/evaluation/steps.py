@@ -152,8 +152,10 @@ def draw(
         parts = []
         for first in range(0, count, batch_size):
             n = min(batch_size, count - first)
-            options = {"batch_size": batch_size, "sampler": sampler}
-            parts.append(model.ddpm.sample(model.params, rng, n, start=start + first, **options))
+            images = model.ddpm.sample(
+                model.params, rng, n, start=start + first, batch_size=batch_size, sampler=sampler
+            )
+            parts.append(images)
             move(n * len(grid))
         return np.concatenate(parts)
     method = dataclasses.replace(sampler, steps=None, grid=None, timesteps=None)

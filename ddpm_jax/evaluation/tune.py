@@ -7,22 +7,34 @@ starts, and judged on the other.
 
 import dataclasses
 import logging
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-import numpy as np
+from etils import epath
 
+from ddpm_jax import samplers
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.choice import (
+    Choice,
+    calibrated,
+    compare,
+    judge_of,
+    stochastic_of,
+    words_of,
+)
 from ddpm_jax.evaluation.flow import FINE, Chains, fine_steps, network_calls, rmse
 from ddpm_jax.evaluation.grids import Grid, cheapest_chain, descend
-from ddpm_jax.sampler import Sampler
+from ddpm_jax.sampler import Sampler, Tuned
 from ddpm_jax.samplers import SAMPLERS, time_grid
+from ddpm_jax.storage.files import path_of
+from ddpm_jax.storage.measured import TUNED, write_tuned
+from ddpm_jax.weights.export import export, new_path
 from ddpm_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
 
-GRIDS = ("linspace", "leading", "trailing", "quad")
+GRIDS: tuple[samplers.Grid, ...] = get_args(samplers.Grid)
 """The untuned grids."""
 
 LEAST = 8
@@ -34,8 +46,14 @@ EVALUATIONS = 80
 FIRST = 24
 """As many of them for each of several samplers, of which the best then gets the others."""
 
+POWERS = (1, 2, 3)
+"""A chain costs the sum of these powers of its steps' errors: models differ in which is best."""
+
 COMPETITORS = ("unipc", "deis", "dpm-solver++3m", "ipndm")
 """The deterministic samplers that are tuned where none is named."""
+
+DIGITS = 3
+"""Of the figures that are kept: the later ones depend on the batch and the machine."""
 
 DDIM = Sampler("ddim")
 DDIM_STEPS = 50
@@ -80,7 +98,8 @@ class Search:
     def best(self, sampler: Sampler, evaluations: int) -> Grid:
         """The best grid that the search finds; never worse than an untuned one."""
         fine = fine_steps(self.T)
-        starts = [tuple(fine[i] for i in cheapest_chain(self.costs, self.steps))]
+        chains = [cheapest_chain(self.costs**power, self.steps) for power in POWERS]
+        starts = [tuple(fine[i] for i in chain) for chain in chains]
         starts += untuned_grids(self.T, self.steps).values()
         start = min(starts, key=lambda grid: self.error(sampler, grid))
         return descend(start, lambda grid: self.error(sampler, grid), self.T, evaluations)
@@ -120,3 +139,187 @@ def check_tunable(sampler: Sampler, steps: int, ddpm: DDPM) -> None:
     for name in ("steps", "grid", "timesteps"):
         if getattr(sampler, name) is not None:
             raise UserError(f"{name}: tune finds the steps; leave it out")
+
+
+class Result(NamedTuple):
+    """What `tune` has found."""
+
+    steps: int
+    held: int
+    """Starts that were held back."""
+    compared: dict[str, float]
+    """RMSE over the starts of the search, by the samplers that were tuned."""
+    distances: Distances
+    """Of the best of them."""
+    choice: Choice | None
+    """Where no sampler was named."""
+
+    @property
+    def tuned(self) -> Tuned:
+        """As the model keeps it."""
+        choices = () if self.choice is None else (self.choice.best.sampler,)
+        return Tuned((self.distances.sampler,), choices)
+
+
+def tune(
+    model: Loaded,
+    steps: int,
+    sampler: Sampler | None = None,
+    *,
+    images: int = 256,
+    seed: int = 0,
+    data: str | None = None,
+    batch_size: int | None = None,
+    out: epath.PathLike | None = None,
+) -> Result:
+    """The best sampler of `steps` steps, kept with the model's weights.
+
+    With a deterministic `sampler`, given without steps, the best steps for it: of the starts
+    0, ..., `images` - 1 of `seed`, one half is for the search and the other is held back. Without
+    one, several are tuned, and the best competes with samplers that draw noise, by the KID of
+    `images` other samples against real images, which `data` names as in `evaluate`. The result
+    follows from the seed and the weights alone. It is written into the run, or to `out`: the
+    model's own folder, or a new .safetensors file that holds the model, too. Raises UserError for
+    what cannot be tuned, or where no images are known.
+    """
+    place = place_of(model, out)
+    check_tunable(sampler or Sampler(COMPETITORS[0]), steps, model.ddpm)
+    if images < LEAST:
+        raise UserError(f"images: at least {LEAST} are needed to tune, got {images}")
+    judge = None
+    if sampler is None:
+        judge = judge_of(model, data)
+        model = calibrated(model, seed, data)
+    methods = [sampler] if sampler else [Sampler(name) for name in COMPETITORS]
+    methods = [plain(each, model.ddpm) for each in methods]
+    calls = calls_of_search(model.ddpm, methods, steps, images)
+    if judge:
+        calls += images * steps * (1 + len(GRIDS) * len(stochastic_of(model)))
+    log.info("tuning takes at most %s network calls (images times steps)", f"{calls:,}")
+    with progress_bar(total=calls, desc="tuning", unit="call") as bar:
+        chains = Chains(model, seed, batch_size or 64 * model.devices, bar.update)
+        search = Search(chains, steps, images)
+        first = FIRST if len(methods) > 1 else EVALUATIONS
+        compared = {each: search.error(each, search.best(each, first)) for each in methods}
+        best = min(methods, key=lambda each: compared[each])
+        distances = search.judged(best, search.best(best, EVALUATIONS))
+        choice = None
+        if judge:
+            grids = untuned_grids(search.T, steps)
+            choice = compare(chains, judge, distances.sampler, grids, images, images)
+        bar.update(calls - bar.n)  # The search may have stopped early.
+    errors = {words_of(each): error for each, error in compared.items()}
+    result = Result(steps, search.held, errors, distances, choice)
+    keep(place, model, result, images, seed)
+    return result
+
+
+def plain(sampler: Sampler, ddpm: DDPM) -> Sampler:
+    """The sampler without steps, in its simplest form."""
+    return dataclasses.replace(sampler.simplest(ddpm.config.diffusion), timesteps=None)
+
+
+def place_of(model: Loaded, out: epath.PathLike | None) -> epath.Path:
+    """The folder of the run, or the folder or new .safetensors file that `out` names.
+
+    Raises UserError if `out` is neither, or is missing for a model that is no run.
+    """
+    if out is None:
+        return model.home
+    path = path_of(out)
+    if path.suffix == ".safetensors":
+        return new_path(out, "safetensors")
+    if not path.is_dir():
+        raise UserError(
+            f"out: must be the model's own folder, or a new .safetensors file, got {out}"
+        )
+    return path
+
+
+def keep(place: epath.Path, model: Loaded, result: Result, images: int, seed: int) -> None:
+    """Adds the result to those that are known of the weights, in `place`."""
+    tuned = merged(model.ddpm.tuned, result.tuned)
+    found = {**rounded(result), "images": images, "seed": seed}
+    names = [_name(each) for each in result.tuned.grids]
+    names += [f"choice {result.steps}" for _ in result.tuned.choices]
+    about = {**model.measured.of_tuned, **dict.fromkeys(names, found)}
+    if place.suffix == ".safetensors":
+        export(place, model.tuned(tuned, about), "safetensors")
+    else:
+        write_tuned(place, model, tuned, about)
+    log.info("kept: %s", place if place.suffix else place / TUNED)
+
+
+def calls_of_search(ddpm: DDPM, samplers: list[Sampler], steps: int, images: int) -> int:
+    """The most network calls that tuning one of `samplers` takes: images times steps, summed."""
+    search = images // 2
+    held = images - search
+    T = ddpm.schedule.num_timesteps
+    begun = [network_calls(each, steps) for each in samplers]
+    untuned = len(GRIDS)
+    begin = untuned + len(POWERS)
+    calls = images * len(fine_steps(T))
+    if len(samplers) > 1:
+        calls += search * (begin + FIRST) * sum(begun)
+        calls += search * (EVALUATIONS - FIRST) * max(begun)
+    else:
+        calls += search * (begin + EVALUATIONS) * begun[0]
+    return calls + held * ((untuned + 1) * max(begun) + min(DDIM_STEPS, T))
+
+
+def merged(before: Tuned, found: Tuned) -> Tuned:
+    """The results of both; those of the same sampler, options and number of steps are replaced."""
+
+    def key(sampler: Sampler, choice: bool) -> tuple:
+        method = None if choice else dataclasses.replace(sampler, timesteps=None)
+        return method, len(sampler.timesteps or ())
+
+    def both(old: tuple[Sampler, ...], new: tuple[Sampler, ...], choice: bool):
+        entries = {key(each, choice): each for each in (*old, *new)}
+        return tuple(entries[each] for each in sorted(entries, key=repr))
+
+    return Tuned(both(before.grids, found.grids, False), both(before.choices, found.choices, True))
+
+
+def rounded(result: Result) -> dict[str, Any]:
+    """The figures of the result, as they are kept."""
+    distances = result.distances
+    kept: dict[str, Any] = {
+        "rmse": round(distances.tuned, DIGITS),
+        "rmse_untuned": {name: round(each, DIGITS) for name, each in distances.untuned.items()},
+        f"rmse_ddim_{DDIM_STEPS}": round(distances.ddim, DIGITS),
+    }
+    if result.choice is not None:
+        kept["reason"] = result.choice.reason
+    return kept
+
+
+def table(result: Result) -> str:
+    """The result as text."""
+    distances = result.distances
+    sampler = distances.sampler
+    lines = []
+    if len(result.compared) > 1:
+        lines.append("nearest to the deterministic solution, RMSE of 255 over the search's starts:")
+        lines += [f"  {name:26}{error:9.3f}" for name, error in result.compared.items()]
+    lines.append(
+        f"{words_of(sampler)}, {result.steps} steps: RMSE of 255 from the deterministic solution, "
+        f"over {result.held} starts held back"
+    )
+    rows = {"tuned": distances.tuned, **distances.untuned}
+    rows[f"(ddim, {DDIM_STEPS} steps)"] = distances.ddim
+    lines += [f"  {name:26}{error:9.3f}" for name, error in rows.items()]
+    lines.append(f"the tuned steps: {' '.join(map(str, sampler.timesteps or ()))}")
+    if result.choice is not None:
+        lines += _rows_of(result.choice)
+    return "\n".join(lines)
+
+
+def _rows_of(choice: Choice) -> list[str]:
+    lines = [f"KID against {choice.judge}, with its error:"]
+    lines += [f"  {each.words:44}{each.kid:10.5f}{each.error:10.5f}" for each in choice.candidates]
+    return [*lines, f"chosen: {choice.reason}"]
+
+
+def _name(sampler: Sampler) -> str:
+    return f"{words_of(sampler)}, {len(sampler.timesteps or ())}"

@@ -15,6 +15,7 @@ from ddpm_jax.config import Config, Weights, names_where, value_of
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import mesh_of, replicate
 from ddpm_jax.errors import UserError
+from ddpm_jax.sampler import Tuned
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of
 from ddpm_jax.storage.measured import Measured, identity_of, read_measured
@@ -65,6 +66,10 @@ class Loaded(NamedTuple):
         """The same model with this calibration; `about` says how it was measured."""
         measured = self.measured._replace(calibration=calibration, of_calibration=about)
         return with_measured(self, measured)
+
+    def tuned(self, tuned: Tuned, about: dict[str, Any]) -> "Loaded":
+        """The same model with these samplers tuned to it; `about` says how they were found."""
+        return with_measured(self, self.measured._replace(tuned=tuned, of_tuned=about))
 
     @property
     def label(self) -> dict[str, Any]:

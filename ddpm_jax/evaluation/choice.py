@@ -1,0 +1,208 @@
+"""Which sampler of few steps: deterministic and stochastic ones compared with real images by KID.
+
+On a young model the deterministic solution is itself poor, however well a sampler follows it.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data.images import to_float, to_uint8
+from ddpm_jax.devices.mesh import make_mesh
+from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.bound import about_images, keep_calibration, measure
+from ddpm_jax.evaluation.evaluate import real_images
+from ddpm_jax.evaluation.features import all_features, cache_root, extract, proxy
+from ddpm_jax.evaluation.flow import Chains
+from ddpm_jax.evaluation.metrics import KernelDistance, kernel_distance
+from ddpm_jax.evaluation.proxy import classifier_shapes
+from ddpm_jax.evaluation.splits import calibration_split, first_of, read_split
+from ddpm_jax.sampler import Sampler
+from ddpm_jax.storage.files import path_of
+from ddpm_jax.storage.measured import CALIBRATION
+from ddpm_jax.storage.run import is_run
+from ddpm_jax.weights.load import Loaded
+
+log = logging.getLogger(__name__)
+
+STOCHASTIC = (
+    Sampler("ancestral", variance="optimal"),
+    Sampler("ddim", eta=0.5),
+    Sampler("ddim", eta=1.0),
+    Sampler("sde-dpm-solver++"),
+)
+"""The samplers that draw noise, without their steps."""
+
+MOST_NUMBERS = 2**26
+"""Most numbers of real images that are compared with."""
+
+CALIBRATED_ON = 64
+"""Images that a model without a calibration is calibrated on."""
+
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+class Judge(NamedTuple):
+    """What samples are compared with."""
+
+    features: Features
+    """Of float images [N,H,W,C] in [-1, 1]: [N,D]."""
+    real: np.ndarray
+    """[M,D] those of the real images."""
+    words: str
+    """What these are."""
+
+    def kid(self, images: np.ndarray) -> KernelDistance:
+        """The kernel distance of `images` from the real ones."""
+        return kernel_distance(self.features(images), self.real)
+
+
+class Candidate(NamedTuple):
+    """A sampler with its steps, and how far its images are from real ones."""
+
+    sampler: Sampler
+    grid: str
+    """The name of its grid."""
+    kid: float
+    error: float
+
+    @property
+    def words(self) -> str:
+        """For example "ddim, eta 0.5, on trailing"."""
+        return f"{words_of(self.sampler)}, {self.grid}"
+
+
+class Choice(NamedTuple):
+    """The sampler of the least KID, or the deterministic one where noise gains nothing sure."""
+
+    best: Candidate
+    candidates: list[Candidate]
+    """The deterministic one first."""
+    judge: str
+    reason: str
+
+
+def words_of(sampler: Sampler) -> str:
+    """The sampler and its options, without its steps."""
+    options = {**sampler.step_options, "variance": sampler.variance}
+    given = [f"{name} {value}" for name, value in options.items() if value is not None]
+    return ", ".join([sampler.name, *given])
+
+
+def judge_of(model: Loaded, data: str | None) -> Judge:
+    """What samples of `model` are compared with: held-out images where there are any.
+
+    On the features of a small classifier of the training images where they have labels, else on
+    pixels. `data` is as in `evaluate`. Raises UserError if no images are known.
+    """
+    try:
+        sets = real_images(model, data)
+    except UserError as error:
+        raise UserError(f"{error}; or name a --sampler, which needs no images") from error
+    train, real = sets[0], sets[-1]
+    words = f"{len(real.indices)} images of {real.split}"
+    try:
+        classifier_shapes(train.source, train.indices)
+    except UserError as error:
+        log.info("KID is that of pixels: %s", error)
+        most = max(LEAST_REAL, MOST_NUMBERS // int(np.prod(model.ddpm.image_shape)))
+        places = np.unique(np.linspace(0, len(real.indices) - 1, most).astype(int))
+        images = np.asarray(to_float(real.source.read(real.indices[places])))
+        return Judge(_pixels, _pixels(images), f"{words}, on pixels")
+    home = path_of(model.path) if is_run(model.path) else path_of(".")
+    root = cache_root(train.source, home / "evaluation" / "real")
+    extractor = proxy(train.source, train.indices, root, make_mesh())
+
+    def features(images: np.ndarray) -> np.ndarray:
+        return extract(extractor, to_uint8(images)).features
+
+    there = all_features(extractor, real.source, real.indices, root)
+    return Judge(features, there, f"{words}, on the features of a proxy")
+
+
+LEAST_REAL = 8
+"""Fewest real images that KID is computed from."""
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)
+
+
+def calibrated(model: Loaded, seed: int, data: str | None) -> Loaded:
+    """The model with a calibration, measured on a few images and kept in its run if it lacks one.
+
+    The same model, and a line that says why, where that is not possible.
+    """
+    if model.ddpm.calibration is not None:
+        return model
+    if not is_run(model.path):
+        log.info(
+            "the ancestral sampler is left out: its best variance needs a calibration, which "
+            "ddpm-jax calibrate makes"
+        )
+        return model
+    try:
+        model.ddpm.config.diffusion.check_bound()
+        images, first = first_of(read_split(model, calibration_split(model), data), CALIBRATED_ON)
+    except UserError as error:
+        log.info("the ancestral sampler is left out, since it cannot be calibrated: %s", error)
+        return model
+    calibration = measure(model, images, 1, seed, first=first, calibrating=True).calibration
+    assert calibration is not None  # That is what `calibrating` asks for.
+    keep_calibration(path_of(model.path) / CALIBRATION, model, images, seed, calibration)
+    return model.calibrated(calibration, about_images(images, seed))
+
+
+def stochastic_of(model: Loaded) -> list[Sampler]:
+    """Those of STOCHASTIC that the model can be sampled with."""
+    has = model.ddpm.calibration is not None
+    return [each for each in STOCHASTIC if has or each.variance is None]
+
+
+def compare(
+    chains: Chains,
+    judge: Judge,
+    deterministic: Sampler,
+    grids: dict[str, tuple[int, ...]],
+    start: int,
+    count: int,
+) -> Choice:
+    """`deterministic`, with its tuned steps, against the stochastic samplers on each of `grids`.
+
+    By the KID of images start, ..., start + count - 1.
+    """
+
+    def candidate(sampler: Sampler, grid: str, steps: tuple[int, ...]) -> Candidate:
+        kid = judge.kid(chains.images(sampler, steps, start, count))
+        return Candidate(dataclasses.replace(sampler, timesteps=steps), grid, kid.mean, kid.error)
+
+    method = dataclasses.replace(deterministic, timesteps=None)
+    first = candidate(method, "tuned", deterministic.timesteps or ())
+    others = [
+        candidate(sampler, name, steps)
+        for sampler in stochastic_of(chains.model)
+        for name, steps in grids.items()
+    ]
+    return chosen(first, others, judge.words)
+
+
+def chosen(first: Candidate, others: list[Candidate], judge: str) -> Choice:
+    """The best of `others` if its KID is lower than that of `first` by more than the error."""
+    best = min(others, key=lambda each: each.kid)
+    gain = first.kid - best.kid
+    error = float(np.hypot(first.error, best.error))
+    figures = f"KID {best.kid:.5f} against {first.kid:.5f}, error of the difference {error:.5f}"
+    if gain > error:
+        reason = (
+            f"{best.words}: its images are nearer to real ones than those of {first.words} "
+            f"({figures}); this model's own deterministic solution is not as good yet"
+        )
+        return Choice(best, [first, *others], judge, reason)
+    reason = (
+        f"{first.words}: no sampler with noise is better by more than the error "
+        f"(the best, {best.words}: {figures})"
+    )
+    return Choice(first, [first, *others], judge, reason)
