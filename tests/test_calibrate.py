@@ -387,6 +387,12 @@ def test_models_that_are_no_run_need_a_place(model, run, tmp_path, capsys):
     ]:
         assert says in refused(capsys, "calibrate", path, *images, "--out", out)
     assert "images: must be at least 1" in refused(capsys, "calibrate", path, "--images", 0)
+    made = tmp_path / "made.safetensors"
+    few = [*images, "--images", "3", "--batch-size", "3", "--out", str(made)]
+    assert main(["calibrate", str(path), *few]) == 0
+    again = load_weights(made)
+    assert again.ddpm.calibration.images == 3 and again.label == load_weights(run).label
+    assert again.measured.of_calibration["split"] == "test"
 
 
 def test_the_sums_are_means_and_standard_errors(tiny, tmp_path):
