@@ -1,6 +1,7 @@
 """`ddpm-jax calibrate`: what it measures, keeps, exports and loads again."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -51,7 +52,7 @@ def calibrated(run, tmp_path_factory):
     copy = shutil.copytree(run, tmp_path_factory.mktemp("calibrated") / "run")
     model = load_weights(copy, mesh=make_mesh())
     images, first = first_of(read_split(model, calibration_split(model)), 8)
-    return copy, calibrate(model, images, first, seed=1, batch_size=3)
+    return copy, calibrate(model, images, first, seed=1, batch_size=3).ddpm
 
 
 def random_calibration(ddpm, seed=0):
@@ -101,7 +102,8 @@ def test_the_command_prints_the_errors_and_what_they_save(calibrated, capsys, mo
     args = ["calibrate", str(copy), "--images", "8", "--seed", "1", "--batch-size", "3"]
     assert main(args) == 0
     printed = capsys.readouterr().out
-    assert printed.strip() == table(ddpm).strip() and "8 images" in printed
+    assert printed.strip() == table(load_weights(copy)).strip()
+    assert printed.startswith("holdout, 8 images, ema weights of step 2\n")
     rmse = 127.5 * np.sqrt(ddpm.calibration.mse[4])
     assert f"     4  {rmse:11.4f}" in printed
     assert "    10  fixed_large " in printed
@@ -127,12 +129,12 @@ def test_neither_a_kill_nor_another_batch_size_changes_them(calibrated, tmp_path
     calls.clear()
     # The parts of images 0 to 5 are there; those of a killed batch were not written, its sums were.
     max((tmp_path / "x-parts/parts").iterdir()).unlink()
-    again = calibrate(model, images, first, seed=1, batch_size=3, out=out).calibration
+    again = calibrate(model, images, first, seed=1, batch_size=3, out=out).ddpm.calibration
     assert calls == [3, 6] and again == ddpm.calibration
     monkeypatch.setattr(DDPM, "bits_per_dim", whole)
     other = calibrate(model, images, first, seed=1, batch_size=8, out=tmp_path / "y.npz")
-    np.testing.assert_allclose(other.calibration.mse, again.mse, rtol=1e-5)
-    np.testing.assert_allclose(other.calibration.cells, again.cells, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(other.ddpm.calibration.mse, again.mse, rtol=1e-5)
+    np.testing.assert_allclose(other.ddpm.calibration.cells, again.cells, rtol=1e-3, atol=1e-6)
 
 
 def test_parts_without_errors_are_measured_again_for_them_alone(calibrated, tmp_path, monkeypatch):
@@ -197,6 +199,24 @@ def test_a_chain_has_a_folder_of_its_own(calibrated, capsys):
         (["--steps", "4", "--grid", "likelihood", "--weights", "raw"], "calibrate RUN"),
     ]:
         assert says in refused(capsys, *args, *options)
+
+
+def test_a_folder_of_samples_is_of_one_calibration(model, tmp_path, monkeypatch):
+    """Another one has other variances, and so other images."""
+    from ddpm_jax.evaluation import sample
+
+    monkeypatch.setattr(sample, "_draw", lambda *args: iter(()))
+    draw = functools.partial(sample.fill_folder, n=0, seed=0, batch_size=1)
+    optimal = Sampler(variance="optimal")
+    folder = epath.Path(tmp_path / "x")
+    draw(folder, model, sampler=optimal)
+    draw(folder, model, sampler=optimal)
+    other = model.calibrated(random_calibration(model.ddpm, seed=1), ABOUT)
+    with pytest.raises(UserError, match="holds results made with calibration"):
+        draw(folder, other, sampler=optimal)
+    # Where the variance does not follow from it, it makes no difference.
+    draw(epath.Path(tmp_path / "y"), model, sampler=Sampler())
+    draw(epath.Path(tmp_path / "y"), other, sampler=Sampler())
 
 
 def test_more_images_than_there_are_are_all_and_said(calibrated, caplog):

@@ -45,7 +45,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   plan CONFIG      estimate memory, FLOPs and hours of a run; writes nothing
   sample RUN       draw images from a trained model
   likelihood RUN   measure the bits per dimension of a split
-  calibrate RUN    measure the errors that the best variance and steps follow from
+  calibrate RUN    measure what --variance optimal and --grid likelihood need
   tune RUN         find the best sampler of few steps, such as 10
   evaluate RUN     measure IS, FID, KID, precision, recall and likelihood
   export RUN       write a .safetensors file, a diffusers folder or StableHLO

@@ -35,8 +35,7 @@ from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import claim, npz, path_of, write_file
 from ddpm_jax.storage.kept import Kept, read_kept
-from ddpm_jax.storage.measured import CALIBRATION, write_calibration
-from ddpm_jax.storage.run import digest
+from ddpm_jax.storage.measured import CALIBRATION, digest_of_errors, write_calibration
 from ddpm_jax.weights.load import Loaded, words_of
 
 log = logging.getLogger(__name__)
@@ -209,15 +208,12 @@ def _label_of_today(label: dict, model: Loaded) -> dict:
 def _chain(model: Loaded, sampler: Sampler) -> dict:
     """What a resolved sampler measures; `timesteps` None is all of them."""
     diffusion = model.ddpm.config.diffusion
-    variance = sampler.variance_of(diffusion)
-    calibration = model.ddpm.calibration if variance == "optimal" else None
     return {
         "timesteps": sampler.timesteps_of(diffusion).tolist()
         if sampler.strides(diffusion)
         else None,
-        "variance": variance,
-        # The bound depends on its errors alone.
-        "calibration": None if calibration is None else digest(calibration.mse),
+        "variance": sampler.variance_of(diffusion),
+        "calibration": digest_of_errors(model.ddpm, sampler),
     }
 
 

@@ -33,7 +33,7 @@ def calibrate(
     seed: int = 0,
     batch_size: int | None = None,
     out: epath.PathLike | None = None,
-) -> DDPM:
+) -> Loaded:
     """The model with its calibration, measured on `images`, in files; resumes from existing parts.
 
     Written into calibration.npz of the run, or to `out`: a .npz, or a new .safetensors file that
@@ -51,7 +51,7 @@ def calibrate(
         export(file, calibrated, "safetensors")
     else:
         keep_calibration(file, model, images, seed, calibration)
-    return calibrated.ddpm
+    return calibrated
 
 
 def places(model: Loaded, out: epath.PathLike | None) -> tuple[epath.Path, epath.Path | None]:
@@ -71,13 +71,14 @@ def places(model: Loaded, out: epath.PathLike | None) -> tuple[epath.Path, epath
     return file, file.parent / f"{file.stem}-parts"
 
 
-def table(ddpm: DDPM) -> str:
+def table(model: Loaded) -> str:
     """The errors at some steps, and the bits that the best variance and the best steps save."""
+    ddpm = model.ddpm
     calibration = ddpm.calibration
     assert calibration is not None
     T = ddpm.schedule.num_timesteps
     lines = [
-        f"{calibration.images} images",
+        f"{model.measured.of_calibration['split']}, {calibration.images} images, {model.words}",
         f"{'step':>6}  RMSE of 255  standard error",
     ]
     for t in time_grid(T, min(ROWS, T)):
