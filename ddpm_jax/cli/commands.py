@@ -339,11 +339,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": _plan,
     "sample": _sample,
     "likelihood": _likelihood,
-    "calibrate": _calibrate,
-    "tune": _tune,
     "evaluate": _evaluate,
     "figure": _figure,
     "export": _export,
+    "calibrate": _calibrate,
+    "tune": _tune,
 }
 
 
