@@ -46,7 +46,8 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         (
             ["tarin"],
             "'tarin' is not a command; "
-            "choose one of train, plan, sample, likelihood, calibrate, evaluate, figure, export",
+            "choose one of train, plan, sample, likelihood, calibrate, tune, evaluate, figure, "
+            "export",
         ),
         (["train"], "train: CONFIG is missing; run ddpm-jax train CONFIG"),
         (
