@@ -215,7 +215,7 @@ def assert_row(row, expected):
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_two_predictions_in_closed_form(chain):
-    """2M and its stochastic form (Lu et al. 2022, Algorithm 2; version 2, Section 6)."""
+    """2M and its stochastic form (Lu et al. 2022, Algorithm 2; from version 2 on)."""
     schedule, original = CHAINS[chain]
     n = Numbers(schedule, original)
     flow = SAMPLERS["dpm-solver++"].tables(schedule, original)

@@ -159,7 +159,12 @@ def _reference(images: Images) -> dict[str, Any]:
 
 def _name(model: Loaded, sampler: Sampler, seed: int) -> str:
     """Of the folder for what is made with these."""
-    drawn_by = [str(option) for option in sampler.options.values() if option is not None]
+    options = sampler.options
+    if sampler.timesteps is not None:  # A thousand numbers are no name.
+        steps = np.array(sampler.timesteps, np.int64)
+        digest = hashlib.blake2b(steps.tobytes(), digest_size=4).hexdigest()
+        options["timesteps"] = f"{len(steps)}steps-{digest}"
+    drawn_by = [str(option) for option in options.values() if option is not None]
     return "-".join([f"{model.step:08d}", model.kind, *drawn_by, f"seed{seed}"])
 
 

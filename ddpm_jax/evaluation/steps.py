@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from ddpm_jax.config import Split
+from ddpm_jax.config import SamplerName, Split
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.evaluation import metrics
@@ -94,19 +94,28 @@ def contestants(ddpm: DDPM, steps: Iterable[int], all_grids: bool = False) -> li
     T = ddpm.config.diffusion.num_timesteps
     counts = [S for S in dict.fromkeys(steps) if S <= T]
     chosen = []
-    for name, method in SAMPLERS.items():
-        grids = {name: None}
+    for name in get_args(SamplerName):
+        method = SAMPLERS[name]
+        grids: dict[str, Grid | None] = {name: None}
         if all_grids:
             others = [grid for grid in get_args(Grid) if grid != method.grid]
             grids |= {f"{name}, {grid}": grid for grid in others}
         for label, grid in grids.items():
-            chosen += [_contestant(label, ddpm, Sampler(name, S, grid=grid)) for S in counts]
+            chosen += [_contestant(label, ddpm, _untuned(ddpm, name, S, grid)) for S in counts]
     chosen += _calibrated(ddpm, counts, all_grids)
     for each in ddpm.tuned.grids:
         chosen.append(_contestant(f"{each.name}, tuned", ddpm, each))
     for each in ddpm.tuned.choices:
         chosen.append(_contestant("tuned choice", ddpm, each))
     return [each for each in chosen if each.steps in counts]
+
+
+def _untuned(ddpm: DDPM, name: SamplerName, steps: int, grid: Grid | None) -> Sampler:
+    """With its variance given where it is fixed_small, which is then no news to be logged."""
+    sampler = Sampler(name, steps, grid=grid)
+    if name == "ancestral" and sampler.variance_of(ddpm.config.diffusion) == "fixed_small":
+        return dataclasses.replace(sampler, variance="fixed_small")
+    return sampler
 
 
 def _calibrated(ddpm: DDPM, counts: list[int], all_grids: bool) -> list[Contestant]:

@@ -73,19 +73,16 @@ class Steps(RunFigure):
         distance_error and fid_error, NaN where there is none; and uint8 images [R,k,H,W,C].
         """
         model = self.load()
-        ddpm = model.ddpm
-        diffusion = ddpm.config.diffusion
-        rows = contestants(ddpm, self.steps)
-        if not rows:
-            raise UserError(
-                f"steps: none is at most {diffusion.num_timesteps}, the steps of this model"
-            )
+        T = model.ddpm.config.diffusion.num_timesteps
+        if all(steps > T for steps in self.steps):
+            raise UserError(f"steps: none is at most {T}, the steps of this model")
         judge, reason = self._judge(model)
+        rows = contestants(model.ddpm, self.steps)
         if judge is None:
             rows = [row for row in rows if row.deterministic]
         else:
             warn_of_few(self.samples, judge.references)
-            rows.append(Contestant("ancestral, all steps", ANCESTRAL, diffusion.num_timesteps))
+            rows.append(Contestant("ancestral, all steps", ANCESTRAL, T))
         measured = self._measure(model, rows, judge)
         path = self.path()
         strips = path.with_name(f"{path.stem}-images.png")

@@ -91,5 +91,5 @@ sde_dpm_solver = Method(x_0_step, "trailing", memory=1, tables=_stochastic)
 """SDE-DPM-Solver++(2M): each step also draws noise.
 
 It follows the process's stochastic equation, whose images have the same distribution as the flow's
-(Lu et al. 2022, Section 6 of version 2).
+(Lu et al. 2022, from version 2 on).
 """
