@@ -45,18 +45,23 @@ def alternate(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[s
             if len(seconds[name]) == rounds:
                 continue
             time.sleep(0.02)  # Threads of the previous contestant may still spin, waiting for work.
-            before = _foreign_seconds()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            taken = time.perf_counter() - start
-            foreign = (_foreign_seconds() - before) / (taken * os.cpu_count())
+            taken, foreign = timed(call, repeats[name])
             kept = seconds if foreign < FOREIGN else disturbed
-            kept[name].append(taken / repeats[name])
+            kept[name].append(taken)
     return {
         name: _timing((seconds[name] + disturbed[name])[:rounds], len(seconds[name]))
         for name in contestants
     }
+
+
+def timed(call: Callable[[], None], repeats: int = 1) -> tuple[float, float]:
+    """(seconds a call, the part of the machine's time that other processes took meanwhile)."""
+    before = _foreign_seconds()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    taken = time.perf_counter() - start
+    return taken / repeats, (_foreign_seconds() - before) / (taken * os.cpu_count())
 
 
 def _timing(seconds: list[float], counted: int) -> Timing:

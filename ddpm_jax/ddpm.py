@@ -28,7 +28,7 @@ from ddpm_jax.inputs import (
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
 from ddpm_jax.models import UNet
-from ddpm_jax.sampler import NOTHING_TUNED, Sampler, Tuned, as_sampler
+from ddpm_jax.sampler import MEASURED, NOTHING_TUNED, Sampler, Tuned, as_sampler
 from ddpm_jax.samplers import start_state
 from ddpm_jax.schedule import Schedule, make_schedule
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree
@@ -374,7 +374,7 @@ class DDPM:
         names the step at which a term is not finite.
         """
         self.config.diffusion.check_bound()
-        chosen = self._bounded(as_sampler(sampler))
+        chosen = self.resolve_bound(as_sampler(sampler))
         check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0)
         params = checked_params(params, self.shapes)
         check_key(rng)
@@ -407,20 +407,26 @@ class DDPM:
                     field[rows[:count]] = of_batch[:count]
         return result
 
-    def _bounded(self, sampler: Sampler) -> Sampler:
-        """The sampler, resolved. Raises UserError if its chain has no bound."""
+    def resolve_bound(self, sampler: Sampler) -> Sampler:
+        """As `resolve`, for the chain of a bound. Raises UserError if it has none."""
+        known = sampler.grid not in MEASURED and (sampler.steps or 0) <= self.schedule.num_timesteps
+        if known:  # Before anything is said of the chain.
+            self._check_bounded(sampler)
         chosen = self.resolve(sampler)
-        if chosen.name != "ancestral":
+        self._check_bounded(chosen)
+        return chosen
+
+    def _check_bounded(self, sampler: Sampler) -> None:
+        if sampler.name != "ancestral":
             raise UserError(
-                f"sampler: {chosen.name} has no bound; leave it out or choose ancestral"
+                f"sampler: {sampler.name} has no bound; leave it out or choose ancestral"
             )
-        first = chosen.timesteps_of(self.config.diffusion)[0]
+        first = sampler.timesteps_of(self.config.diffusion)[0]
         if first:
             raise UserError(
                 f"timesteps: the bound's L_0 is of step 0, but this chain's first is step {first}; "
                 "choose the grid linspace, leading, quad or likelihood"
             )
-        return chosen
 
 
 def _batches(n: int, batch_size: int | None, mesh):

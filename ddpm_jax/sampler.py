@@ -47,10 +47,10 @@ class Sampler(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps is None and self.grid is not None:
-            raise UserError(f"grid: {self.grid} requires --steps; add it, or leave --grid out")
         if self.timesteps is not None:
             self._check_timesteps(self.timesteps)
+        elif self.steps is None and self.grid is not None:
+            raise UserError(f"grid: {self.grid} requires --steps; add it, or leave --grid out")
         if self.variance is not None and self.name != "ancestral":
             raise UserError(
                 f"variance: {self.name} does not take it; leave it out or choose ancestral"
@@ -65,7 +65,7 @@ class Sampler(Checked):
         self.method.check_order(self.order)
 
     def _check_timesteps(self, timesteps: tuple[int, ...]) -> None:
-        if self.steps is not None:  # A grid needs steps.
+        if self.steps is not None or self.grid is not None:
             raise UserError("timesteps: are themselves the grid; leave out --steps and --grid")
         if not timesteps or (np.diff(timesteps) <= 0).any():
             raise UserError(
@@ -239,7 +239,7 @@ def as_sampler(sampler: Sampler | SamplerName | None = None, **options: Any) -> 
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list) or np.ndim(value) == 1:
+    if isinstance(value, list | tuple) or np.ndim(value) == 1:
         return tuple(map(_plain, value))
     return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
 

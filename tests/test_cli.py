@@ -23,7 +23,10 @@ from PIL import Image
 
 from ddpm_jax import load, to_uint8
 from ddpm_jax.cli import main
+from ddpm_jax.cli.options import SampleOptions, TrainOptions
+from ddpm_jax.cli.parsing import parse, with_values
 from ddpm_jax.config import to_dict
+from ddpm_jax.sampler import Sampler
 
 COMMAND = [sys.executable, "-m", "ddpm_jax"]
 SMALL = [
@@ -43,7 +46,8 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         (
             ["tarin"],
             "'tarin' is not a command; "
-            "choose one of train, plan, sample, likelihood, evaluate, figure, export",
+            "choose one of train, plan, sample, likelihood, evaluate, figure, export, calibrate, "
+            "tune",
         ),
         (["train"], "train: CONFIG is missing; run ddpm-jax train CONFIG"),
         (
@@ -63,6 +67,21 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         ),
         (["train", "digits", "--diffusion.schedule", "sine"], "sine"),
         (
+            ["train", "digits", "--diffusion.clip", "maybe"],
+            "'maybe' for argument '--diffusion.clip'. Expected one of",
+        ),
+        (
+            ["sample", "RUN", "--timesteps", "0,10,50"],
+            "ddpm-jax: --timesteps: must be {None}|{[INT [INT ...]]}, got '0,10,50'; see",
+        ),
+        (["sample", "RUN", "--timesteps", "10", "0"], "in ascending order, got (10, 0)"),
+        (["sample", "RUN", "--timesteps"], "timesteps: must be one or more"),
+        (
+            ["sample", "RUN", "--timesteps", "0", "9", "--grid", "quad"],
+            "timesteps: are themselves the grid; leave out --steps and --grid",
+        ),
+        (["sample", "RUN", "--grid", "tuned"], "grid: tuned requires --steps; add it"),
+        (
             ["train", "digits", "--data.image-shape", "28", "28", "1"],
             "pass --data.image-shape 8 8 1",
         ),
@@ -80,6 +99,27 @@ def test_bad_input_gets_one_clear_line(capsys, monkeypatch, tmp_path, args, says
     monkeypatch.chdir(tmp_path)
     assert says in refused(capsys, *args)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_switch_that_also_takes_a_word(tiny):
+    """The flags of a switch stay what they were."""
+    for args, complete in [
+        (["--diffusion.clip"], ["--diffusion.clip", "True"]),
+        (["--diffusion.clip", "--seed", "1"], ["--diffusion.clip", "True", "--seed", "1"]),
+        (["--diffusion.no-clip", "--seed", "1"], ["--diffusion.clip", "False", "--seed", "1"]),
+        (["--diffusion.clip", "dynamic"], ["--diffusion.clip", "dynamic"]),
+        (["--diffusion.clip=dynamic"], ["--diffusion.clip=dynamic"]),
+        (["--data.no-flip", "--optim.clip"], ["--data.no-flip", "--optim.clip"]),
+    ]:
+        assert with_values(args) == complete
+    for args, clip in [(["--diffusion.no-clip"], False), (["--diffusion.clip=dynamic"], "dynamic")]:
+        options = parse(TrainOptions, args, "train", TrainOptions(tiny, "x"))
+        assert options.config.diffusion.clip == clip
+
+
+def test_timesteps_are_numbers_apart():
+    options = parse(SampleOptions, ["RUN", "--timesteps", "0", "10", "50"], "sample")
+    assert options.sampler == Sampler(timesteps=(0, 10, 50))
 
 
 def test_help_and_version(capsys):

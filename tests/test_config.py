@@ -31,7 +31,9 @@ def test_every_shipped_config_survives_json(name):
 def test_runs_from_before_a_field_take_its_default(tiny):
     values = to_dict(tiny)
     del values["diffusion"]["clip"]
-    assert from_dict(values) == tiny and tiny.diffusion.clip
+    assert from_dict(values) == tiny and tiny.diffusion.clip is True
+    values["diffusion"]["clip"] = "dynamic"
+    assert to_dict(from_dict(values)) == values
 
 
 def test_the_defaults_are_the_papers_cifar10():
@@ -147,6 +149,11 @@ def test_the_defaults_are_the_papers_cifar10():
             "data.image_shape: 36x32 is not divisible by 8, "
             "which the 4 levels of model.channel_multipliers need; choose another size",
         ),
+        (
+            lambda: Diffusion(clip="yes"),
+            "diffusion.clip: must be True, False or dynamic, got 'yes'",
+        ),
+        (lambda: Diffusion(clip=1), "diffusion.clip: must be True, False or dynamic, got 1"),
         (lambda: Config(seed=-1), "seed: must be at least 0 and below 4294967296, got -1"),
         (
             lambda: from_dict({"optim": {"lr": 1}}),

@@ -1,6 +1,7 @@
 """What users call: sampling that depends on key and index alone, losses, hashing."""
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -10,9 +11,10 @@ import pytest
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
 from ddpm_jax.devices.mesh import batch_sharding, make_mesh, replicated
+from ddpm_jax.errors import UserError
 from ddpm_jax.keys import NOISE, TIME, example_keys, random_flip
 from ddpm_jax.programs import advance, sample_batch
-from ddpm_jax.sampler import Sampler, _log_variance
+from ddpm_jax.sampler import Sampler, _log_variance, as_sampler
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +48,17 @@ def test_image_i_is_the_same_for_any_n_start_and_batch_size(model):
     assert np.isfinite(last).all()
 
 
-@pytest.mark.parametrize("devices", [2, 3])
-def test_image_i_is_the_same_on_any_number_of_devices(model, devices):
+@pytest.mark.parametrize(
+    ("devices", "options"), [(2, {}), (3, {"sampler": "sde-dpm-solver++", "steps": 4})]
+)
+def test_image_i_is_the_same_on_any_number_of_devices(model, devices, options):
     ddpm, params = model
     spread = jax.device_put(params, replicated(make_mesh(devices)))
-    x = ddpm.sample(params, jax.random.key(0), 7)
-    np.testing.assert_allclose(ddpm.sample(spread, jax.random.key(0), 7), x, atol=1e-5)
-    np.testing.assert_allclose(
-        ddpm.sample(spread, jax.random.key(0), 5, batch_size=2, start=2), x[2:], atol=1e-5
-    )
+    x = ddpm.sample(params, jax.random.key(0), 7, **options)
+    again = ddpm.sample(spread, jax.random.key(0), 7, **options)
+    np.testing.assert_allclose(again, x, atol=1e-5)
+    again = ddpm.sample(spread, jax.random.key(0), 5, batch_size=2, start=2, **options)
+    np.testing.assert_allclose(again, x[2:], atol=1e-5)
 
 
 def test_several_devices_share_the_work(model):
@@ -178,6 +182,8 @@ def test_to_uint8_rounds_and_inverts():
         {"sampler": "ddim", "steps": 4},
         {"sampler": "ddim", "steps": 5, "eta": 0.7, "grid": "quad"},
         {"sampler": "dpm-solver++", "steps": 4},
+        {"sampler": "unipc", "timesteps": [1, 3, 4, 8, 9]},
+        {"sampler": "deis", "steps": 4, "order": 2},
         {"sampler": "heun", "steps": 3},
         {"steps": 3, "grid": "leading"},
     ],
@@ -227,12 +233,113 @@ def test_a_whole_grid_is_the_whole_chain(model):
         ({"grid": "quad"}, "grid: quad requires --steps; add it, or leave --grid out"),
         ({"eta": 0.5}, "eta: ancestral does not take it; leave it out or choose ddim"),
         ({"sampler": "ddim", "eta": 1.5}, "eta: must be at least 0 and at most 1, got 1.5"),
+        ({"sampler": "unipc", "order": 4}, "order: this sampler takes 2 or 3, got 4"),
+        ({"sampler": "deis", "order": 5}, "order: must be at least 2 and at most 4, got 5"),
+        (
+            {"sampler": "ipndm", "order": 2},
+            "order: ipndm does not take it; leave it out or choose unipc or deis",
+        ),
+        (
+            {"sampler": "deis", "b_h": "b1"},
+            "b_h: deis does not take it; leave it out or choose unipc",
+        ),
+        (
+            {"sampler": "ddim", "variance": "fixed_small"},
+            "variance: ddim does not take it; leave it out or choose ancestral",
+        ),
+        (
+            {"variance": "optimal"},
+            "variance: these weights have no calibration, which this needs; run ddpm-jax "
+            "calibrate RUN first",
+        ),
+        (
+            {"steps": 4, "grid": "likelihood"},
+            "grid: these weights have no calibration, which this needs; run ddpm-jax "
+            "calibrate RUN first",
+        ),
+        (
+            {"steps": 4, "grid": "tuned"},
+            "grid: no 4 steps were tuned for these weights; run ddpm-jax tune RUN --steps 4, or "
+            "choose another grid",
+        ),
+        (
+            {"sampler": "unipc", "steps": 4, "grid": "tuned"},
+            "grid: no 4 steps of unipc were tuned for these weights; run ddpm-jax tune RUN "
+            "--steps 4 --sampler unipc, or choose another grid",
+        ),
+        (
+            {"timesteps": [0, 9], "steps": 2},
+            "timesteps: are themselves the grid; leave out --steps and --grid",
+        ),
+        (
+            {"timesteps": [0, 9], "grid": "quad"},
+            "timesteps: are themselves the grid; leave out --steps and --grid",
+        ),
+        ({"timesteps": []}, "timesteps: must be one or more, in ascending order, got ()"),
+        (
+            {"timesteps": np.array([9, 0])},
+            "timesteps: must be one or more, in ascending order, got (9, 0)",
+        ),
+        (
+            {"timesteps": (3, 3)},
+            "timesteps: must be one or more, in ascending order, got (3, 3)",
+        ),
+        ({"timesteps": [-1, 9]}, "timesteps: must be at least 0, got -1"),
+        ({"timesteps": [0, 10]}, "timesteps: must be from 0 to 9, got 10"),
+        ({"timesteps": [0.0, 9.0]}, "timesteps: must be of type int, got 0.0"),
+        ({"timesteps": [[0], [3, 9]]}, "timesteps: must be of type int, got (0,)"),
+        ({"timesteps": 9}, "timesteps: must be a tuple of numbers, got 9"),
+        (
+            {"timesteps": [0]},
+            "timesteps: visits step 0 alone, and pure noise stays noise; choose --grid "
+            "trailing or linspace, or more steps",
+        ),
     ],
 )
 def test_a_sampler_that_cannot_be_is_refused(tiny, options, message):
     with pytest.raises(ValueError) as error:
         DDPM(tiny).sample({"x": np.zeros(1)}, jax.random.key(0), 1, **options)
     assert str(error.value) == message
+
+
+def test_timesteps_may_be_any_array_of_numbers(tiny):
+    """And those of a grid are the grid's steps."""
+    expected = Sampler("unipc", timesteps=(0, 3, 6, 9))
+    for timesteps in ((0, 3, 6, 9), [0, 3, 6, 9], np.arange(0, 10, 3), jnp.arange(0, 10, 3)):
+        assert as_sampler("unipc", timesteps=timesteps) == expected
+    assert Sampler.from_options(json.loads(json.dumps(expected.options))) == expected
+    np.testing.assert_array_equal(
+        expected.timesteps_of(tiny.diffusion),
+        Sampler("unipc", steps=4, grid="linspace").timesteps_of(tiny.diffusion),
+    )
+    every = DDPM(tiny).resolve(as_sampler("unipc", timesteps=range(10)))
+    assert every == DDPM(tiny).resolve(Sampler("unipc"))
+
+
+def test_options_that_are_the_defaults_make_the_same_sampler(tiny):
+    """And so no program of its own."""
+    ddpm = DDPM(tiny)
+    for given, shorter in [
+        (dict(sampler="unipc", order=3, b_h="b2"), dict(sampler="unipc")),
+        (dict(sampler="unipc", steps=4, grid="trailing"), dict(sampler="unipc", steps=4)),
+        (dict(sampler="deis", order=3), dict(sampler="deis")),
+        (dict(variance=tiny.diffusion.variance), dict()),
+        (dict(steps=4, variance="fixed_small"), dict(steps=4)),
+    ]:
+        assert ddpm.resolve(Sampler(**given)) == ddpm.resolve(Sampler(**shorter))
+
+
+def test_recorded_options_that_are_none_are_refused():
+    for options, message in [
+        ({"sampler": "ddim", "churn": 1}, "sampler: has no option 'churn'"),
+        ({"timesteps": [3, 1]}, "timesteps: must be one or more, in ascending order"),
+        ({"timesteps": "all"}, "timesteps: must be a tuple of numbers, got 'all'"),
+        ({"sampler": "plms"}, "sampler: must be one of ancestral"),
+        ({"sampler": "unipc", "b_h": "b3"}, "b_h: must be one of .*, got 'b3'"),
+        ({"variance": "learned"}, "variance: must be one of .*, got 'learned'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            Sampler.from_options(options)
 
 
 def test_striding_a_fixed_large_model_takes_the_posteriors_variance_and_says_so(tiny, caplog):
@@ -287,21 +394,23 @@ def test_learned_variances_train_and_sample(tiny, pictures, loss, variance, pred
     last = gradient["out_conv"]["kernel"]
     assert last.shape[-1] == 2 and (np.abs(last).max(axis=(0, 1, 2)) > 0).all()
     assert ddpm.sample(params, jax.random.key(1), 2).shape == (2, 8, 8, 1)
-    assert ddpm.sample(params, jax.random.key(1), 2, steps=4).shape == (2, 8, 8, 1)
+    images = ddpm.sample(params, jax.random.key(1), 2, sampler="unipc", steps=4)
+    assert images.shape == (2, 8, 8, 1) and np.isfinite(images).all()
 
 
 def test_without_clip_the_predicted_image_stays_as_it_is(tiny, monkeypatch):
     """The network predicts x_0 = 3 x_t.
 
-    Sampling and the bound use that as it is, or clipped to at most 1.
+    Sampling and the bound use that as it is, or clipped to at most 1; the bound knows no dynamic
+    clipping.
     """
     monkeypatch.setattr(DDPM, "denoise", lambda ddpm, params, x_t, t: 3 * x_t)
     # Its CDFs take seconds to compile.
     monkeypatch.setattr(losses, "bound_terms", lambda *_: jnp.zeros(2))
     keys = samplers.example_keys(jax.random.key(1), np.arange(2, dtype=np.uint32))
     x = samplers.gaussian_noise(keys, samplers.START, (8, 8, 1))
-    images = {}
-    for clip in (True, False):
+    images, errors = {}, {}
+    for clip in (True, False, "dynamic"):
         diffusion = dataclasses.replace(tiny.diffusion, prediction="x_0", clip=clip)
         ddpm = DDPM(
             dataclasses.replace(tiny, diffusion=diffusion, seed=124)
@@ -309,7 +418,10 @@ def test_without_clip_the_predicted_image_stays_as_it_is(tiny, monkeypatch):
         params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), ddpm.shapes)
         x_0, predicted = ddpm.reverse(params, keys, x, 10)
         images[clip] = ddpm.sample(params, jax.random.key(1), 2)
-        mse = ddpm.bits_per_dim(params, jax.random.key(1), jnp.zeros((2, 8, 8, 1))).mse
+        errors[clip] = ddpm.bits_per_dim(params, jax.random.key(1), jnp.zeros((2, 8, 8, 1))).mse
         np.testing.assert_allclose(images[clip], np.clip(x_0, -1, 1), atol=1e-5)
-        assert clip == (np.abs(predicted).max() <= 1) == (mse.max() <= 1)
-    assert np.abs(images[True] - images[False]).max() > 0.1
+        clipped = clip is not False
+        assert clipped == (np.abs(predicted).max() <= 1) == (errors[clip].max() <= 1)
+    for one, other in ((True, False), (True, "dynamic"), (False, "dynamic")):
+        assert np.abs(images[one] - images[other]).max() > 0.1
+    np.testing.assert_array_equal(errors["dynamic"], errors[True])

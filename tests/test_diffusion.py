@@ -17,7 +17,7 @@ from ddpm_jax import (
     q_posterior,
     q_sample,
 )
-from ddpm_jax.diffusion import predict_x_0, target
+from ddpm_jax.diffusion import clip_x_0, predict_x_0, target
 
 SHAPE = (5, 2, 3, 2)
 T = np.array([0, 1, 7, 500, 999], np.int32)
@@ -275,3 +275,14 @@ def test_a_predicted_mean_gives_a_finite_image_where_nothing_of_it_is_left():
     found = predict_x_0(s, mean, x_t, t, prediction="mean")
     assert s.posterior_mean_coef_x_0[999] == 0 and np.isfinite(found).all()
     assert np.abs(predict_x_0(s, mean + 0.1, x_t, t, prediction="mean")[1:]).min() > 1e6
+
+
+def test_dynamic_clipping_divides_by_each_images_own_quantile(rng):
+    """Saharia et al. 2022, Section 2.3, in NumPy; an image of small values stays as it is."""
+    x_0 = np.float32(rng.normal(size=(3, 5, 4, 3)) * np.array([0.2, 1, 9]).reshape(3, 1, 1, 1))
+    got = clip_x_0(x_0, dynamic=True)
+    for image, clipped in zip(x_0, got, strict=True):
+        s = max(1, np.quantile(np.abs(image), 0.995))
+        np.testing.assert_allclose(clipped, np.clip(image, -s, s) / s, rtol=1e-5)
+    np.testing.assert_array_equal(got[0], x_0[0])
+    np.testing.assert_array_equal(clip_x_0(x_0), np.clip(x_0, -1, 1))

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from ddpm_jax.data import load_source
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.evaluation import evaluate as module
 from ddpm_jax.evaluation import features, paper
-from ddpm_jax.evaluation.evaluate import evaluate, table
+from ddpm_jax.evaluation.evaluate import _name, evaluate, table
 from ddpm_jax.evaluation.features import Extractor
 from ddpm_jax.evaluation.proxy import train_classifier
+from ddpm_jax.sampler import Sampler
 from ddpm_jax.weights.load import load_weights
 
 
@@ -245,3 +248,13 @@ def test_what_cannot_be_evaluated_is_refused(run, digits, tmp_path, capsys):
     assert "is not empty and was not written by this command" in refused(
         capsys, "evaluate", run, "--data", digits, "-n", 24, "--samples", other
     )
+
+
+def test_steps_that_were_chosen_one_by_one_have_a_short_name():
+    """A file's name has at most 255 bytes."""
+    model = SimpleNamespace(step=3, kind="ema")
+    names = [
+        _name(model, Sampler("unipc", timesteps=tuple(range(first, 1000))), 0) for first in (0, 1)
+    ]
+    assert len(set(names)) == 2 and all(re.fullmatch(r"[\w.-]{1,60}", name) for name in names)
+    assert _name(model, Sampler("ddim", steps=20, eta=0.5), 0) == "00000003-ema-ddim-20-0.5-seed0"

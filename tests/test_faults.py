@@ -40,6 +40,7 @@ def test_memory_that_runs_out_names_the_settings_of_the_command(capsys, monkeypa
         "train": "lower train.batch_size, raise train.accumulate or list levels in model.remat",
         "sample": "lower --batch-size",
         "likelihood": "lower --batch-size",
+        "calibrate": "lower --batch-size",
         "evaluate": "lower --batch-size",
         "plan": "plan a smaller model",
         "figure": "number of images",

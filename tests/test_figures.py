@@ -13,8 +13,13 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 from ddpm_jax import UserError, load, make_schedule, to_uint8
+from ddpm_jax.calibration import Calibration
 from ddpm_jax.cli import main
 from ddpm_jax.data import from_array
+from ddpm_jax.ddpm import DDPM
+from ddpm_jax.devices.mesh import make_mesh
+from ddpm_jax.evaluation import features, metrics
+from ddpm_jax.evaluation import steps as of_steps
 from ddpm_jax.evaluation.bound import Likelihood
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures import (
@@ -24,8 +29,10 @@ from ddpm_jax.figures import (
     rate_distortion,
     schedules,
     shared_latent,
+    steps,
 )
 from ddpm_jax.figures.base import keys_of, steps_at
+from ddpm_jax.sampler import Sampler, Tuned
 from ddpm_jax.samplers import START, gaussian_noise
 from ddpm_jax.weights.load import load_weights
 
@@ -266,8 +273,6 @@ def test_images_to_interpolate_come_from_files_too(run, tmp_path, pictures):
 
 def test_mirrored_copies_are_found(copy, pictures, monkeypatch):
     """This run was trained with flips; a sampler that mirrors a training image is a copier."""
-    from ddpm_jax.ddpm import DDPM
-
     train = read_split(load_weights(copy), "train").indices
     mirrored = pictures[train[4:5], :, ::-1] / np.float32(127.5) - 1
     monkeypatch.setattr(DDPM, "sample", lambda *args, **options: mirrored)
@@ -276,6 +281,116 @@ def test_mirrored_copies_are_found(copy, pictures, monkeypatch):
     numbers = np.load(drawn.with_suffix(".npz"))
     assert numbers["distance"][0, 0] == 0 and numbers["index"][0, 0] == train[4]
     np.testing.assert_array_equal(numbers["samples"], to_uint8(mirrored))
+
+
+@pytest.fixture
+def drawn_by(monkeypatch):
+    """Images that a chain of S steps makes 10 S levels brighter, so that nothing is compiled."""
+
+    def images(chains, sampler, grid, start, count):
+        assert start == of_steps.HELD_BACK
+        return brighter(count, len(grid))
+
+    def sample(ddpm, params, key, n, *, start, batch_size, sampler):
+        assert sampler == Sampler()
+        return brighter(n, 10)
+
+    monkeypatch.setattr("ddpm_jax.evaluation.flow.Chains.images", images)
+    monkeypatch.setattr("ddpm_jax.ddpm.DDPM.sample", sample)
+
+
+def brighter(count, steps):
+    """Noise [count,8,8,1], made 10 levels brighter for each of `steps`."""
+    bits = np.random.default_rng(0).uniform(-1, 0, (count, 8, 8, 1))
+    return np.float32(bits + 10 * steps / 127.5)
+
+
+def test_steps_are_compared_by_distance_alone_where_there_are_no_labels(copy, drawn_by, caplog):
+    """The fine solution of 10 steps is that of all of them."""
+    assert main(["figure", "steps", str(copy), "--steps", "2", "5", "11", "--samples", "20"]) == 0
+    numbers = np.load(copy / "figures" / "steps.npz")
+    names = [name for name, method in steps.SAMPLERS.items() if method.deterministic]
+    assert numbers["sampler"].tolist() == [name for name in names for _ in range(2)]
+    assert numbers["steps"].tolist() == [2, 5] * len(names)
+    np.testing.assert_allclose(numbers["distance"], [80, 50] * len(names), rtol=1e-5)
+    np.testing.assert_allclose(numbers["distance_error"], 0, atol=1e-4)
+    assert np.isnan(numbers["fid"]).all() and np.isnan(numbers["fid_error"]).all()
+    assert numbers["images"].shape == (2 * len(names), 10, 8, 8, 1)
+    for name in ("steps.png", "steps-images.png"):
+        picture = np.asarray(Image.open(copy / "figures" / name).convert("L"))
+        assert picture.shape[0] > 300 and picture.std() > 20
+
+
+def test_steps_are_compared_by_fid_too(copy, drawn_by, monkeypatch, pictures):
+    """By features that are the pixels of two corners, against the held-out images."""
+
+    def corners(params, images):
+        flat = np.asarray(images, np.float32).reshape(len(images), -1)
+        return flat[:, [0, 63]], flat[:, :2]
+
+    real = {
+        split: features.Reference(metrics.statistics(rows), rows)
+        for split, rows in (
+            ("train", np.zeros((9, 2))),
+            ("holdout", corners(None, pictures)[0]),
+        )
+    }
+    mesh = make_mesh(1)
+    judge = of_steps.Judge(features.Extractor("proxy", corners, {}, mesh, "", {}), real)
+    monkeypatch.setattr(steps, "judge_of", lambda *args: judge)
+    figure = steps.Steps(run=str(copy), samples=30, steps=(2, 5))
+    numbers = np.load(figure.draw().with_suffix(".npz"))
+    assert numbers["sampler"].tolist()[-1] == "ancestral, all steps"
+    assert numbers["steps"].tolist() == [2, 5] * len(steps.SAMPLERS) + [10]
+    for S, place in ((2, 0), (5, 1), (10, -1)):
+        own = corners(None, to_uint8(brighter(30, S)))[0]
+        fid = metrics.frechet_distance(metrics.statistics(own), real["holdout"].statistics)
+        error = metrics.fid_error(own, real["holdout"].statistics)
+        np.testing.assert_allclose(numbers["fid"][place], fid)
+        np.testing.assert_allclose(numbers["fid_error"][place], error)
+    draws_noise = np.isin(numbers["sampler"], ["ancestral", "sde-dpm-solver++"])
+    draws_noise[-1] = True
+    np.testing.assert_array_equal(np.isnan(numbers["distance"]), draws_noise)
+
+
+def test_distances_are_of_the_first_starts_and_know_their_error(rng):
+    fine = np.float32(rng.uniform(-1, 1, (40, 4, 4, 3)))
+    images = np.concatenate([fine + rng.normal(0, 0.1, fine.shape), np.ones((9, 4, 4, 3))])
+    squares = np.square(np.float64(images[:40]) - fine).reshape(40, -1).mean(axis=1)
+    value, error = of_steps.distance(images, fine)
+    np.testing.assert_allclose(value, 127.5 * np.sqrt(squares.mean()))
+    means = rng.choice(squares, (4000, 40)).mean(axis=1)  # The bootstrap.
+    np.testing.assert_allclose(error, 127.5 * np.sqrt(means).std(), rtol=0.1)
+    assert of_steps.distance(fine, fine) == (0, 0)
+
+
+def test_tuned_samplers_are_compared_at_their_numbers_of_steps(tiny):
+    tuned = [Sampler("unipc", timesteps=(1, 4, 9)), Sampler("ddim", timesteps=(0, 9))]
+    chosen = [Sampler("sde-dpm-solver++", timesteps=(1, 5, 9))]
+    ddpm = DDPM(tiny, tuned=Tuned(tuple(tuned), tuple(chosen)))
+    rows = of_steps.contestants(ddpm, (3, 5, 99))
+    for name in steps.SAMPLERS:
+        assert [row.steps for row in rows if row.name == name] == [3, 5]
+    of_name = {row.name: row for row in rows}
+    assert of_name["unipc, tuned"].sampler == tuned[0] and "ddim, tuned" not in of_name
+    assert of_name["tuned choice"].sampler == chosen[0] and of_name["tuned choice"].steps == 3
+    assert of_name["unipc, tuned"].deterministic and not of_name["tuned choice"].deterministic
+    on_all_grids = of_steps.contestants(ddpm, (3,), all_grids=True)
+    assert "unipc, quad" in {row.name for row in on_all_grids}
+
+
+def test_the_best_variance_is_compared_where_there_is_a_calibration(tiny):
+    T = tiny.diffusion.num_timesteps
+    mse = np.linspace(0.01, 0.5, T)
+    cells = np.float32(np.broadcast_to(mse[:, None, None, None], (T, 8, 8, 1)))
+    ddpm = DDPM(tiny, Calibration(mse, 0 * mse, cells, 0 * cells, 9))
+    rows = of_steps.contestants(ddpm, (3,), all_grids=True)
+    of_name = {row.name: row.sampler for row in rows if "optimal" in row.name}
+    assert of_name["ancestral, optimal variance"] == Sampler("ancestral", 3, variance="optimal")
+    best = of_name["ancestral, optimal variance, likelihood"].timesteps
+    assert len(best) == 3 and best[0] == 0 and best[-1] == T - 1
+    assert steps.style_of(rows[0]) != steps.style_of(rows[-1])
+    assert not [row for row in of_steps.contestants(DDPM(tiny), (3,)) if "optimal" in row.name]
 
 
 @pytest.mark.parametrize(
@@ -311,6 +426,10 @@ def test_mirrored_copies_are_found(copy, pictures, monkeypatch):
             "steps: must be from 1 to 10, got 11",
         ),
         (["figure", "rate-distortion", "RUN", "--split", "test"], "no test images"),
+        (["figure", "steps", "RUN", "--steps", "1"], "steps: must be at least 2, got 1"),
+        (["figure", "steps", "RUN", "--steps", "20"], "steps: none is at most 10"),
+        (["figure", "steps", "RUN", "--samples", "9"], "samples: must be at least 20, got 9"),
+        (["figure", "steps", "RUN", "--data", "npz:no.npz"], "no.npz"),
         (["figure", "schedule", "--schedules", "sine"], "sine"),
         (
             ["figure", "schedule", "--schedules", "cosine", "--beta-end", "0.1"],

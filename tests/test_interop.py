@@ -458,7 +458,15 @@ def test_an_unknown_field_that_is_null_is_nothing(tmp_path, tensors):
             'variance_type is "small"; it must be one of fixed_small, fixed_small_log, fixed',
         ),
         ({"variance_type": None}, "variance_type is null; it must be one of fixed_small"),
-        ({"thresholding": True}, "thresholding is true; it must be false"),
+        ({"thresholding": None}, "thresholding is null; it must be true or false"),
+        (
+            {"thresholding": True, "sample_max_value": 1.5},
+            "sample_max_value is 1.5; it must be 1, which only clips, or at least 1e+06",
+        ),
+        (
+            {"thresholding": True, "sample_max_value": 1e9, "dynamic_thresholding_ratio": 0.9},
+            "dynamic_thresholding_ratio is 0.9; it must be 0.995",
+        ),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is true; it must be false"),
         ({"clip_sample_range": 2.0}, "clip_sample_range is 2.0; it must be 1"),
         ({"clip_sample": None}, "clip_sample is null; it must be true or false"),
@@ -497,6 +505,11 @@ def test_processes_that_this_one_cannot_be_are_refused(tmp_path, change, message
         ({"prediction_type": "sample"}, {"prediction": "x_0"}),
         ({"prediction_type": "v_prediction"}, {"prediction": "v"}),
         ({"clip_sample": False, "clip_sample_range": 2.0}, {"clip": False}),
+        ({"clip_sample": False, "thresholding": True, "clip_sample_range": 2.0}, {"clip": True}),
+        (
+            {"clip_sample": False, "thresholding": True, "sample_max_value": 1e6},
+            {"clip": "dynamic"},
+        ),
         ({"timestep_spacing": "trailing", "steps_offset": 1, "sample_max_value": 3.0}, {}),
         ({"_class_name": "DDIMScheduler", "variance_type": ABSENT}, {"variance": "fixed_small"}),
     ],
@@ -529,6 +542,7 @@ def test_folders_that_are_not_whole_are_named(tmp_path):
 
 
 PROCESSES = {
+    "dynamic": {"clip": "dynamic"},
     "learned": {"variance": "learned_range", "loss": "hybrid"},
     "cosine": {"schedule": "cosine", "prediction": "v", "variance": "fixed_small", "clip": False},
     "quad": {
@@ -688,8 +702,8 @@ def test_fields_that_the_scheduler_does_not_take_are_ignored_as_the_library_does
 
 
 def test_fields_that_the_scheduler_does_take_are_still_refused(tmp_path, tensors):
-    folder = write(tmp_path, scheduler=SCHEDULER | {"thresholding": True}, weights=save(tensors))
-    assert "thresholding is true; it must be false" in refusal(read_diffusers, folder)
+    folder = write(tmp_path, scheduler=SCHEDULER | {"trained_betas": [0.1]}, weights=save(tensors))
+    assert "trained_betas is [0.1]; it must be null" in refusal(read_diffusers, folder)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, f"{WEIGHTS}.index.json", "config.json"])

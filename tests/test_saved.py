@@ -112,13 +112,16 @@ def test_a_new_field_changes_the_process_digest_only_where_it_is_not_the_default
     monkeypatch.setattr(ddpm_module, "HASHED_FIRST", first)
     config = Config()
     clipped = DDPM(config).process_digest
-    unclipped = dataclasses.replace(config.diffusion, clip=False)
+    others = [dataclasses.replace(config.diffusion, clip=clip) for clip in (False, "dynamic")]
     hashed = hashlib.blake2b(
         repr(tuple(value_of(config, name) for name in first)).encode(), digest_size=8
     )
     hashed.update(np.asarray(DDPM(config).schedule.betas))
     assert clipped == hashed.hexdigest()
-    assert DDPM(dataclasses.replace(config, diffusion=unclipped)).process_digest != clipped
+    digests = {
+        DDPM(dataclasses.replace(config, diffusion=other)).process_digest for other in others
+    }
+    assert len(digests) == 2 and clipped not in digests
 
 
 def test_a_field_without_a_meaning_is_refused():

@@ -31,6 +31,7 @@ FIGURES = {
     "shared-latent": "SharedLatent",
     "interpolate": "Interpolate",
     "neighbours": "Neighbours",
+    "steps": "Steps",
     "schedule": "Schedules",
 }
 
@@ -44,7 +45,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   plan CONFIG      estimate memory, FLOPs and hours of a run; writes nothing
   sample RUN       draw images from a trained model
   likelihood RUN   measure the bits per dimension of a split
-  calibrate RUN    measure the errors that the best variance and steps follow from
+  calibrate RUN    measure what --variance optimal and --grid likelihood need
   tune RUN         find the best sampler of few steps, such as 10
   evaluate RUN     measure IS, FID, KID, precision, recall and likelihood
   export RUN       write a .safetensors file, a diffusers folder or StableHLO
@@ -254,10 +255,11 @@ def _calibrate(args: list[str]) -> None:
 
     options = parse(CalibrateOptions, args, "ddpm-jax calibrate")
     _start(options.launch)
-    from ddpm_jax.evaluation.calibrate import calibrate, table
+    from ddpm_jax.evaluation.calibrate import calibrate, places, table
     from ddpm_jax.evaluation.splits import calibration_split, first_of, read_split
 
     model = _load(options)
+    places(model, options.out)  # One that cannot be is better known before.
     split = options.split or calibration_split(model)
     images, first = first_of(read_split(model, split, options.data), options.images)
     calibrated = calibrate(model, images, first, options.seed, options.batch_size, options.out)
@@ -337,11 +339,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": _plan,
     "sample": _sample,
     "likelihood": _likelihood,
-    "calibrate": _calibrate,
-    "tune": _tune,
     "evaluate": _evaluate,
     "figure": _figure,
     "export": _export,
+    "calibrate": _calibrate,
+    "tune": _tune,
 }
 
 

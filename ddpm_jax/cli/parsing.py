@@ -5,11 +5,11 @@ import copy
 import dataclasses
 import io
 import re
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from ddpm_jax.config import Metavar
+from ddpm_jax.config import Config, Metavar
 from ddpm_jax.config.checked import marks_of
 from ddpm_jax.errors import UserError
 
@@ -30,7 +30,7 @@ def parse(
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 _named(kind),
-                args=args,
+                args=with_values(args),
                 prog=prog,
                 config=(tyro.conf.PositionalRequiredArgs,),
                 **given,
@@ -40,6 +40,35 @@ def parse(
             raise
         words = _one_line(complaint.getvalue()).removesuffix(f"{prog} --help").rstrip()
         raise UserError(f"{words}; see {prog} --help") from None
+
+
+def with_values(args: list[str]) -> list[str]:
+    """`args` with the values True and False of switches that also take words.
+
+    --diffusion.clip alone is True, and --diffusion.no-clip False; tyro asks for a value.
+    """
+    ons = {f"--{name}" for name in _switches()}
+    offs = {re.sub(r"(\w+)$", r"no-\1", on): on for on in ons}
+    complete = []
+    for i, arg in enumerate(args):
+        if arg in offs:
+            complete += [offs[arg], "False"]
+            continue
+        complete.append(arg)
+        if arg in ons and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            complete.append("True")
+    return complete
+
+
+def _switches() -> list[str]:
+    """The config's fields that are true, false or a word: diffusion.clip."""
+    found = []
+    for group, kind in get_type_hints(Config).items():
+        hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        for name, hint in hints.items():
+            if bool in get_args(hint) and type(None) not in get_args(hint):
+                found.append(f"{group}.{name}")
+    return found
 
 
 def _named(kind: type[Options]) -> type[Options]:
@@ -67,6 +96,11 @@ def _one_line(box: str) -> str:
     words = " ".join(rows)
     words = words.replace(" Perhaps you meant:", "; perhaps you meant")
     words = words.replace(" Argument helptext:", " for")
+    words = re.sub(
+        r"no type matching (.*) could be instantiated from \[(.*?)\]\. Got .* for (--\S+) .*",
+        r"\3: must be \1, got \2",
+        words,
+    )
     words = re.sub(r".*Missing from .*: (\S+) .*\(required\)", r"\1 is missing", words)
     # "Error parsing config.optim: optim.learning_rate: must be ..." names the option twice.
     return re.sub(r".*Error parsing \S+: ", "", words).rstrip(".")

@@ -74,6 +74,9 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         if value is None and type(None) in options:
             return
+        if bool in options:
+            _check_switch(label, value, options)
+            return
         _check(label, value, _first_that_fits(value, options), bounds)
     elif typing.get_origin(hint) is Literal:
         if value not in options:
@@ -87,6 +90,13 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
             _check(label, item, options[0], bounds)
     else:
         _check_one(label, value, hint, bounds)
+
+
+def _check_switch(label: str, value, options) -> None:
+    """A field that is true, false or one of a few words."""
+    words = [word for each in options for word in typing.get_args(each)]
+    if not isinstance(value, bool) and (not isinstance(value, str) or value not in words):
+        raise UserError(f"{label}: must be True, False or {' or '.join(words)}, got {shown(value)}")
 
 
 def _first_that_fits(value, options):

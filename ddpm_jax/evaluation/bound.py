@@ -35,8 +35,7 @@ from ddpm_jax.likelihood import BitsPerDim, rate
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import claim, npz, path_of, write_file
 from ddpm_jax.storage.kept import Kept, read_kept
-from ddpm_jax.storage.measured import CALIBRATION, write_calibration
-from ddpm_jax.storage.run import digest
+from ddpm_jax.storage.measured import CALIBRATION, digest_of_errors, write_calibration
 from ddpm_jax.weights.load import Loaded, words_of
 
 log = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ def measure(
     of something else.
     """
     model.ddpm.config.diffusion.check_bound()
-    sampler = model.ddpm.resolve(sampler)
+    sampler = model.ddpm.resolve_bound(sampler)
     label = _label(model, images, seed, sampler)
     folder = path_of(out) if out else _home(model, images, seed, sampler, first)
     claim(folder, "label.json", label, functools.partial(_label_of_today, model=model))
@@ -108,8 +107,8 @@ def measure(
     count = len(images.indices)
     while _have(_files(folder, draws, 0, count)):
         draws += 1  # Measured before.
-    feeding = out is None and _is_calibrating(model, images, sampler)
-    errors = read_errors(folder, model.ddpm) if calibrating or feeding else None
+    feeding = out is None and not calibrating and _is_calibrating(model, images, sampler)
+    errors = read_errors(folder, model.ddpm, count) if calibrating or feeding else None
     parts = _Parts(folder, model, images, sampler, len(steps), batch_size, errors, calibrating)
     rng = seed_key(seed)
     with progress_bar(total=draws * parts.steps, desc="likelihood", unit="step") as progress:
@@ -209,15 +208,12 @@ def _label_of_today(label: dict, model: Loaded) -> dict:
 def _chain(model: Loaded, sampler: Sampler) -> dict:
     """What a resolved sampler measures; `timesteps` None is all of them."""
     diffusion = model.ddpm.config.diffusion
-    variance = sampler.variance_of(diffusion)
-    calibration = model.ddpm.calibration if variance == "optimal" else None
     return {
         "timesteps": sampler.timesteps_of(diffusion).tolist()
         if sampler.strides(diffusion)
         else None,
-        "variance": variance,
-        # The bound depends on its errors alone.
-        "calibration": None if calibration is None else digest(calibration.mse),
+        "variance": sampler.variance_of(diffusion),
+        "calibration": digest_of_errors(model.ddpm, sampler),
     }
 
 

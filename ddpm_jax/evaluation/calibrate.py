@@ -33,14 +33,14 @@ def calibrate(
     seed: int = 0,
     batch_size: int | None = None,
     out: epath.PathLike | None = None,
-) -> DDPM:
+) -> Loaded:
     """The model with its calibration, measured on `images`, in files; resumes from existing parts.
 
     Written into calibration.npz of the run, or to `out`: a .npz, or a new .safetensors file that
     holds the model, too. `first` says that `images` are only so many of the split. Raises UserError
     for another `out`, or for a model that is no run without one.
     """
-    file, parts = _places(model, out)
+    file, parts = places(model, out)
     if images.split == "train":
         log.warning("calibrating on images that were trained on: the errors are smaller there")
     measured = measure(model, images, 1, seed, batch_size, parts, first=first, calibrating=True)
@@ -51,11 +51,14 @@ def calibrate(
         export(file, calibrated, "safetensors")
     else:
         keep_calibration(file, model, images, seed, calibration)
-    return calibrated.ddpm
+    return calibrated
 
 
-def _places(model: Loaded, out: epath.PathLike | None):
-    """(the file, the folder for the parts, None for the run's own)."""
+def places(model: Loaded, out: epath.PathLike | None) -> tuple[epath.Path, epath.Path | None]:
+    """(the file, the folder for the parts, None for the run's own).
+
+    Raises UserError as `calibrate` does.
+    """
     if out is None:
         return model.home / CALIBRATION, None
     file = path_of(out)
@@ -68,13 +71,14 @@ def _places(model: Loaded, out: epath.PathLike | None):
     return file, file.parent / f"{file.stem}-parts"
 
 
-def table(ddpm: DDPM) -> str:
+def table(model: Loaded) -> str:
     """The errors at some steps, and the bits that the best variance and the best steps save."""
+    ddpm = model.ddpm
     calibration = ddpm.calibration
     assert calibration is not None
     T = ddpm.schedule.num_timesteps
     lines = [
-        f"{calibration.images} images",
+        f"{model.measured.of_calibration['split']}, {calibration.images} images, {model.words}",
         f"{'step':>6}  RMSE of 255  standard error",
     ]
     for t in time_grid(T, min(ROWS, T)):

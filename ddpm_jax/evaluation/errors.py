@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from ddpm_jax.calibration import Calibration, cell_grid
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.processes import agreed
+from ddpm_jax.errors import UserError
 from ddpm_jax.storage.files import npz, write_file
 from ddpm_jax.storage.kept import Kept, read_kept
 
@@ -68,8 +69,8 @@ class Errors:
         write_file(folder / NAME, npz({"images": np.array(self.images), **arrays}))
 
 
-def read_errors(folder: epath.Path, ddpm: DDPM) -> Errors:
-    """The sums in `folder`, of no images if there are none.
+def read_errors(folder: epath.Path, ddpm: DDPM, most: int) -> Errors:
+    """The sums in `folder`, of at most `most` images, and of none if there is no file.
 
     Raises UserError naming the file if it is damaged.
     """
@@ -82,4 +83,11 @@ def read_errors(folder: epath.Path, ddpm: DDPM) -> Errors:
         return Errors(0, **{name: np.zeros(shape) for name, shape in shapes.items()})
     kinds = {name: Kept("float64", shape) for name, shape in shapes.items()}
     arrays = read_kept(file, {"images": Kept("int64", ()), **kinds})
-    return Errors(int(arrays.pop("images")), **arrays)
+    images = int(arrays.pop("images"))
+    whole = all((np.isfinite(array) & (array >= 0)).all() for array in arrays.values())
+    if not whole or not 0 <= images <= most:
+        raise UserError(
+            f"{file}: is not of {most} images or fewer, or holds numbers that are no squares; "
+            "delete it to compute it again"
+        )
+    return Errors(images, **arrays)

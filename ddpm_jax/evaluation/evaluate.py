@@ -159,7 +159,12 @@ def _reference(images: Images) -> dict[str, Any]:
 
 def _name(model: Loaded, sampler: Sampler, seed: int) -> str:
     """Of the folder for what is made with these."""
-    drawn_by = [str(option) for option in sampler.options.values() if option is not None]
+    options = sampler.options
+    if sampler.timesteps is not None:  # A thousand numbers are no name.
+        steps = np.array(sampler.timesteps, np.int64)
+        digest = hashlib.blake2b(steps.tobytes(), digest_size=4).hexdigest()
+        options["timesteps"] = f"{len(steps)}steps-{digest}"
+    drawn_by = [str(option) for option in options.values() if option is not None]
     return "-".join([f"{model.step:08d}", model.kind, *drawn_by, f"seed{seed}"])
 
 
@@ -174,7 +179,10 @@ def _hash_of(sets: list[Images]) -> str:
 
 
 def real_images(model: Loaded, data: str | None) -> list[Images]:
-    """The sets to compare with; that of the images trained on comes first."""
+    """The sets to compare samples with; that of the images trained on comes first.
+
+    `data` as for `evaluate`. Raises UserError for images that cannot be used.
+    """
     config = model.ddpm.config
     channels = config.data.image_shape[-1]
     if channels not in (1, 3):
@@ -236,7 +244,7 @@ def _read_samples(place, image_shape, indices) -> np.ndarray:
 def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> dict[str, dict]:
     """The values by their names; those of a proxy are called so."""
     n = len(drawn.features)
-    _warn_of_few(drawn, references)
+    warn_of_few(n, references)
     score = metrics.inception_score(drawn.logits)
     error_is = "standard deviation over 10 parts of the samples"
     values = {"is": _value("IS", score.mean, score.std, error_is)}
@@ -264,8 +272,9 @@ def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> 
     return values
 
 
-def _warn_of_few(drawn: Features, references: dict[Split, Reference]) -> None:
-    n, dim = drawn.features.shape
+def warn_of_few(n: int, references: dict[Split, Reference]) -> None:
+    """Logs where `n` samples, or the real images, are fewer than the features that FID takes."""
+    dim = next(iter(references.values())).features.shape[1]
     counts = {f"images of {split}": each.statistics.count for split, each in references.items()}
     for what, count in {"samples": n, **counts}.items():
         if count <= dim:

@@ -106,7 +106,8 @@ class Chains:
             for of_image, end in zip(vectors.astype(np.float64), ends, strict=True):
                 products += of_image @ of_image.T
                 to_image += np.square(of_image[N:] - end.reshape(-1)).sum(axis=1)
-        level = levels(strided(self.model.ddpm.schedule, np.array(grid)))
+        schedule = self.model.ddpm.schedule
+        level = levels(strided(schedule, np.array(grid)), schedule)
         numbers = images.size
         costs = euler_costs(level.alpha, level.sigma, products / numbers, to_image / numbers)
         return np.clip(images, -1, 1, out=images), costs

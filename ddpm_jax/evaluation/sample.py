@@ -14,6 +14,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.keys import seed_key
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import claim, npz, path_of, write_file
+from ddpm_jax.storage.measured import digest_of_errors
 from ddpm_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,9 @@ def fill_folder(
         raise UserError(f"out: a PNG has 1 or 3 channels, not {channels}; choose an .npz")
     sampler = checked_sampler(sampler, model)
     label = {**model.label, "seed": seed, **sampler.options}
+    errors = digest_of_errors(model.ddpm, sampler)
+    if errors is not None:  # Other errors, other variances, other images.
+        label["calibration"] = errors
     claim(folder, "samples.json", label, functools.partial(_label_of_today, model=model))
     is_missing = agreed(np.array([_is_missing(folder, i, model) for i in range(n)]))
     missing = np.flatnonzero(is_missing).tolist()

@@ -6,6 +6,7 @@ from ddpm_jax.figures.progressive import Progressive
 from ddpm_jax.figures.rate_distortion import RateDistortion
 from ddpm_jax.figures.schedules import Schedules
 from ddpm_jax.figures.shared_latent import SharedLatent
+from ddpm_jax.figures.steps import Steps
 
 __all__ = [
     "Interpolate",
@@ -14,4 +15,5 @@ __all__ = [
     "RateDistortion",
     "Schedules",
     "SharedLatent",
+    "Steps",
 ]

@@ -2,9 +2,11 @@
 
 import io
 import textwrap
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ddpm_jax.data.images import grid
 
@@ -71,6 +73,69 @@ def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
         axes.grid(alpha=0.3)
         if len(panel["lines"]) > 1:
             axes.legend(fontsize=8)
+    _write(figure, 20, total, title, notes)
+    return _png(figure)
+
+
+class Line(NamedTuple):
+    """A line of a `comparison`."""
+
+    x: np.ndarray
+    y: np.ndarray
+    error: np.ndarray
+    """Of y."""
+
+
+def comparison(panels: list[dict], styles: dict[str, dict], title: str, notes: list[str]) -> bytes:
+    """A PNG of panels side by side whose lines have the same meaning, named at the right of all.
+
+    Each panel is a dict of `lines` {label: Line}, `xlabel`, `ylabel` and optionally `level`
+    (label, y, error), a horizontal line. `styles` are matplotlib's of each label, in the order of
+    the names. All axes are logarithmic; points that are not positive are left out.
+    """
+    width = 430 * len(panels) + 250
+    notes = [line for note in notes for line in textwrap.wrap(note, int(width / 6.4))]
+    height = max(460, 130 + 17 * len(styles)) + 17 * len(notes)
+    total = np.array([width, height])
+    figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI)
+    top = 1 - 50 / total[1]
+    bottom = (75 + 17 * len(notes)) / total[1]
+    right = 1 - 245 / total[0]
+    room = figure.add_gridspec(
+        1, len(panels), left=65 / total[0], right=right, wspace=0.25, top=top, bottom=bottom
+    )
+    drawn: dict[str, Any] = {}
+    for column, panel in enumerate(panels):
+        axes = figure.add_subplot(room[0, column])
+        axes.set_xscale("log")
+        axes.set_yscale("log", nonpositive="clip")
+        for label, line in panel["lines"].items():
+            y = np.where(line.y > 0, line.y, np.nan)
+            drawn[label] = axes.errorbar(
+                line.x, y, line.error, capsize=2, elinewidth=0.8, **styles[label]
+            )
+        if "level" in panel:
+            label, y, error = panel["level"]
+            drawn[label] = axes.axhline(y, **styles[label])
+            axes.axhspan(y - error, y + error, color=styles[label]["color"], alpha=0.15)
+        xs = np.unique([x for line in panel["lines"].values() for x in line.x])
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(axis="x", which="minor", length=0)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"])
+        axes.grid(alpha=0.3)
+    labels = [label for label in styles if label in drawn]
+    figure.legend(
+        [drawn[label] for label in labels],
+        labels,
+        fontsize=8,
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(right + 8 / total[0], top + 8 / total[1]),
+    )
     _write(figure, 20, total, title, notes)
     return _png(figure)
 

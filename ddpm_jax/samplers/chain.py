@@ -41,7 +41,7 @@ class Chain(NamedTuple):
     """What the method computed of the chain beforehand; None where it has no tables."""
 
 
-Step = Callable[..., tuple[jax.Array, tuple[jax.Array, ...]]]
+Step = Callable[..., tuple[Array, tuple[Array, ...]]]
 """step(chain, x_t [B,H,W,C], t, memory, **options) -> (x_{t-1}, the new memory).
 
 `memory` is a tuple of `Method.memory` arrays like x_t, zeros in the first step; options are
@@ -113,7 +113,8 @@ class Method:
                       schedule.timesteps
         image_shape   (H, W, C)
         prediction, variance, clip   as in `p_mean_variance`
-        original      the chain that `schedule` is a stride of, where it is one
+        original      the chain that `schedule` is a stride of, where it is one; multistep methods
+                      compute their tables from its betas
         x_T           [B,H,W,C] to start from; None for N(0, I) of fold_in(key, START), however
                       many steps follow
         trajectory    return (x_0, xs) instead of x_0, xs [S,B,H,W,C] being x after each of the S

@@ -44,8 +44,8 @@ def _moments(chain: Levels, original: Levels, t: int, count: int) -> np.ndarray:
 
 
 def _tables(schedule: Schedule, original: Schedule, *, order: int = 3) -> Tables:
-    chain = levels(schedule)
-    whole = levels(original)
+    chain = levels(schedule, original)
+    whole = levels(original, original)
     rows = []
     for t in range(schedule.num_timesteps):
         count = order_at(chain, t, order)

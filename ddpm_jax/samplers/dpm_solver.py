@@ -45,7 +45,7 @@ def middle_moments(h: float) -> np.ndarray:
 
 
 def _second(schedule: Schedule, original: Schedule) -> Tables:
-    chain = levels(schedule)
+    chain = levels(schedule, original)
     rows = []
     for t in range(schedule.num_timesteps):
         moments = middle_moments(step_length(chain, t))[: order_at(chain, t, 2)]
@@ -54,7 +54,7 @@ def _second(schedule: Schedule, original: Schedule) -> Tables:
 
 
 def _third(schedule: Schedule, original: Schedule) -> Tables:
-    chain = levels(schedule)
+    chain = levels(schedule, original)
     rows = []
     for t in range(schedule.num_timesteps):
         moments = exponential_moments(step_length(chain, t), order_at(chain, t, 3))
@@ -63,7 +63,7 @@ def _third(schedule: Schedule, original: Schedule) -> Tables:
 
 
 def _stochastic(schedule: Schedule, original: Schedule) -> Tables:
-    chain = levels(schedule)
+    chain = levels(schedule, original)
     rows = []
     noise = []
     for t in range(schedule.num_timesteps):
@@ -91,5 +91,5 @@ sde_dpm_solver = Method(x_0_step, "trailing", memory=1, tables=_stochastic)
 """SDE-DPM-Solver++(2M): each step also draws noise.
 
 It follows the process's stochastic equation, whose images have the same distribution as the flow's
-(Lu et al. 2022, Section 6 of version 2).
+(Lu et al. 2022, from version 2 on).
 """

@@ -9,7 +9,7 @@ from ddpm_jax.schedule import Schedule
 
 
 def _tables(schedule: Schedule, original: Schedule) -> Tables:
-    chain = levels(schedule)
+    chain = levels(schedule, original)
     rows = []
     for t in range(schedule.num_timesteps):
         count = order_at(chain, t, 4)

@@ -15,14 +15,15 @@ moments of that variable; see `weights`.
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from ddpm_jax.samplers.chain import Chain, eps_of
 from ddpm_jax.schedule import Schedule
-from ddpm_jax.shapes import Array, Float64
+from ddpm_jax.shapes import Array, Float, Float64, Int
 
-Memory = tuple[jax.Array, ...]
+Images = Float[Array, "b h w c"]
+Index = Int[Array, ""] | int
+Memory = tuple[Images, ...]
 
 
 class Tables(NamedTuple):
@@ -36,12 +37,12 @@ class Tables(NamedTuple):
     """Of x_t, x_{t+1}, the x_0 predicted from x_t, and the earlier ones: the corrected x_t."""
 
 
-def x_0_step(chain: Chain, x: Array, t: Array, memory: Memory) -> tuple[jax.Array, Memory]:
+def x_0_step(chain: Chain, x: Images, t: Index, memory: Memory) -> tuple[Images, Memory]:
     """One step of a method that keeps the predicted x_0."""
     return _step(chain, x, t, memory, keep_eps=False)
 
 
-def eps_step(chain: Chain, x: Array, t: Array, memory: Memory) -> tuple[jax.Array, Memory]:
+def eps_step(chain: Chain, x: Images, t: Index, memory: Memory) -> tuple[Images, Memory]:
     """One step of a method that keeps the predicted eps."""
     return _step(chain, x, t, memory, keep_eps=True)
 
@@ -79,16 +80,21 @@ class Levels(NamedTuple):
         return (float(self.alpha[t - 1]), float(self.sigma[t - 1])) if t else (1.0, 0.0)
 
 
-def levels(schedule: Schedule) -> Levels:
-    """The levels of `schedule`, which must not be traced."""
+def levels(schedule: Schedule, original: Schedule) -> Levels:
+    """The levels of `schedule`, a stride of `original` or `original` itself; neither is traced.
+
+    They follow from the betas of `original`: float32 rounds the beta of a long stride to 1.
+    """
+    timesteps = np.asarray(schedule.timesteps)
+    visited = np.searchsorted(np.asarray(original.timesteps), timesteps)
     with np.errstate(divide="ignore"):  # A beta of 1 leaves nothing.
-        log_alphas_bar = np.cumsum(np.log1p(-np.asarray(schedule.betas, np.float64)))
+        log_alphas_bar = np.cumsum(np.log1p(-np.asarray(original.betas, np.float64)))[visited]
     lost = np.exp(log_alphas_bar) < np.finfo(np.float32).tiny
     log_alphas_bar = np.where(lost, -np.inf, log_alphas_bar)
     log_sigma = 0.5 * np.log(-np.expm1(log_alphas_bar))
     log_snr = 0.5 * log_alphas_bar - log_sigma
     alpha = np.exp(0.5 * log_alphas_bar)
-    return Levels(alpha, np.exp(log_sigma), log_snr, np.asarray(schedule.timesteps, np.float64))
+    return Levels(alpha, np.exp(log_sigma), log_snr, timesteps.astype(np.float64))
 
 
 def order_at(chain: Levels, t: int, order: int) -> int:

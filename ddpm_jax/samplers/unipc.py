@@ -54,7 +54,7 @@ def _correction(chain: Levels, t: int, order: int, b_h: BH, columns: int) -> lis
 def _tables(schedule: Schedule, original: Schedule, *, order: int = 3, b_h: BH = "b2") -> Tables:
     if b_h not in get_args(BH):
         raise unknown("b_h", b_h, BH)
-    chain = levels(schedule)
+    chain = levels(schedule, original)
     predict = []
     correct = []
     for t in range(schedule.num_timesteps):

@@ -85,6 +85,13 @@ def identity_of(ddpm: DDPM, params: PyTree) -> dict[str, str]:
     return {"parameters": digest(params), "process": ddpm.process_digest}
 
 
+def digest_of_errors(ddpm: DDPM, sampler: Sampler) -> str | None:
+    """Of the errors that a sampler's variance follows from; None where it follows from none."""
+    if sampler.variance != "optimal" or ddpm.calibration is None:
+        return None
+    return digest(ddpm.calibration.mse)
+
+
 def read_measured(folder: epath.PathLike, ddpm: DDPM, params: PyTree) -> Measured:
     """What the files in `folder` say of these weights; nothing of files that are absent.
 

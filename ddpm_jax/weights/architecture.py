@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from etils import epath
 
 from ddpm_jax.config import Config, Data, Diffusion, Model
-from ddpm_jax.diffusion import Variance
+from ddpm_jax.diffusion import QUANTILE, Clip, Variance
 from ddpm_jax.errors import UserError
 
 UNET = {
@@ -101,6 +101,14 @@ VARIANCES = {
     "fixed_large": "fixed_large",
     "learned_range": "learned_range",
 }
+DYNAMIC = {
+    "thresholding": True,
+    "dynamic_thresholding_ratio": QUANTILE,
+    "sample_max_value": 1e38,
+}
+"""What stands for diffusion.clip dynamic: a quantile without a bound that is ever reached."""
+LEAST_BOUND = 1e6
+"""The least sample_max_value that is read as none."""
 NO_VARIANCES = {
     "fixed_large_log": "diffusers takes the square root of log beta there, which is NaN",
     "learned": "diffusers takes the output as the variance there, but here it is its logarithm",
@@ -223,8 +231,10 @@ def write_config(config: Config) -> tuple[dict, dict]:
         "beta_schedule": _theirs("schedule", diffusion.schedule, SCHEDULES),
         "prediction_type": _theirs("prediction", diffusion.prediction, PREDICTIONS),
         "variance_type": _theirs("variance", diffusion.variance, VARIANCES),
-        "clip_sample": diffusion.clip,
+        "clip_sample": bool(diffusion.clip),
     }
+    if diffusion.clip == "dynamic":
+        scheduler |= DYNAMIC
     return unet, scheduler | diffusion.schedule_parameters
 
 
@@ -308,14 +318,9 @@ def _read_image_shape(fields: Fields, outputs: int) -> tuple[int, int, int]:
 
 def _read_diffusion(fields: Fields) -> Diffusion:
     fields.require("trained_betas", None)
-    fields.require("thresholding", False)
     fields.require("rescale_betas_zero_snr", False)
     if "set_alpha_to_one" in fields.defaults:
         fields.require("set_alpha_to_one", True)
-    if not isinstance(fields["clip_sample"], bool):
-        fields.refuse("clip_sample", "true or false")
-    if fields["clip_sample"]:
-        fields.require("clip_sample_range", 1)
     schedule = fields.one_of("beta_schedule", SCHEDULES)
     parameters: dict[str, Any] = (
         {}
@@ -334,12 +339,33 @@ def _read_diffusion(fields: Fields) -> Diffusion:
             num_timesteps=T,
             prediction=prediction,
             variance=variance,
-            clip=fields["clip_sample"],
+            clip=_read_clip(fields),
             loss="hybrid" if variance == "learned_range" else "simple",
             **parameters,
         )
     except UserError as error:
         raise UserError(f"{fields.file}: {error}") from None
+
+
+def _read_clip(fields: Fields) -> Clip:
+    """Thresholding comes before clip_sample there, and divides by at most sample_max_value.
+
+    Where that is 1, the library's default, it only clips to [-1, 1].
+    """
+    for name in ("clip_sample", "thresholding"):
+        if not isinstance(fields[name], bool):
+            fields.refuse(name, "true or false")
+    if not fields["thresholding"]:
+        if fields["clip_sample"]:
+            fields.require("clip_sample_range", 1)
+        return fields["clip_sample"]
+    bound = fields["sample_max_value"]
+    if bound == 1:
+        return True
+    if not isinstance(bound, int | float) or not bound >= LEAST_BOUND:
+        fields.refuse("sample_max_value", f"1, which only clips, or at least {LEAST_BOUND:g}")
+    fields.require("dynamic_thresholding_ratio", QUANTILE)
+    return "dynamic"
 
 
 def _read_variance(fields: Fields) -> Variance:

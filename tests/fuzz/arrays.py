@@ -9,12 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 from etils import epath
 
+from ddpm_jax.calibration import Calibration
 from ddpm_jax.config import Data
 from ddpm_jax.data import load_source, tfds
 from ddpm_jax.data.sources import from_array
-from ddpm_jax.evaluation import bound, evaluate, features
+from ddpm_jax.evaluation import bound, errors, evaluate, features
 from ddpm_jax.evaluation.splits import Images
+from ddpm_jax.sampler import Sampler, Tuned
+from ddpm_jax.storage import measured as measured_files
 from ddpm_jax.storage.files import claim, read_npz
+from ddpm_jax.storage.measured import Measured, identity_of
 from ddpm_jax.weights.load import load_weights
 from fuzz.formats import edit_npz
 from fuzz.json_edits import edit_json
@@ -22,6 +26,8 @@ from fuzz.reader import Reader, edit_one
 
 RUN = Path(__file__).parent.parent / "data/run_0_1"
 N, D, K = 6, 5, 3
+T = 10
+"""Steps of the run."""
 
 
 def npz(**arrays):
@@ -112,7 +118,6 @@ def _split():
 
 
 def _valid_bound(rng):
-    T = model().ddpm.config.diffusion.num_timesteps
     parts = {}
     for at in range(0, N, bound.PART):
         count = min(bound.PART, N - at)
@@ -129,7 +134,6 @@ def _read_bound(folder, rng):
     claim(epath.Path(_made(folder / "out")), "label.json", bound._label(model(), _split(), 0))
     (folder / "aside").rename(folder / "out/parts")
     result = bound.measure(model(), _split(), out=folder / "out")
-    T = model().ddpm.config.diffusion.num_timesteps
     assert result.terms.shape == result.mse.shape == (T,), "other shapes"
     assert isinstance(result.summary["total"], float) and isinstance(result.prior, float)
     return "read"
@@ -164,11 +168,59 @@ def _read_evaluation(folder, rng):
     return "read"
 
 
+@functools.cache
+def measured():
+    """Something of everything that can be measured of the tiny network."""
+    drawn = np.random.default_rng(0)
+    curves = drawn.uniform(0, 1, (2, T))
+    cells = drawn.uniform(0, 1, (2, T, 8, 8, 1)).astype(np.float32)
+    samplers = (Sampler("unipc", timesteps=(1, 4, 9), order=2), Sampler("ddim", timesteps=(9,)))
+    about = {"seed": 3, "split": "holdout", "data_fingerprint": "abc"}
+    return Measured(Calibration(*curves, *cells, 7), Tuned(samplers, samplers[:1]), about, {"n": 1})
+
+
+def _valid_measured(rng):
+    return measured_files.files_of(measured(), identity_of(model().ddpm, model().params))
+
+
+def _edit_measured(rng, files):
+    name = rng.choice(sorted(files))
+    edit = edit_npz if name.endswith(".npz") else edit_json
+    return files | {name: edit(rng, files[name])}
+
+
+def _read_measured(folder, rng):
+    """As load reads the files beside the weights; those of other weights say nothing."""
+    found = measured_files.read_measured(folder, model().ddpm, model().params)
+    if found.calibration is not None:
+        assert found.calibration.mse.shape == (T,) and found.calibration.images >= 1
+        assert found.calibration.cells.shape == (T, 8, 8, 1), "other cells"
+    for sampler in (*found.tuned.grids, *found.tuned.choices):
+        assert 0 <= sampler.timesteps[0] <= sampler.timesteps[-1] < T, "other steps"
+    both = found.calibration is not None and found.tuned != Tuned()
+    return "read" if both else "of other weights"
+
+
+def _valid_errors(rng):
+    curves, cells = np.ones(T), np.ones((T, 8, 8, 1))
+    sums = {"mse": curves, "mse_squares": curves, "cells": cells, "cells_squares": cells}
+    return {"errors.npz": npz(images=np.array(5), **sums)}
+
+
+def _read_errors(folder, rng):
+    found = errors.read_errors(epath.Path(folder), model().ddpm, N)
+    assert found.calibration().images <= N if found.images else True
+    assert found.mse.shape == (T,) and found.cells.shape == (T, 8, 8, 1), "other shapes"
+    return "read"
+
+
 READERS = [
     Reader("images.npz", 600, _valid_images, edit_one(edit_npz), _read_images),
     Reader("any npz", 200, _valid_images, edit_one(edit_npz), _read_any),
     Reader("features.npz", 300, _valid_features, edit_one(edit_npz), _read_features, keeps=False),
     Reader("likelihood parts", 300, _valid_bound, edit_one(edit_npz), _read_bound, keeps=False),
     Reader("decoded tfds", 150, _valid_tfds, edit_one(edit_npz), _read_tfds),
+    Reader("measurements", 400, _valid_measured, _edit_measured, _read_measured),
+    Reader("errors.npz", 150, _valid_errors, edit_one(edit_npz), _read_errors),
     Reader("evaluation.json", 200, _valid_evaluation, edit_one(edit_json), _read_evaluation),
 ]

@@ -14,7 +14,7 @@ from ddpm_jax.evaluation import inception_weights
 from ddpm_jax.weights.diffusers import write_diffusers
 from ddpm_jax.weights.load import load_weights
 from ddpm_jax.weights.single_file import write_single_file
-from fuzz.arrays import model, npz
+from fuzz.arrays import measured, model, npz
 from fuzz.edits import edit_bytes
 from fuzz.formats import edit_npz, edit_safetensors
 from fuzz.json_edits import edit_json
@@ -25,11 +25,12 @@ WEIGHTS = "diffusion_pytorch_model"
 
 
 @functools.cache
-def _single_file():
+def _single_file(with_measured=False):
     about = {"weights": "ema", "step": 2, "data_fingerprint": "abc"}
+    known = (measured(),) if with_measured else ()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        write_single_file(path, model().ddpm.config, model().params, about)
+        write_single_file(path, model().ddpm.config, model().params, about, *known)
         return {"model.safetensors": path.read_bytes()}
 
 
@@ -155,8 +156,8 @@ def _read_inception(folder, rng):
 READERS = [
     Reader(
         "model.safetensors",
-        500,
-        lambda rng: _single_file(),
+        700,
+        lambda rng: _single_file(rng.random() < 0.3),
         edit_one(edit_safetensors),
         lambda folder, rng: read_model(folder / "model.safetensors"),
     ),
