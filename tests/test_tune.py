@@ -17,11 +17,13 @@ from ddpm_jax.calibration import Calibration
 from ddpm_jax.cli import main
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import choice, flow
+from ddpm_jax.evaluation import tune as tuning
 from ddpm_jax.evaluation.flow import Chains, fine_steps, network_calls, rmse
 from ddpm_jax.evaluation.grids import cheapest_chain, descend, euler_costs, moved
 from ddpm_jax.evaluation.tune import (
     DDIM_STEPS,
     EVALUATIONS,
+    FIRST,
     Search,
     calls_of_search,
     merged,
@@ -216,8 +218,9 @@ def test_the_search_is_never_worse_than_an_untuned_grid(mixture):
 
 
 def test_the_same_result_in_batches_of_any_size_and_its_calls_are_announced(
-    mixture, tmp_path, caplog
+    mixture, tmp_path, caplog, monkeypatch
 ):
+    monkeypatch.setattr(tuning, "EVALUATIONS", 12)
     caplog.set_level("INFO", "ddpm_jax")
     files = []
     for size in (64, 3):
@@ -226,7 +229,7 @@ def test_the_same_result_in_batches_of_any_size_and_its_calls_are_announced(
         tune(mixture, 3, Sampler("unipc"), images=9, batch_size=size, out=folder)
         files.append((folder / "tuned.json").read_bytes())
     assert files[0] == files[1]
-    calls = 9 * 100 + 4 * (4 + 3 + EVALUATIONS) * 3 + 5 * (5 * 3 + DDIM_STEPS)
+    calls = 9 * 100 + 4 * (4 + 3 + 12) * 3 + 5 * (5 * 3 + DDIM_STEPS)
     assert calls_of_search(mixture.ddpm, [Sampler("unipc")], 3, 9) == calls
     assert f"tuning takes at most {calls:,} network calls (images times steps)" in messages(caplog)
 
@@ -236,7 +239,7 @@ def test_fewer_calls_are_made_than_announced(mixture):
     search = Search(chains, 3, 9)
     samplers = [Sampler("unipc"), Sampler("deis")]
     for each in samplers:
-        search.best(each, 24)
+        search.best(each, FIRST)
     search.judged(samplers[0], search.best(samplers[0], EVALUATIONS))
     announced = calls_of_search(mixture.ddpm, samplers, 3, 9)
     assert 0.3 * announced < sum(calls) <= announced
@@ -348,7 +351,8 @@ def test_images_without_labels_are_compared_by_pixels(run, caplog):
     np.testing.assert_array_equal(judge.features(np.ones((3, 8, 8, 1))), np.ones((3, 64)))
 
 
-def test_the_command_keeps_what_sample_uses(copy, capsys, tmp_path):
+def test_the_command_keeps_what_sample_uses(copy, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "EVALUATIONS", 5)
     args = ["tune", str(copy), "--sampler", "unipc", "--order", "3", "--images", "8"]
     assert main([*args, "--steps", "3"]) == 0
     out, err = capsys.readouterr()
@@ -364,7 +368,12 @@ def test_the_command_keeps_what_sample_uses(copy, capsys, tmp_path):
     assert main([*args, "--steps", "4"]) == 0
     kept = json.loads((copy / "tuned.json").read_text())
     assert [len(each["timesteps"]) for each in kept["grids"]] == [3, 4]
-    assert refused(capsys, "sample", copy, "--steps", 3, "--grid", "tuned")
+    missing = refused(capsys, "sample", copy, "--steps", 3, "--grid", "tuned")
+    assert "run ddpm-jax tune RUN --steps 3, or" in missing
+    noisy = refused(
+        capsys, "sample", copy, "--steps", 3, "--grid", "tuned", "--sampler", "sde-dpm-solver++"
+    )
+    assert "tuned is for deterministic samplers, and sde-dpm-solver++ draws noise" in noisy
     wrong = refused(capsys, "tune", copy, "--steps", 3, "--order", 2)
     assert (
         wrong == "ddpm-jax: order: belongs to a --sampler; name that, too; see ddpm-jax tune --help"
