@@ -186,7 +186,8 @@ class DDPM:
         diffusion = self.config.diffusion
         sampler.check(diffusion)
         if sampler.grid == "tuned" and sampler.strides(diffusion):
-            sampler = self.tuned.find(sampler)
+            named = sampler.sampler is not None
+            sampler = self.tuned.find(sampler.simplest(diffusion) if named else sampler)
             sampler.check(diffusion)
         if sampler.variance == "optimal":
             self._calibrated("variance")

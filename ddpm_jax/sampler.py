@@ -201,6 +201,11 @@ class Tuned(NamedTuple):
         named = sampler.sampler is not None
         steps = sampler.steps
         there = self.grids if named else self.choices
+        if named and (sampler.eta or not sampler.method.deterministic):
+            raise UserError(
+                f"grid: tuned is for deterministic samplers, and {sampler.name} draws noise; leave "
+                "--sampler out to take tune's choice, or choose another grid"
+            )
         if named:
             wanted = dataclasses.replace(sampler, steps=None, grid=None)
             there = tuple(

@@ -19,7 +19,7 @@ from ddpm_jax.evaluation.features import all_features, cache_root, extract, prox
 from ddpm_jax.evaluation.flow import Chains
 from ddpm_jax.evaluation.metrics import KernelDistance, kernel_distance
 from ddpm_jax.evaluation.proxy import classifier_shapes
-from ddpm_jax.evaluation.splits import calibration_split, first_of, read_split
+from ddpm_jax.evaluation.splits import Images, calibration_split, first_of, read_split
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.storage.files import path_of
 from ddpm_jax.storage.measured import CALIBRATION
@@ -38,6 +38,9 @@ STOCHASTIC = (
 
 MOST_NUMBERS = 2**26
 """Most numbers of real images that are compared with."""
+
+LEAST_REAL = 8
+"""Fewest real images that KID on pixels is computed from."""
 
 CALIBRATED_ON = 64
 """Images that a model without a calibration is calibrated on."""
@@ -103,6 +106,10 @@ def judge_of(model: Loaded, data: str | None) -> Judge:
     except UserError as error:
         raise UserError(f"{error}; or name a --sampler, which needs no images") from error
     train, real = sets[0], sets[-1]
+    if len(real.indices) < 4:
+        raise UserError(
+            f"data: at least 4 images are needed to compare with, got {len(real.indices)}"
+        )
     words = f"{len(real.indices)} images of {real.split}"
     try:
         classifier_shapes(train.source, train.indices)
@@ -123,43 +130,40 @@ def judge_of(model: Loaded, data: str | None) -> Judge:
     return Judge(features, there, f"{words}, on the features of a proxy")
 
 
-LEAST_REAL = 8
-"""Fewest real images that KID is computed from."""
-
-
 def _pixels(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
-def calibrated(model: Loaded, seed: int, data: str | None) -> Loaded:
-    """The model with a calibration, measured on a few images and kept in its run if it lacks one.
+def to_calibrate_on(model: Loaded, data: str | None) -> tuple[Images, int | None] | None:
+    """The few images that a calibration shall be measured on, as `first_of` gives them.
 
-    The same model, and a line that says why, where that is not possible.
+    None where the model has one, or, said in a line, where it cannot be measured and kept here.
     """
     if model.ddpm.calibration is not None:
-        return model
+        return None
+    left_out = "the ancestral sampler is left out, since its best variance needs a calibration"
     if not is_run(model.path):
-        log.info(
-            "the ancestral sampler is left out: its best variance needs a calibration, which "
-            "ddpm-jax calibrate makes"
-        )
-        return model
+        log.info("%s: make one with ddpm-jax calibrate", left_out)
+        return None
     try:
         model.ddpm.config.diffusion.check_bound()
-        images, first = first_of(read_split(model, calibration_split(model), data), CALIBRATED_ON)
+        return first_of(read_split(model, calibration_split(model), data), CALIBRATED_ON)
     except UserError as error:
-        log.info("the ancestral sampler is left out, since it cannot be calibrated: %s", error)
-        return model
+        log.info("%s: %s", left_out, error)
+        return None
+
+
+def calibrated(model: Loaded, images: Images, first: int | None, seed: int) -> Loaded:
+    """The model with a calibration, measured on `images` and kept in its run."""
     calibration = measure(model, images, 1, seed, first=first, calibrating=True).calibration
     assert calibration is not None  # That is what `calibrating` asks for.
     keep_calibration(path_of(model.path) / CALIBRATION, model, images, seed, calibration)
     return model.calibrated(calibration, about_images(images, seed))
 
 
-def stochastic_of(model: Loaded) -> list[Sampler]:
-    """Those of STOCHASTIC that the model can be sampled with."""
-    has = model.ddpm.calibration is not None
-    return [each for each in STOCHASTIC if has or each.variance is None]
+def stochastic(optimal: bool) -> list[Sampler]:
+    """Those of STOCHASTIC; the ones with the optimal variance only if `optimal`."""
+    return [each for each in STOCHASTIC if optimal or each.variance is None]
 
 
 def compare(
@@ -183,7 +187,7 @@ def compare(
     first = candidate(method, "tuned", deterministic.timesteps or ())
     others = [
         candidate(sampler, name, steps)
-        for sampler in stochastic_of(chains.model)
+        for sampler in stochastic(chains.model.ddpm.calibration is not None)
         for name, steps in grids.items()
     ]
     return chosen(first, others, judge.words)

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import programs
+from ddpm_jax.calibration import optimal_variance
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import watched
@@ -105,7 +107,7 @@ class Chains:
                 products += of_image @ of_image.T
                 to_image += np.square(of_image[N:] - end.reshape(-1)).sum(axis=1)
         schedule = self.model.ddpm.schedule
-        level = levels(strided(schedule, grid), schedule)
+        level = levels(strided(schedule, np.array(grid)), schedule)
         numbers = images.size
         costs = euler_costs(level.alpha, level.sigma, products / numbers, to_image / numbers)
         return np.clip(images, -1, 1, out=images), costs
@@ -130,8 +132,12 @@ class Chains:
 
     def _tables(self, sampler: Sampler, grid: Grid) -> programs.Grid:
         """The chain on `grid`, as the program takes it."""
-        original = self.model.ddpm.schedule
+        ddpm = self.model.ddpm
+        original = ddpm.schedule
         schedule = strided(original, np.array(grid))
+        variance = None
+        if sampler.variance == "optimal" and ddpm.calibration is not None:
+            variance = optimal_variance(schedule, ddpm.calibration.mse)
         tables = None
         if sampler.method.tables is not None:
             tables = sampler.method.tables(schedule, original, **sampler.step_options)
@@ -140,9 +146,9 @@ class Chains:
         def fill(table):
             after = rows - len(grid)
             widths = [(0, after), *[(0, 0)] * (np.ndim(table) - 1)]
-            return np.pad(np.asarray(table), widths, mode="edge")
+            return jnp.asarray(np.pad(np.asarray(table), widths, mode="edge"))
 
-        return programs.Grid(*jax.tree.map(fill, (schedule, tables, None)))
+        return programs.Grid(*jax.tree.map(fill, (schedule, tables, variance)))
 
     def _mover(self, sampler: Sampler, steps: int, count: int) -> Callable[[int], Any]:
         """Counts the calls of a chain for `count` images."""

@@ -15,7 +15,7 @@ Grid = tuple[int, ...]
 GAIN = 1e-4
 """A grid replaces the best one if its error is smaller by this part: less is rounding."""
 
-FRACTIONS = (1 / 2, 1 / 4, 1 / 8)
+FRACTIONS = (1 / 4, 1 / 8, 1 / 16)
 """How far a step moves, as parts of the gap to its neighbour."""
 
 

@@ -14,17 +14,19 @@ from etils import epath
 from ddpm_jax import samplers
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.progress import progress_bar
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import NonFiniteSamples, UserError
 from ddpm_jax.evaluation.choice import (
     Choice,
     calibrated,
     compare,
     judge_of,
-    stochastic_of,
+    stochastic,
+    to_calibrate_on,
     words_of,
 )
 from ddpm_jax.evaluation.flow import FINE, Chains, fine_steps, network_calls, rmse
 from ddpm_jax.evaluation.grids import Grid, cheapest_chain, descend
+from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.sampler import Sampler, Tuned
 from ddpm_jax.samplers import SAMPLERS, time_grid
 from ddpm_jax.storage.files import path_of
@@ -40,10 +42,10 @@ GRIDS: tuple[samplers.Grid, ...] = get_args(samplers.Grid)
 LEAST = 8
 """Fewest images: four starts for the search, and four held back."""
 
-EVALUATIONS = 80
+EVALUATIONS = 64
 """Most grids that the search draws images on, beside those that it begins with."""
 
-FIRST = 24
+FIRST = 16
 """As many of them for each of several samplers, of which the best then gets the others."""
 
 POWERS = (1, 2, 3)
@@ -91,8 +93,11 @@ class Search:
     def error(self, sampler: Sampler, grid: Grid) -> float:
         """The RMSE of 255 over the starts of the search; measured once."""
         if (sampler, grid) not in self.errors:
-            images = self.chains.images(sampler, grid, 0, self.count)
-            self.errors[sampler, grid] = rmse(images, self.target)
+            try:
+                images = self.chains.images(sampler, grid, 0, self.count)
+                self.errors[sampler, grid] = rmse(images, self.target)
+            except NonFiniteSamples:  # The steps are too wide.
+                self.errors[sampler, grid] = float("inf")
         return self.errors[sampler, grid]
 
     def best(self, sampler: Sampler, evaluations: int) -> Grid:
@@ -186,16 +191,17 @@ def tune(
     check_tunable(sampler or Sampler(COMPETITORS[0]), steps, model.ddpm)
     if images < LEAST:
         raise UserError(f"images: at least {LEAST} are needed to tune, got {images}")
-    judge = None
-    if sampler is None:
-        judge = judge_of(model, data)
-        model = calibrated(model, seed, data)
+    judge = None if sampler else judge_of(model, data)
+    to_measure = None if sampler else to_calibrate_on(model, data)
     methods = [sampler] if sampler else [Sampler(name) for name in COMPETITORS]
     methods = [plain(each, model.ddpm) for each in methods]
     calls = calls_of_search(model.ddpm, methods, steps, images)
     if judge:
-        calls += images * steps * (1 + len(GRIDS) * len(stochastic_of(model)))
-    log.info("tuning takes at most %s network calls (images times steps)", f"{calls:,}")
+        can_be_optimal = model.ddpm.calibration is not None or to_measure is not None
+        calls += images * steps * (1 + len(GRIDS) * len(stochastic(can_be_optimal)))
+    announce(calls, to_measure[0] if to_measure else None, model.ddpm)
+    if to_measure:
+        model = calibrated(model, *to_measure, seed)
     with progress_bar(total=calls, desc="tuning", unit="call") as bar:
         chains = Chains(model, seed, batch_size or 64 * model.devices, bar.update)
         search = Search(chains, steps, images)
@@ -217,6 +223,16 @@ def tune(
 def plain(sampler: Sampler, ddpm: DDPM) -> Sampler:
     """The sampler without steps, in its simplest form."""
     return dataclasses.replace(sampler.simplest(ddpm.config.diffusion), timesteps=None)
+
+
+def announce(calls: int, images: Images | None, ddpm: DDPM) -> None:
+    """Says how many network calls follow; `images` are calibrated on."""
+    line = f"tuning takes at most {calls:,} network calls (images times steps)"
+    if images is not None:
+        count = len(images.indices)
+        T = ddpm.schedule.num_timesteps
+        line += f", and its calibration on {count} images {count * T:,}"
+    log.info("%s", line)
 
 
 def place_of(model: Loaded, out: epath.PathLike | None) -> epath.Path:
