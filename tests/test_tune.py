@@ -279,6 +279,12 @@ def test_what_cannot_be_tuned_is_named(mixture, tmp_path, sampler, steps, images
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_of_two_steps_has_nothing_to_tune(mixture, tmp_path):
+    config = with_(mixture.ddpm.config, diffusion={"num_timesteps": 2})
+    with pytest.raises(UserError, match="this model's 2 are too few"):
+        tune(mixture._replace(ddpm=Mixture(config)), 2, Sampler("unipc"), out=tmp_path)
+
+
 def test_every_deterministic_sampler_is_named_where_another_was_given(mixture, tmp_path):
     with pytest.raises(UserError) as caught:
         tune(mixture, 5, Sampler("ancestral"), out=tmp_path)
@@ -296,6 +302,17 @@ def test_the_result_needs_a_place(mixture, tmp_path):
     (tmp_path / "there.safetensors").touch()
     with pytest.raises(UserError, match="exists already"):
         tune(mixture, 5, Sampler("unipc"), out=tmp_path / "there.safetensors")
+
+
+def test_a_model_that_is_no_run_is_written_with_its_result(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "EVALUATIONS", 2)
+    file = tmp_path / "model.safetensors"
+    args = ["--steps", "3", "--sampler", "unipc", "--images", "8", "--out", file]
+    assert main(["tune", *map(str, [run, *args])]) == 0
+    ddpm, _ = load(file)
+    assert [len(each.timesteps) for each in ddpm.tuned.grids] == [3]
+    assert ddpm.resolve(Sampler("unipc", 3, grid="tuned")) == ddpm.tuned.grids[0]
+    assert load(run)[0].tuned == Tuned()
 
 
 def candidate(name, kid, error, **options):
@@ -340,11 +357,11 @@ def test_the_samplers_that_draw_noise_compete_on_every_untuned_grid(mixture):
     assert len(choice.stochastic(True)) == len(choice.stochastic(False)) + 1
 
 
-def test_images_without_labels_are_compared_by_pixels(run, caplog):
+def test_images_without_labels_are_compared_by_pixels(run, caplog, tmp_path):
     from ddpm_jax.weights.load import load_weights
 
     caplog.set_level("INFO", "ddpm_jax")
-    judge = choice.judge_of(load_weights(run), None)
+    judge = choice.judge_of(load_weights(run), None, tmp_path)
     assert judge.real.shape[1] == 64 and judge.words.endswith("on pixels")
     assert judge.real.min() >= -1 and judge.real.max() <= 1
     assert any(said.startswith("KID is that of pixels") for said in messages(caplog))

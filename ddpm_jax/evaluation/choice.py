@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
 from ddpm_jax.data.images import to_float, to_uint8
 from ddpm_jax.devices.mesh import make_mesh
@@ -95,11 +96,12 @@ def words_of(sampler: Sampler) -> str:
     return ", ".join([sampler.name, *given])
 
 
-def judge_of(model: Loaded, data: str | None) -> Judge:
+def judge_of(model: Loaded, data: str | None, shared: epath.Path) -> Judge:
     """What samples of `model` are compared with: held-out images where there are any.
 
     On the features of a small classifier of the training images where they have labels, else on
-    pixels. `data` is as in `evaluate`. Raises UserError if no images are known.
+    pixels. `data` is as in `evaluate`, and `shared` as in `cache_root`. Raises UserError if too few
+    images are known.
     """
     try:
         sets = real_images(model, data)
@@ -119,8 +121,7 @@ def judge_of(model: Loaded, data: str | None) -> Judge:
         places = np.unique(np.linspace(0, len(real.indices) - 1, most).astype(int))
         images = np.asarray(to_float(real.source.read(real.indices[places])))
         return Judge(_pixels, _pixels(images), f"{words}, on pixels")
-    home = path_of(model.path) if is_run(model.path) else path_of(".")
-    root = cache_root(train.source, home / "evaluation" / "real")
+    root = cache_root(train.source, shared)
     extractor = proxy(train.source, train.indices, root, make_mesh())
 
     def features(images: np.ndarray) -> np.ndarray:

@@ -132,6 +132,8 @@ def check_tunable(sampler: Sampler, steps: int, ddpm: DDPM) -> None:
     """Raises UserError if the steps of `sampler` cannot be tuned."""
     T = ddpm.schedule.num_timesteps
     most = min(FINE // 2, T - 1)
+    if most < 2:
+        raise UserError(f"steps: this model's {T} are too few to choose among")
     if not 2 <= steps <= most:
         raise UserError(f"steps: must be from 2 to {most} to be tuned, got {steps}")
     if not sampler.method.deterministic or sampler.eta:
@@ -191,7 +193,8 @@ def tune(
     check_tunable(sampler or Sampler(COMPETITORS[0]), steps, model.ddpm)
     if images < LEAST:
         raise UserError(f"images: at least {LEAST} are needed to tune, got {images}")
-    judge = None if sampler else judge_of(model, data)
+    shared = (place if place.is_dir() else place.parent) / "evaluation" / "real"
+    judge = None if sampler else judge_of(model, data, shared)
     to_measure = None if sampler else to_calibrate_on(model, data)
     methods = [sampler] if sampler else [Sampler(name) for name in COMPETITORS]
     methods = [plain(each, model.ddpm) for each in methods]
@@ -259,11 +262,12 @@ def keep(place: epath.Path, model: Loaded, result: Result, images: int, seed: in
     names = [_name(each) for each in result.tuned.grids]
     names += [f"choice {result.steps}" for _ in result.tuned.choices]
     about = {**model.measured.of_tuned, **dict.fromkeys(names, found)}
-    if place.suffix == ".safetensors":
-        export(place, model.tuned(tuned, about), "safetensors")
-    else:
+    if place.is_dir():
         write_tuned(place, model, tuned, about)
-    log.info("kept: %s", place if place.suffix else place / TUNED)
+        log.info("kept: %s", place / TUNED)
+    else:
+        export(place, model.tuned(tuned, about), "safetensors")
+        log.info("kept: %s", place)
 
 
 def calls_of_search(ddpm: DDPM, samplers: list[Sampler], steps: int, images: int) -> int:
