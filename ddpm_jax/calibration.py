@@ -53,6 +53,8 @@ class Calibration:
     """float32 [T,h,w,C]: their standard errors over the images."""
     images: int
     """How many images it was measured on."""
+    decoder: float | None = None
+    """The decoder's variance of the least L_0, see `best_decoder`; None for mse at t = 0."""
 
     def __post_init__(self) -> None:
         for name, kind in ARRAYS.items():
@@ -69,6 +71,12 @@ class Calibration:
             raise ValueError(f"calibration: these shapes do not fit together: {shapes}")
         if self.images < 1:
             raise ValueError(f"images: must be at least 1, got {self.images}")
+        if self.decoder is None:
+            object.__setattr__(self, "decoder", max(float(self.mse[0]), LEAST_VARIANCE))
+        elif not LEAST_VARIANCE <= self.decoder < np.inf:
+            raise ValueError(
+                f"decoder: must be at least {LEAST_VARIANCE} and finite, got {self.decoder}"
+            )
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -78,7 +86,7 @@ class Calibration:
     @functools.cached_property
     def _content(self) -> tuple:
         arrays = self.arrays.values()
-        return (self.images, *((array.shape, array.tobytes()) for array in arrays))
+        return (self.images, self.decoder, *((array.shape, array.tobytes()) for array in arrays))
 
     @functools.cached_property
     def _hash(self) -> int:
@@ -100,13 +108,34 @@ def cell_grid(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     return _largest_divisor(H), _largest_divisor(W), C
 
 
-def optimal_variance(schedule: Schedule, mse: Float[Array, " T"]) -> Float64[np.ndarray, " S"]:
+DECODER_VARIANCES = np.geomspace(1e-8, 1.0, 54)
+"""What `best_decoder` chooses from: neighbours differ by a factor of about sqrt(2)."""
+
+
+def best_decoder(bits: Float[Array, " V"]) -> float:
+    """The variance of the least L_0, whose `bits` [V] were measured at DECODER_VARIANCES.
+
+    It is not mse_0: the bins of Eq. 13 are as wide as a good decoder, and those of black and white
+    reach to infinity. A parabola in the logarithm refines the least of the list.
+    """
+    logs = np.log(DECODER_VARIANCES)
+    least = int(np.clip(np.argmin(bits), 1, len(logs) - 2))
+    before, at, after = np.asarray(bits, np.float64)[least - 1 : least + 2]
+    curvature = before - 2 * at + after
+    shift = 0.5 * (before - after) / curvature if curvature > 0 else 0.0
+    return float(np.exp(logs[least] + np.clip(shift, -1, 1) * (logs[1] - logs[0])))
+
+
+def optimal_variance(
+    schedule: Schedule, mse: Float[Array, " T"], decoder: float | None = None
+) -> Float64[np.ndarray, " S"]:
     """The variance of each reverse step of `schedule` [S] that gives the best bound.
 
     It is the posterior's variance, and what the error of x_0 adds to the error of the mean. At the
     chain's first step the posterior has no variance, and the mean is x_0 itself. `mse` [T] is the
-    Calibration's, of the original steps; `schedule` may be a strided chain. At least float32's
-    tiny. Raises ValueError if `mse` has no entry for a step of `schedule`.
+    Calibration's, of the original steps; `schedule` may be a strided chain. `decoder`, where it is
+    given, takes the place of mse_0. At least float32's tiny. Raises ValueError if `mse` has no
+    entry for a step of `schedule`.
     """
     timesteps = np.asarray(schedule.timesteps)
     if timesteps[-1] >= np.size(mse):
@@ -118,6 +147,8 @@ def optimal_variance(schedule: Schedule, mse: Float[Array, " T"]) -> Float64[np.
     now = np.arange(schedule.num_timesteps)
     step = _reverse_step(sums, now - 1, now)
     variance = step.posterior + np.square(step.of_x_0) * np.asarray(mse, np.float64)[timesteps]
+    if decoder is not None and timesteps[0] == 0:
+        variance[0] = decoder
     return np.maximum(variance, LEAST_VARIANCE)
 
 

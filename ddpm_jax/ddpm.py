@@ -407,6 +407,34 @@ class DDPM:
                     field[rows[:count]] = of_batch[:count]
         return result
 
+    def decoder_bits(
+        self,
+        params: PyTree,
+        rng: AnyKey,
+        x_0: Float[Array, "b h w c"],
+        variances: Float[Array, " V"],
+        *,
+        start: int = 0,
+        batch_size: int | None = None,
+    ) -> Float[np.ndarray, "n V"]:
+        """L_0 of images x_0 in bits/dim with each of `variances`, one network call an image.
+
+        See `likelihood.decoder_bits`; the other arguments are as in `bits_per_dim`.
+        """
+        params = checked_params(params, self.shapes)
+        check_key(rng)
+        x_0 = checked_images("x_0", x_0, self.image_shape)
+        n = len(x_0)
+        mesh = mesh_of(params)
+        result = np.empty((n, len(variances)), np.float32)
+        for rows, count in _batches(n, batch_size, mesh):
+            indices = place((start + rows).astype(np.uint32), mesh)
+            images = place(x_0[rows], mesh)
+            table = np.float32(variances)
+            bits = programs.decoder_bits(self, params, rng, indices, images, table)
+            result[rows[:count]] = fetch(bits)[:count]
+        return result
+
     def resolve_bound(self, sampler: Sampler) -> Sampler:
         """As `resolve`, for the chain of a bound. Raises UserError if it has none."""
         known = sampler.grid not in MEASURED and (sampler.steps or 0) <= self.schedule.num_timesteps

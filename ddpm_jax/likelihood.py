@@ -120,6 +120,36 @@ def cell_means(
     return jnp.mean(x.reshape(b, rows, h // rows, columns, w // columns, c), axis=(2, 4))
 
 
+def decoder_bits(
+    schedule: Schedule,
+    denoise_fn: DenoiseFn,
+    keys: AnyKeys,
+    x_0: Float[Array, "b h w c"],
+    variances: Float[Array, " V"],
+    *,
+    prediction: Prediction,
+    variance: Variance,
+    clip: bool = True,
+) -> Float[jax.Array, "b V"]:
+    """Eq. 13, L_0 in bits/dim of each image with each of `variances` in place of the decoder's own.
+
+    The mean is the predicted x_0. x_1 is that of `bound_at`; the other arguments are as there.
+    """
+    t = jnp.zeros(x_0.shape[:1], jnp.int32)
+    x_t = diffusion.q_sample(schedule, x_0, t, gaussian_noise(keys, 0, x_0.shape[1:]))
+    output = denoise_fn(x_t, schedule.timesteps[t])
+    p = diffusion.p_mean_variance(
+        schedule, output, x_t, t, prediction=prediction, variance=variance, clip=clip
+    )
+
+    def bits(log_variance):
+        table = jnp.full_like(x_0, log_variance)
+        log_likelihood = diffusion.decoder_log_likelihood(x_0, p.x_0, table)
+        return -diffusion.example_mean(log_likelihood) / math.log(2)
+
+    return jax.lax.map(bits, jnp.log(variances)).T
+
+
 def whole_bound(
     schedule: Schedule,
     x_0: Float[Array, "b h w c"],

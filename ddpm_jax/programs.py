@@ -198,6 +198,23 @@ def bounds(
     return state, are_finite(state[0])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def decoder_bits(
+    ddpm: Any,
+    params: PyTree,
+    rng: AnyKey,
+    indices: Integer[Array, " b"],
+    x_0: Images,
+    variances: Float[Array, " V"],
+) -> Float[jax.Array, "b V"]:
+    """L_0 of images with each of the variances."""
+    options = _of_one_step(ddpm.config)
+    options["clip"] = bool(options["clip"])
+    denoise_fn = functools.partial(ddpm.denoise, params)
+    keys = example_keys(rng, indices)
+    return likelihood.decoder_bits(ddpm.schedule, denoise_fn, keys, x_0, variances, **options)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def whole_bound(
     ddpm: Any, sampler: Sampler, x_0: Images, parts: Curves
@@ -228,11 +245,16 @@ def chain_of(
         schedule = strided(schedule, sampler.timesteps_of(diffusion))
     options = {
         "prediction": prediction,
-        "variance": optimal_variance(schedule, ddpm.calibration.mse) if measured else variance,
+        "variance": _best_variance(ddpm, schedule) if measured else variance,
         "clip": diffusion.clip,
         "original": ddpm.schedule,
     }
     return schedule, denoise_fn, {**options, **sampler.step_options}
+
+
+def _best_variance(ddpm: Any, schedule: Schedule):
+    calibration = ddpm.calibration
+    return optimal_variance(schedule, calibration.mse, calibration.decoder)
 
 
 def _of_one_step(config: Config) -> dict:

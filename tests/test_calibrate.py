@@ -6,19 +6,23 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import messages, refused
 from etils import epath
+from scipy import stats
 
 from ddpm_jax import DDPM, UserError, load
-from ddpm_jax.calibration import Calibration, cell_grid
+from ddpm_jax.calibration import DECODER_VARIANCES, Calibration, cell_grid
 from ddpm_jax.cli import main
 from ddpm_jax.devices.mesh import make_mesh
+from ddpm_jax.diffusion import predict_x_0, q_sample
 from ddpm_jax.evaluation import bound
 from ddpm_jax.evaluation.calibrate import calibrate, table
 from ddpm_jax.evaluation.errors import Errors, read_errors
 from ddpm_jax.evaluation.splits import calibration_split, first_of, read_split
+from ddpm_jax.keys import example_keys, gaussian_noise
 from ddpm_jax.sampler import Sampler, Tuned
 from ddpm_jax.storage.files import npz
 from ddpm_jax.storage.measured import (
@@ -79,6 +83,34 @@ def test_the_errors_are_those_of_the_held_out_images(calibrated, pictures):
     np.testing.assert_allclose(found.cells_error, expected, rtol=1e-2, atol=1e-6)
     np.testing.assert_allclose(found.cells.mean(axis=(1, 2, 3)), found.mse, rtol=1e-6)
     assert found.images == 8 and found.cells.shape == (10, 8, 8, 1)
+
+
+def test_the_decoders_variance_has_the_least_l_0(calibrated, pictures):
+    """Eq. 13 in float64 by scipy, over many variances."""
+    copy, ddpm = calibrated
+    model = load_weights(copy)
+    x_0 = np.float32(pictures[read_split(model, "holdout").indices[:8]]) / 127.5 - 1
+    keys = example_keys(jax.random.fold_in(jax.random.key(1), 0), np.arange(8, dtype=np.uint32))
+    t = jnp.zeros(8, jnp.int32)
+    x_1 = q_sample(ddpm.schedule, x_0, t, gaussian_noise(keys, 0, x_0.shape[1:]))
+    eps = ddpm.denoise(model.params, x_1, t)
+    mean = np.float64(predict_x_0(ddpm.schedule, eps, x_1, t, prediction="eps")).clip(-1, 1)
+
+    def bits(variance):
+        upper = np.where(x_0 > 0.999, np.inf, x_0 + 1 / 255)
+        lower = np.where(x_0 < -0.999, -np.inf, x_0 - 1 / 255)
+        cdf = [stats.norm.cdf(end, mean, np.sqrt(variance)) for end in (lower, upper)]
+        return -np.log2(np.maximum(cdf[1] - cdf[0], 1e-300)).mean()
+
+    found = ddpm.calibration.decoder
+    around = found * np.geomspace(0.5, 2, 201)
+    measured = [bits(variance) for variance in around]
+    assert bits(found) < min(measured) + 1e-4
+    assert bits(found) < bits(ddpm.calibration.mse[0]) + 1e-4
+    listed = model.ddpm.decoder_bits(
+        model.params, jax.random.fold_in(jax.random.key(1), 0), x_0, around[::50]
+    )
+    np.testing.assert_allclose(listed.mean(0), measured[::50], rtol=1e-4)
 
 
 def test_a_run_keeps_them_and_loads_them_with_these_weights_alone(calibrated, pictures):
@@ -399,9 +431,12 @@ def test_the_sums_are_means_and_standard_errors(tiny, tmp_path):
     """In any portions, and from a file between them."""
     ddpm = DDPM(tiny)
     cells = np.random.default_rng(0).uniform(0, 1, (7, 10, 8, 8, 1)).astype(np.float32)
+    of_image = np.arange(7)[:, None]
+    logs = np.log(DECODER_VARIANCES)
+    decoder = 2 + (logs - (of_image - 12)) ** 2  # The mean of these is the least at e^-9.
     errors = read_errors(epath.Path(tmp_path), ddpm, 7)
     for start, stop in ((0, 2), (0, 3), (2, 7)):  # Some come twice, and count once.
-        errors.add(start, cells[start:stop])
+        errors.add(start, cells[start:stop], decoder[start:stop])
         errors.write(epath.Path(tmp_path))
         errors = read_errors(epath.Path(tmp_path), ddpm, 7)
     found = errors.calibration()
@@ -411,10 +446,11 @@ def test_the_sums_are_means_and_standard_errors(tiny, tmp_path):
     np.testing.assert_allclose(found.cells, np.float64(cells).mean(0), rtol=1e-6)
     expected = np.float64(cells).std(0, ddof=1) / np.sqrt(7)
     np.testing.assert_allclose(found.cells_error, expected, rtol=1e-6)
+    np.testing.assert_allclose(np.log(found.decoder), -9, rtol=1e-6)
     one = Errors(
         0, *(np.zeros_like(getattr(errors, name)) for name in vars(errors) if name != "images")
     )
-    one.add(0, cells[:1])
+    one.add(0, cells[:1], decoder[:1])
     assert not one.calibration().error.any()
     with np.load(tmp_path / "errors.npz") as file:
         whole = dict(file)

@@ -12,7 +12,9 @@ from scipy import stats
 
 from ddpm_jax import losses, make_schedule, q_sample
 from ddpm_jax.calibration import (
+    DECODER_VARIANCES,
     Calibration,
+    best_decoder,
     cell_grid,
     decoder_bits,
     likelihood_steps,
@@ -217,3 +219,21 @@ def test_a_calibration_of_nonsense_is_refused():
 )
 def test_cells_divide_the_image(size, cells):
     assert cell_grid((size, 8, 3)) == (cells, 8, 3) and cell_grid((8, size, 1)) == (8, cells, 1)
+
+
+def test_the_best_decoder_is_the_vertex_of_a_parabola():
+    logs = np.log(DECODER_VARIANCES)
+    for log_variance in (-12.3, -8.0, -2.2):
+        bits = 1.5 + 0.2 * (logs - log_variance) ** 2
+        np.testing.assert_allclose(np.log(best_decoder(bits)), log_variance, rtol=1e-10)
+    assert best_decoder(logs) < DECODER_VARIANCES[1]  # None of the list has the least.
+    assert best_decoder(-logs) > DECODER_VARIANCES[-2]
+
+
+def test_the_decoder_has_its_own_variance_where_step_0_is_visited():
+    found = optimal_variance(strided(SCHEDULE, SOME), MSE, 0.25)
+    expected = optimal_variance(strided(SCHEDULE, SOME), MSE)
+    assert SOME[0] == 0 and found[0] == 0.25 and expected[0] == MSE[0]
+    np.testing.assert_array_equal(found[1:], expected[1:])
+    later = strided(SCHEDULE, SOME[1:])
+    np.testing.assert_array_equal(optimal_variance(later, MSE, 0.25), optimal_variance(later, MSE))

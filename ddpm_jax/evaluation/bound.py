@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ddpm_jax.calibration import Calibration
+from ddpm_jax.calibration import DECODER_VARIANCES, Calibration
 from ddpm_jax.config import Config, names_where, to_dict
 from ddpm_jax.data.images import to_float
 from ddpm_jax.devices.processes import agreed, wait_for_all
@@ -308,6 +308,11 @@ class _Parts(NamedTuple):
         batches = full_batches(n, self.size, shrink=True, multiple=self.model.devices)
         return self.chain * sum(1 for _ in batches)
 
+    def _decoder_bits(self, key, x_0, start: int) -> np.ndarray:
+        return self.model.ddpm.decoder_bits(
+            self.model.params, key, x_0, DECODER_VARIANCES, start=start, batch_size=self.size
+        )
+
     def make(self, draw: int, key, progress) -> None:
         """Writes the missing parts of a draw."""
         errors = self.errors if draw == 0 else None
@@ -320,10 +325,11 @@ class _Parts(NamedTuple):
                 progress.update(self._steps(stop - start))
                 continue
             some = self.images.indices[start:stop]
+            x_0 = to_float(self.images.source.read(some))
             bits = self.model.ddpm.bits_per_dim(
                 self.model.params,
                 key,
-                to_float(self.images.source.read(some)),
+                x_0,
                 start=start,
                 batch_size=self.size,
                 sampler=self.sampler,
@@ -331,7 +337,7 @@ class _Parts(NamedTuple):
                 progress=progress,
             )
             if errors is not None:
-                errors.add(start, bits.cells)
+                errors.add(start, bits.cells, self._decoder_bits(key, x_0, start))
                 errors.write(self.folder)  # Before the parts, so that none is there without it.
             for at, file in zip(range(0, len(some), PART), files, strict=True):
                 part = BitsPerDim(*(field[at : at + PART] for field in bits[:4]))

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike
 
-from ddpm_jax.calibration import Calibration, cell_grid
+from ddpm_jax.calibration import DECODER_VARIANCES, Calibration, best_decoder, cell_grid
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.errors import UserError
@@ -19,7 +19,7 @@ from ddpm_jax.storage.kept import Kept, read_kept
 
 NAME = "errors.npz"
 
-SUMS = ("mse", "mse_squares", "cells", "cells_squares")
+SUMS = ("mse", "mse_squares", "cells", "cells_squares", "decoder")
 
 
 @dataclasses.dataclass
@@ -35,11 +35,18 @@ class Errors:
     """float64 [T,h,w,C]: of the mean squared error of each image for each channel in each cell."""
     cells_squares: np.ndarray
     """float64 [T,h,w,C]: of its square."""
+    decoder: np.ndarray
+    """float64 [V]: of L_0 with each of DECODER_VARIANCES."""
 
-    def add(self, start: int, cells: ArrayLike | None) -> None:
-        """Counts the images start, start + 1, ... with `cells` [b,T,h,w,C] that are not in yet."""
-        for of_image in np.asarray(cells)[self.images - start :]:
+    def add(self, start: int, cells: ArrayLike | None, decoder: ArrayLike) -> None:
+        """Counts the images start, start + 1, ... that are not in yet.
+
+        `cells` are [b,T,h,w,C], `decoder` [b,V].
+        """
+        new = slice(self.images - start, None)
+        for of_image, bits in zip(np.asarray(cells)[new], np.asarray(decoder)[new], strict=True):
             of_image = np.float64(of_image)
+            self.decoder += bits
             mse = of_image.mean(axis=(1, 2, 3))
             self.mse += mse
             self.mse_squares += np.square(mse)
@@ -61,6 +68,7 @@ class Errors:
             cells=(self.cells / n).astype(np.float32),
             cells_error=error(self.cells, self.cells_squares).astype(np.float32),
             images=n,
+            decoder=best_decoder(self.decoder),
         )
 
     def write(self, folder: epath.Path) -> None:
@@ -78,6 +86,7 @@ def read_errors(folder: epath.Path, ddpm: DDPM, most: int) -> Errors:
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(SUMS, (T,))
     for name in ("cells", "cells_squares"):
         shapes[name] = (T, *cell_grid(ddpm.image_shape))
+    shapes["decoder"] = (len(DECODER_VARIANCES),)
     file = folder / NAME
     if not agreed(file.exists()):
         return Errors(0, **{name: np.zeros(shape) for name, shape in shapes.items()})

@@ -38,6 +38,7 @@ HEAD = {
     "parameters": str,
     "process": str,
     "images": int,
+    "decoder": float,
     "seed": int,
     "split": str,
     "data_fingerprint": str,
@@ -47,7 +48,7 @@ HEAD = {
 PREFIX = "calibration."
 """Before the names of its arrays in a .safetensors file."""
 
-IN_NPZ = {int: Kept("int64", ()), str: Kept("<U64", ())}
+IN_NPZ = {int: Kept("int64", ()), float: Kept("float64", ()), str: Kept("<U64", ())}
 """The head's entries as arrays."""
 
 Identity = Mapping[str, str]
@@ -89,7 +90,7 @@ def digest_of_errors(ddpm: DDPM, sampler: Sampler) -> str | None:
     """Of the errors that a sampler's variance follows from; None where it follows from none."""
     if sampler.variance != "optimal" or ddpm.calibration is None:
         return None
-    return digest(ddpm.calibration.mse)
+    return digest([ddpm.calibration.mse, np.array(ddpm.calibration.decoder)])
 
 
 def read_measured(folder: epath.PathLike, ddpm: DDPM, params: PyTree) -> Measured:
@@ -187,13 +188,12 @@ def write_tuned(folder: epath.PathLike, model: Labelled, tuned: Tuned, about: Ab
     write_file(file, json.dumps(table, indent=1).encode())
 
 
-def calibration_head(
-    calibration: Calibration, identity: Identity, about: About
-) -> dict[str, int | str]:
+def calibration_head(calibration: Calibration, identity: Identity, about: About) -> dict[str, Any]:
     """The entries of HEAD; those that `about` lacks are 0 or empty."""
     head = {name: about.get(name, kind()) for name, kind in HEAD.items()}
     known = {name: identity[name] for name in ("parameters", "process")}
-    return {**head, **known, "version": VERSION, "images": calibration.images}
+    measured = {"images": calibration.images, "decoder": calibration.decoder}
+    return {**head, **known, **measured, "version": VERSION}
 
 
 def calibration_of(
@@ -219,7 +219,7 @@ def calibration_of(
     kept = {name: Kept(kind, shapes.get(name, cells)) for name, kind in ARRAYS.items()}
     check_kept(where, arrays, kept)
     try:
-        calibration = Calibration(**arrays, images=head["images"])
+        calibration = Calibration(**arrays, images=head["images"], decoder=head["decoder"])
     except ValueError as error:
         raise UserError(f"{where}: {error}; calibrate the model again") from error
     names = ("seed", "split", "data_fingerprint")
