@@ -84,7 +84,7 @@ class Choice(NamedTuple):
 
     best: Candidate
     candidates: list[Candidate]
-    """The deterministic one first."""
+    """All that were compared, the deterministic one first."""
     judge: str
     reason: str
 
@@ -177,37 +177,45 @@ def compare(
 ) -> Choice:
     """`deterministic`, with its tuned steps, against the stochastic samplers on each of `grids`.
 
-    By the KID of images start, ..., start + count - 1.
+    By the KID of images start, ..., start + count - 1. The least of many figures is too low by
+    chance, so the best stochastic one is judged against `deterministic` by `count` more images.
     """
 
-    def candidate(sampler: Sampler, grid: str, steps: tuple[int, ...]) -> Candidate:
-        kid = judge.kid(chains.images(sampler, steps, start, count))
-        return Candidate(dataclasses.replace(sampler, timesteps=steps), grid, kid.mean, kid.error)
+    def candidate(sampler: Sampler, grid: str, start: int) -> Candidate:
+        method = dataclasses.replace(sampler, timesteps=None)
+        kid = judge.kid(chains.images(method, sampler.timesteps or (), start, count))
+        return Candidate(sampler, grid, kid.mean, kid.error)
 
-    method = dataclasses.replace(deterministic, timesteps=None)
-    first = candidate(method, "tuned", deterministic.timesteps or ())
+    first = candidate(deterministic, "tuned", start)
     others = [
-        candidate(sampler, name, steps)
+        candidate(dataclasses.replace(sampler, timesteps=steps), name, start)
         for sampler in stochastic(chains.model.ddpm.calibration is not None)
         for name, steps in grids.items()
     ]
-    return chosen(first, others, judge.words)
-
-
-def chosen(first: Candidate, others: list[Candidate], judge: str) -> Choice:
-    """The best of `others` if its KID is lower than that of `first` by more than the error."""
     best = min(others, key=lambda each: each.kid)
+    finals = [candidate(each.sampler, each.grid, start + count) for each in (first, best)]
+    return chosen(*finals, [first, *others], judge.words)
+
+
+def chosen(first: Candidate, best: Candidate, candidates: list[Candidate], judge: str) -> Choice:
+    """`best`, which draws noise, if its KID is lower than that of `first` by more than the error.
+
+    The figures of these two come from other images than those of all `candidates`.
+    """
     gain = first.kid - best.kid
     error = float(np.hypot(first.error, best.error))
-    figures = f"KID {best.kid:.5f} against {first.kid:.5f}, error of the difference {error:.5f}"
+    figures = (
+        f"KID of more samples {best.kid:.5f} against {first.kid:.5f}, error of the difference "
+        f"{error:.5f}"
+    )
     if gain > error:
         reason = (
             f"{best.words}: its images are nearer to real ones than those of {first.words} "
             f"({figures}); this model's own deterministic solution is not as good yet"
         )
-        return Choice(best, [first, *others], judge, reason)
+        return Choice(best, candidates, judge, reason)
     reason = (
         f"{first.words}: no sampler with noise is better by more than the error "
         f"(the best, {best.words}: {figures})"
     )
-    return Choice(first, [first, *others], judge, reason)
+    return Choice(first, candidates, judge, reason)

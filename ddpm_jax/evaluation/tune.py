@@ -54,6 +54,9 @@ POWERS = (1, 2, 3)
 COMPETITORS = ("unipc", "deis", "dpm-solver++3m", "ipndm")
 """The deterministic samplers that are tuned where none is named."""
 
+FINALISTS = 2
+"""Samplers that are judged once more, by other samples."""
+
 DIGITS = 3
 """Of the figures that are kept: the later ones depend on the batch and the machine."""
 
@@ -184,7 +187,8 @@ def tune(
     With a deterministic `sampler`, given without steps, the best steps for it: of the starts
     0, ..., `images` - 1 of `seed`, one half is for the search and the other is held back. Without
     one, several are tuned, and the best competes with samplers that draw noise, by the KID of
-    `images` other samples against real images, which `data` names as in `evaluate`. The result
+    `images` other samples against real images, which `data` names as in `evaluate`; the best of
+    these is judged by `images` samples more. The result
     follows from the seed and the weights alone. It is written into the run, or to `out`: the
     model's own folder, or a new .safetensors file that holds the model, too. Raises UserError for
     what cannot be tuned, or where no images are known.
@@ -201,7 +205,7 @@ def tune(
     calls = calls_of_search(model.ddpm, methods, steps, images)
     if judge:
         can_be_optimal = model.ddpm.calibration is not None or to_measure is not None
-        calls += images * steps * (1 + len(GRIDS) * len(stochastic(can_be_optimal)))
+        calls += images * steps * (1 + len(GRIDS) * len(stochastic(can_be_optimal)) + FINALISTS)
     announce(calls, to_measure[0] if to_measure else None, model.ddpm)
     if to_measure:
         model = calibrated(model, *to_measure, seed)
