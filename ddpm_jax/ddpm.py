@@ -28,7 +28,7 @@ from ddpm_jax.inputs import (
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
 from ddpm_jax.models import UNet
-from ddpm_jax.sampler import MEASURED, NOTHING_TUNED, Sampler, Tuned, as_sampler
+from ddpm_jax.sampler import MEASURED, NOTHING_TUNED, Sampler, Tuned, as_sampler, log_found
 from ddpm_jax.samplers import start_state
 from ddpm_jax.schedule import Schedule, make_schedule
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree
@@ -187,8 +187,10 @@ class DDPM:
         sampler.check(diffusion)
         if sampler.grid == "tuned" and sampler.strides(diffusion):
             named = sampler.sampler is not None
-            sampler = self.tuned.find(sampler.simplest(diffusion) if named else sampler)
-            sampler.check(diffusion)
+            found = self.tuned.find(sampler.simplest(diffusion) if named else sampler)
+            found.check(diffusion)
+            log_found(sampler, found)
+            sampler = found
         if sampler.variance == "optimal":
             self._calibrated("variance")
         if sampler.grid == "likelihood" and sampler.strides(diffusion):
@@ -229,7 +231,8 @@ class DDPM:
         """Images start, ..., start + n - 1 of the key `rng`, float32 [n,H,W,C] in [-1, 1].
 
         `sampler` is a Sampler, or the name of one with its fields as `options`; None is ancestral
-        sampling. For example sampler="ddim", steps=50, or steps=8, grid="tuned".
+        sampling, or with grid="tuned" the choice of `ddpm-jax tune`. For example sampler="ddim",
+        steps=50, or steps=8, grid="tuned".
         Image i is made from fold_in(rng, i) alone: the same for any n, start, batch_size and
         number of devices. `batch_size` (default 64 a device) bounds the memory; the result is in
         the host's memory. Where params are on a mesh of several devices, these share the work.

@@ -112,6 +112,13 @@ class Sampler(Checked):
             if name not in common and value is not None
         }
 
+    @property
+    def words(self) -> str:
+        """The name and the options, without the steps: "ddim, eta 0.5" for example."""
+        options = {**self.step_options, "variance": self.variance}
+        given = [f"{name} {value}" for name, value in options.items() if value is not None]
+        return ", ".join([self.name, *given])
+
     def simplest(self, diffusion: Diffusion) -> "Sampler":
         """The same sampler by its name, with None for every option that has its default anyway."""
         simpler: dict[str, Any] = {
@@ -201,6 +208,11 @@ class Tuned(NamedTuple):
         named = sampler.sampler is not None
         steps = sampler.steps
         there = self.grids if named else self.choices
+        if not named and sampler.variance is not None:
+            raise UserError(
+                "variance: the tuned sampler has its own; leave --variance out, or choose another "
+                "grid"
+            )
         if named and (sampler.eta or not sampler.method.deterministic):
             raise UserError(
                 f"grid: tuned is for deterministic samplers, and {sampler.name} draws noise; leave "
@@ -252,6 +264,13 @@ def _plain(value: Any) -> Any:
 @functools.cache
 def _log_idle_grid(grid: Grid | MeasuredGrid, T: int) -> None:
     log.warning("grid: %s makes no difference, since all %d steps are taken", grid, T)
+
+
+@functools.cache
+def log_found(asked: Sampler, found: Sampler) -> None:
+    """Says, once, what `asked`, of grid tuned, stands for."""
+    steps = " ".join(map(str, found.timesteps or ()))
+    log.info("grid tuned, %d steps: %s, at the steps %s", asked.steps, found.words, steps)
 
 
 @functools.cache

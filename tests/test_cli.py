@@ -82,6 +82,10 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         ),
         (["sample", "RUN", "--grid", "tuned"], "grid: tuned requires --steps; add it"),
         (
+            ["likelihood", "RUN", "--steps", "4", "--grid", "tuned"],
+            "invalid choice 'tuned' for argument '--grid'. Expected one of",
+        ),
+        (
             ["train", "digits", "--data.image-shape", "28", "28", "1"],
             "pass --data.image-shape 8 8 1",
         ),

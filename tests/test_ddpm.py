@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import messages
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
 from ddpm_jax.devices.mesh import batch_sharding, make_mesh, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import NOISE, TIME, example_keys, random_flip
 from ddpm_jax.programs import advance, sample_batch
-from ddpm_jax.sampler import Sampler, _log_variance, as_sampler
+from ddpm_jax.sampler import Sampler, Tuned, _log_variance, as_sampler, log_found
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +269,10 @@ def test_a_whole_grid_is_the_whole_chain(model):
             "--steps 4 --sampler unipc, or choose another grid",
         ),
         (
+            {"steps": 4, "grid": "tuned", "variance": "fixed_small"},
+            "variance: the tuned sampler has its own; leave --variance out, or choose another grid",
+        ),
+        (
             {"timesteps": [0, 9], "steps": 2},
             "timesteps: are themselves the grid; leave out --steps and --grid",
         ),
@@ -300,6 +305,16 @@ def test_a_sampler_that_cannot_be_is_refused(tiny, options, message):
     with pytest.raises(ValueError) as error:
         DDPM(tiny).sample({"x": np.zeros(1)}, jax.random.key(0), 1, **options)
     assert str(error.value) == message
+
+
+def test_it_is_said_once_which_sampler_was_tuned(tiny, caplog):
+    caplog.set_level("INFO")
+    log_found.cache_clear()
+    choice = Sampler("ddim", timesteps=(2, 5, 9), eta=0.5)
+    ddpm = DDPM(tiny, tuned=Tuned(choices=(choice,)))
+    for _ in range(2):
+        assert ddpm.resolve(Sampler(steps=3, grid="tuned")) == choice
+    assert messages(caplog) == ["grid tuned, 3 steps: ddim, eta 0.5, at the steps 2 5 9"]
 
 
 def test_timesteps_may_be_any_array_of_numbers(tiny):

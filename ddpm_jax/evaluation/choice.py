@@ -76,7 +76,7 @@ class Candidate(NamedTuple):
     @property
     def words(self) -> str:
         """For example "ddim, eta 0.5, on trailing"."""
-        return f"{words_of(self.sampler)}, {self.grid}"
+        return f"{self.sampler.words}, {self.grid}"
 
 
 class Choice(NamedTuple):
@@ -87,13 +87,6 @@ class Choice(NamedTuple):
     """All that were compared, the deterministic one first."""
     judge: str
     reason: str
-
-
-def words_of(sampler: Sampler) -> str:
-    """The sampler and its options, without its steps."""
-    options = {**sampler.step_options, "variance": sampler.variance}
-    given = [f"{name} {value}" for name, value in options.items() if value is not None]
-    return ", ".join([sampler.name, *given])
 
 
 def judge_of(model: Loaded, data: str | None, shared: epath.Path) -> Judge:

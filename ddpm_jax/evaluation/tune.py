@@ -22,7 +22,6 @@ from ddpm_jax.evaluation.choice import (
     judge_of,
     stochastic,
     to_calibrate_on,
-    words_of,
 )
 from ddpm_jax.evaluation.flow import FINE, Chains, fine_steps, network_calls, rmse
 from ddpm_jax.evaluation.grids import Grid, cheapest_chain, descend
@@ -221,7 +220,7 @@ def tune(
             grids = untuned_grids(search.T, steps)
             choice = compare(chains, judge, distances.sampler, grids, images, images)
         bar.update(calls - bar.n)  # The search may have stopped early.
-    errors = {words_of(each): error for each, error in compared.items()}
+    errors = {each.words: error for each, error in compared.items()}
     result = Result(steps, search.held, errors, distances, choice)
     keep(place, model, result, images, seed)
     return result
@@ -327,7 +326,7 @@ def table(result: Result) -> str:
         lines.append("nearest to the deterministic solution, RMSE of 255 over the search's starts:")
         lines += [f"  {name:26}{error:9.3f}" for name, error in result.compared.items()]
     lines.append(
-        f"{words_of(sampler)}, {result.steps} steps: RMSE of 255 from the deterministic solution, "
+        f"{sampler.words}, {result.steps} steps: RMSE of 255 from the deterministic solution, "
         f"over {result.held} starts held back"
     )
     rows = {"tuned": distances.tuned, **distances.untuned}
@@ -346,4 +345,4 @@ def _rows_of(choice: Choice) -> list[str]:
 
 
 def _name(sampler: Sampler) -> str:
-    return f"{words_of(sampler)}, {len(sampler.timesteps or ())}"
+    return f"{sampler.words}, {len(sampler.timesteps or ())}"
