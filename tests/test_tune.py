@@ -15,7 +15,7 @@ from conftest import messages, refused, with_
 from ddpm_jax import DDPM, load
 from ddpm_jax.calibration import Calibration
 from ddpm_jax.cli import main
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import NonFiniteSamples, UserError
 from ddpm_jax.evaluation import choice, flow
 from ddpm_jax.evaluation import tune as tuning
 from ddpm_jax.evaluation.flow import Chains, fine_steps, network_calls, rmse
@@ -216,6 +216,41 @@ def test_the_search_is_never_worse_than_an_untuned_grid(mixture):
         error = search.error(sampler, search.best(sampler, evaluations))
         assert error <= least
         least = error
+
+
+def test_steps_that_are_too_wide_lose_and_end_nothing(mixture, monkeypatch):
+    """Where the network's x_0 is not clipped, a chain of wide steps may overflow."""
+    drawn = Chains.images
+
+    def images(self, sampler, grid, start, count):
+        if grid == untuned_grids(200, 3)["quad"] or sampler.eta == 1:
+            raise NonFiniteSamples("samples: too wide")
+        return drawn(self, sampler, grid, start, count)
+
+    monkeypatch.setattr(Chains, "images", images)
+    chains, _ = chains_of(mixture)
+    search = Search(chains, 3, 8)
+    best = search.best(Sampler("ddim"), 1)
+    found = search.judged(Sampler("ddim"), best)
+    assert found.untuned["quad"] == np.inf > found.tuned
+    kept = tuning.rounded(tuning.Result(3, 4, {}, found, None))
+    assert kept["rmse_untuned"]["quad"] is None and kept["rmse"] > 0
+    judge = SimpleNamespace(kid=lambda images: SimpleNamespace(mean=1.0, error=0.1), words="")
+    result = choice.compare(chains, judge, found.sampler, untuned_grids(200, 3), 8, 2)
+    assert result.best.sampler == found.sampler
+    assert [each.kid for each in result.candidates if each.sampler.eta == 1] == [np.inf] * 4
+
+
+def test_every_process_decides_by_the_figures_of_the_first(mixture, monkeypatch):
+    monkeypatch.setattr(tuning, "agreed", lambda value: np.full_like(value, 7.0))
+    monkeypatch.setattr(choice, "agreed", lambda value: np.full_like(value, 8.0))
+    chains, _ = chains_of(mixture)
+    search = Search(chains, 3, 8)
+    assert search.error(Sampler("ddim"), (20, 90, 199)) == 7 and (search.costs == 7).all()
+    judge = SimpleNamespace(kid=lambda images: SimpleNamespace(mean=1.0, error=0.1), words="")
+    tuned = Sampler("ddim", timesteps=(20, 90, 199))
+    result = choice.compare(chains, judge, tuned, untuned_grids(200, 3), 8, 2)
+    assert {(each.kid, each.error) for each in result.candidates} == {(8, 8)}
 
 
 def test_the_same_result_in_batches_of_any_size_and_its_calls_are_announced(

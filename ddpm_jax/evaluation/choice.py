@@ -13,6 +13,7 @@ from etils import epath
 
 from ddpm_jax.data.images import to_float, to_uint8
 from ddpm_jax.devices.mesh import make_mesh
+from ddpm_jax.devices.processes import agreed
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.bound import about_images, keep_calibration, measure
 from ddpm_jax.evaluation.evaluate import real_images
@@ -176,8 +177,12 @@ def compare(
 
     def candidate(sampler: Sampler, grid: str, start: int) -> Candidate:
         method = dataclasses.replace(sampler, timesteps=None)
-        kid = judge.kid(chains.images(method, sampler.timesteps or (), start, count))
-        return Candidate(sampler, grid, kid.mean, kid.error)
+        images = chains.finite_images(method, sampler.timesteps or (), start, count)
+        if images is None:
+            return Candidate(sampler, grid, np.inf, 0.0)
+        kid = judge.kid(images)
+        mean, error = agreed(np.array([kid.mean, kid.error]))
+        return Candidate(sampler, grid, float(mean), float(error))
 
     first = candidate(deterministic, "tuned", start)
     others = [

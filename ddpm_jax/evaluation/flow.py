@@ -18,6 +18,7 @@ from ddpm_jax.calibration import optimal_variance
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import watched
+from ddpm_jax.errors import NonFiniteSamples
 from ddpm_jax.evaluation.grids import Grid, euler_costs
 from ddpm_jax.keys import TUNING, seed_key
 from ddpm_jax.sampler import Sampler
@@ -76,6 +77,15 @@ class Chains:
             state = watched(programs.advance_on, args, state, np.array(grid[::-1]), move)
             images[rows[:real]] = fetch(state.x)[:real]
         return np.clip(images, -1, 1, out=images)
+
+    def finite_images(
+        self, sampler: Sampler, grid: Grid, start: int, count: int
+    ) -> np.ndarray | None:
+        """As `images`; None where they are not finite, since the steps are too wide."""
+        try:
+            return self.images(sampler, grid, start, count)
+        except NonFiniteSamples:
+            return None
 
     def fine(self, start: int, count: int) -> np.ndarray:
         """The same images of the fine solution."""

@@ -9,12 +9,14 @@ import dataclasses
 import logging
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
 from etils import epath
 
 from ddpm_jax import samplers
 from ddpm_jax.ddpm import DDPM
+from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.progress import progress_bar
-from ddpm_jax.errors import NonFiniteSamples, UserError
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.choice import (
     Choice,
     calibrated,
@@ -84,7 +86,8 @@ class Search:
         self.steps = steps
         self.count = images // 2
         self.held = images - self.count
-        self.target, self.costs = chains.fine_costs(0, self.count)
+        self.target, costs = chains.fine_costs(0, self.count)
+        self.costs = agreed(costs)  # All processes search the same way.
         self.errors: dict[tuple[Sampler, Grid], float] = {}
 
     @property
@@ -95,11 +98,9 @@ class Search:
     def error(self, sampler: Sampler, grid: Grid) -> float:
         """The RMSE of 255 over the starts of the search; measured once."""
         if (sampler, grid) not in self.errors:
-            try:
-                images = self.chains.images(sampler, grid, 0, self.count)
-                self.errors[sampler, grid] = rmse(images, self.target)
-            except NonFiniteSamples:  # The steps are too wide.
-                self.errors[sampler, grid] = float("inf")
+            images = self.chains.finite_images(sampler, grid, 0, self.count)
+            error = np.inf if images is None else rmse(images, self.target)
+            self.errors[sampler, grid] = float(agreed(error))
         return self.errors[sampler, grid]
 
     def best(self, sampler: Sampler, evaluations: int) -> Grid:
@@ -116,7 +117,8 @@ class Search:
         target = self.chains.fine(self.count, self.held)
 
         def distance(sampler: Sampler, grid: Grid) -> float:
-            return rmse(self.chains.images(sampler, grid, self.count, self.held), target)
+            images = self.chains.finite_images(sampler, grid, self.count, self.held)
+            return np.inf if images is None else rmse(images, target)
 
         tuned = dataclasses.replace(sampler, timesteps=grid)
         grids = untuned_grids(self.T, self.steps)
@@ -305,12 +307,16 @@ def merged(before: Tuned, found: Tuned) -> Tuned:
 
 
 def rounded(result: Result) -> dict[str, Any]:
-    """The figures of the result, as they are kept."""
+    """The figures of the result, as they are kept; None for one that is not finite."""
     distances = result.distances
+
+    def figure(error: float) -> float | None:
+        return round(error, DIGITS) if np.isfinite(error) else None
+
     kept: dict[str, Any] = {
-        "rmse": round(distances.tuned, DIGITS),
-        "rmse_untuned": {name: round(each, DIGITS) for name, each in distances.untuned.items()},
-        f"rmse_ddim_{DDIM_STEPS}": round(distances.ddim, DIGITS),
+        "rmse": figure(distances.tuned),
+        "rmse_untuned": {name: figure(each) for name, each in distances.untuned.items()},
+        f"rmse_ddim_{DDIM_STEPS}": figure(distances.ddim),
     }
     if result.choice is not None:
         kept["reason"] = result.choice.reason
