@@ -231,3 +231,22 @@ def test_two_processes_evaluate_as_one_does_and_start_from_a_run(folder, picture
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_two_processes_calibrate_and_tune_as_one_does(folder):
+    """Both must search the same way, and the first alone writes."""
+    kept = []
+    for processes in (1, 2):
+        run = folder / f"runs/measured-{processes}"
+        shutil.copytree(folder / "runs/one", run)
+        for args in (["calibrate", run], ["tune", run, "--steps", 3]):
+            results = results_of(folder, processes, 4 // processes, *args, "--images", 8)
+            assert [code for code, _ in results] == [0] * processes, results
+        assert "the tuned steps: " in results[0][1]
+        assert processes == 1 or "the tuned steps: " not in results[1][1]
+        ddpm, _ = load(run)
+        assert len(ddpm.tuned.grids) == len(ddpm.tuned.choices) == 1
+        about = json.loads((run / "tuned.json").read_text())["about"]
+        kept.append((ddpm.calibration.mse, about["choice 3"]["rmse_ddim_50"]))
+    np.testing.assert_allclose(kept[0][0], kept[1][0], rtol=1e-4)
+    np.testing.assert_allclose(kept[0][1], kept[1][1], rtol=1e-2)

@@ -192,7 +192,7 @@ def compare(
     ]
     best = min(others, key=lambda each: each.kid)
     finals = [candidate(each.sampler, each.grid, start + count) for each in (first, best)]
-    return chosen(*finals, [first, *others], judge.words)
+    return chosen(finals[0], finals[1], [first, *others], judge.words)
 
 
 def chosen(first: Candidate, best: Candidate, candidates: list[Candidate], judge: str) -> Choice:
