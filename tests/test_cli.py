@@ -82,6 +82,10 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         ),
         (["sample", "RUN", "--grid", "tuned"], "grid: tuned requires --steps; add it"),
         (
+            ["tune", "RUN", "--images", "600000000"],
+            "images: must be at least 8 and at most 536870912, got 600000000",
+        ),
+        (
             ["likelihood", "RUN", "--steps", "4", "--grid", "tuned"],
             "invalid choice 'tuned' for argument '--grid'. Expected one of",
         ),

@@ -199,7 +199,7 @@ class TuneOptions(ModelOptions):
     """With --sampler unipc (2 or 3) and deis (2 to 4); None for 3."""
     b_h: BH | None = None
     """With --sampler unipc: b1 or b2; None for b2."""
-    images: Annotated[int, Range(min=8, max=2**31)] = 256
+    images: Annotated[int, Range(min=8, max=2**29)] = 256  # Three times as many starts are taken.
     """Number of starts, half of them for the search; and of samples, where samplers compete."""
     seed: Seed = 0
     """Random seed of the starts; the same seed gives the same result."""
