@@ -199,13 +199,13 @@ class DDPM:
 
     def _with_best_steps(self, sampler: Sampler) -> Sampler:
         """The sampler with the steps of the best likelihood in the place of their number."""
-        mse = self._calibrated("grid").mse
+        self._calibrated("grid")
         variance: FixedVariance = "optimal"  # Also in place of a learned one, or of none.
         own = sampler.variance_of(self.config.diffusion)
         if sampler.name == "ancestral" and (own == "fixed_small" or own == "fixed_large"):
             variance = own
-        steps = likelihood_steps(self.schedule, mse, sampler.steps or 0, variance)
-        return dataclasses.replace(sampler, steps=None, grid=None, timesteps=tuple(steps.tolist()))
+        steps = _best_steps(self, sampler.steps or 0, variance)
+        return dataclasses.replace(sampler, steps=None, grid=None, timesteps=steps)
 
     def _calibrated(self, option: str) -> Calibration:
         """The calibration. Raises UserError naming the option that needs it if there is none."""
@@ -458,6 +458,13 @@ class DDPM:
                 f"timesteps: the bound's L_0 is of step 0, but this chain's first is step {first}; "
                 "choose the grid linspace, leading, quad or likelihood"
             )
+
+
+@functools.lru_cache(maxsize=64)
+def _best_steps(ddpm: DDPM, steps: int, variance: FixedVariance) -> tuple[int, ...]:
+    """The steps of the best likelihood; a second of work at T = 1000, so done once."""
+    mse = ddpm._calibrated("grid").mse
+    return tuple(likelihood_steps(ddpm.schedule, mse, steps, variance).tolist())
 
 
 def _batches(n: int, batch_size: int | None, mesh):

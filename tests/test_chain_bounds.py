@@ -12,6 +12,7 @@ from scipy import stats
 
 from ddpm_jax import DDPM, UserError, make_schedule
 from ddpm_jax.calibration import Calibration, cell_grid, likelihood_steps, optimal_variance
+from ddpm_jax.ddpm import _best_steps
 from ddpm_jax.likelihood import bits_per_dim
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.schedule import strided
@@ -108,11 +109,15 @@ def test_a_strided_chain_has_the_bound_of_its_own_betas(variance):
     np.testing.assert_allclose(bits.cells.mean(axis=(2, 3, 4)), bits.mse, rtol=1e-5)
 
 
+def with_errors(config, mse):
+    """A model with these errors."""
+    cells = np.zeros((len(mse), *cell_grid(config.data.image_shape)), np.float32)
+    return DDPM(config, Calibration(mse, 0 * mse, cells, cells, 4))
+
+
 def calibrated(config, mse):
     """A model with these errors, its weights such that it predicts something."""
-    cells = np.zeros((len(mse), *cell_grid(config.data.image_shape)), np.float32)
-    calibration = Calibration(mse, 0 * mse, cells, cells, 4)
-    ddpm = DDPM(config, calibration)
+    ddpm = with_errors(config, mse)
     return ddpm, jax.tree.map(lambda leaf: leaf + 0.02, ddpm.init(jax.random.key(0)))
 
 
@@ -158,7 +163,7 @@ def test_the_model_measures_the_chain_of_a_sampler(tiny, prediction):
 
 
 def test_the_grid_of_best_likelihood_is_that_of_the_chains_variance(tiny):
-    ddpm, _ = calibrated(tiny, MSE)
+    ddpm = with_errors(tiny, MSE)
     for variance in (None, "fixed_small", "fixed_large", "optimal"):
         chosen = ddpm.resolve(Sampler(steps=4, grid="likelihood", variance=variance))
         steps = likelihood_steps(ddpm.schedule, MSE, 4, variance or "fixed_small")
@@ -169,8 +174,24 @@ def test_the_grid_of_best_likelihood_is_that_of_the_chains_variance(tiny):
     assert ddpm.resolve(Sampler(steps=10, grid="likelihood")) == Sampler("ancestral")
 
 
+def test_the_best_steps_of_a_model_are_sought_once(tiny, monkeypatch):
+    calls = []
+
+    def sought(schedule, mse, steps, variance):
+        calls.append(mse[0])
+        return np.array([0, 9])
+
+    monkeypatch.setattr("ddpm_jax.ddpm.likelihood_steps", sought)
+    _best_steps.cache_clear()
+    for mse in (MSE, MSE, 2 * MSE):
+        ddpm = with_errors(tiny, mse)
+        assert ddpm.resolve(Sampler(steps=2, grid="likelihood")).timesteps == (0, 9)
+    assert calls == [MSE[0], 2 * MSE[0]]
+    _best_steps.cache_clear()
+
+
 def test_what_has_no_bound_or_no_calibration_gets_one_line(tiny):
-    ddpm, _ = calibrated(tiny, MSE)
+    ddpm = with_errors(tiny, MSE)
     without = dataclasses.replace(ddpm, calibration=None)
     x_0 = images(1, (8, 8, 1))
     for model, sampler, says in [
