@@ -218,8 +218,8 @@ def test_a_whole_grid_is_the_whole_chain(model):
         ({"steps": 11}, "steps: must be from 1 to 10, got 11"),
         (
             {"steps": 5, "grid": "cubic"},
-            "grid: must be one of linspace, leading, trailing, quad, likelihood, tuned, "
-            "got 'cubic'",
+            "grid: must be one of linspace, leading, trailing, quad, squares, likelihood, "
+            "tuned, got 'cubic'",
         ),
         (
             {"steps": 1, "grid": "leading"},

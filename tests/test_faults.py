@@ -41,6 +41,7 @@ def test_memory_that_runs_out_names_the_settings_of_the_command(capsys, monkeypa
         "sample": "lower --batch-size",
         "likelihood": "lower --batch-size",
         "calibrate": "lower --batch-size",
+        "tune": "lower --batch-size, or --images",
         "evaluate": "lower --batch-size",
         "plan": "plan a smaller model",
         "figure": "number of images",

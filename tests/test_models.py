@@ -39,7 +39,8 @@ def test_every_shipped_config_builds_with_the_papers_number_of_parameters(name):
     t = jax.ShapeDtypeStruct((2,), jnp.int32)
     channels = 2 * x.shape[-1] if ddpm.config.diffusion.learns_variance else x.shape[-1]
     assert jax.eval_shape(ddpm.denoise, shapes, x, t).shape == (*x.shape[:-1], channels)
-    counts = {"digits": 284_513, "small32": 1_113_955, "cifar10_improved": 49_066_246}
+    counts = {"digits": 284_513, "small32": 1_113_955, "fashion_mnist": 1_112_801}
+    counts |= {"cifar10_improved": 49_066_246}
     counts |= dict.fromkeys(
         ["cifar10", "cifar10_mean_vlb_fixed", "cifar10_mean_mse", "cifar10_eps_vlb_fixed"],
         35_746_307,

@@ -159,8 +159,11 @@ def test_time_grids_by_hand():
     assert grid(1000, 4, "trailing") == [249, 499, 749, 999]
     # (sqrt(800) i / 4)^2 rounded down, as in the DDIM code.
     assert grid(1000, 5, "quad") == [0, 50, 200, 450, 800]
+    # 999 (i / 4)^2, rounded.
+    assert grid(1000, 5, "squares") == [0, 62, 250, 562, 999] and grid(1000, 1, "squares") == [999]
+    assert grid(6, 5, "squares") == [0, 1, 2, 3, 5]  # Of 0, 0.3, 1.25, 2.8, 5.
     assert grid(10, 3, "leading") == [0, 3, 6] and grid(10, 3, "trailing") == [3, 6, 9]
-    for name in ("linspace", "leading", "trailing", "quad"):
+    for name in get_args(samplers.Grid):
         assert grid(7, 7, name) == list(range(7))
         for steps in (1, 2, 50, 799, 999):
             t = samplers.time_grid(1000, steps, name)

@@ -55,8 +55,8 @@ class Likelihood(NamedTuple):
     """L_T, bits."""
     mse: np.ndarray
     """[S] mean squared error of the x_0 predicted from x_t, images in [-1, 1]."""
-    timesteps: np.ndarray
-    """[S] the steps of the chain, ascending."""
+    timesteps: np.ndarray | None = None
+    """[S] the steps of the chain, ascending; None for all."""
     calibration: Calibration | None = None
     """Of the first draw, where its errors were kept for every image."""
 
@@ -387,6 +387,7 @@ def _result(parts: list[list[dict]], label: dict, timesteps: np.ndarray) -> Like
 
 
 def _curves(result: Likelihood) -> dict[str, np.ndarray]:
+    assert result.timesteps is not None  # `_result` knows them.
     return {
         "timesteps": result.timesteps,
         "terms": result.terms,

@@ -22,6 +22,7 @@ from ddpm_jax.errors import NonFiniteSamples
 from ddpm_jax.evaluation.grids import Grid, euler_costs
 from ddpm_jax.keys import TUNING, seed_key
 from ddpm_jax.sampler import Sampler
+from ddpm_jax.samplers import time_grid
 from ddpm_jax.samplers.multistep import levels
 from ddpm_jax.schedule import strided
 from ddpm_jax.weights.load import Loaded
@@ -37,13 +38,8 @@ MEMORY = 2**26
 
 
 def fine_steps(num_timesteps: int) -> Grid:
-    """The steps of the fine solution: squares of even steps from 0 to T - 1, moved apart."""
-    T = num_timesteps
-    N = min(FINE, T)
-    i = np.arange(N)
-    t = np.rint(np.linspace(0, np.sqrt(T - 1), N) ** 2)
-    t = np.maximum.accumulate(t - i) + i
-    return tuple(np.minimum(t, T - N + i).astype(int).tolist())
+    """The steps of the fine solution, on the grid squares."""
+    return tuple(time_grid(num_timesteps, min(FINE, num_timesteps), "squares").tolist())
 
 
 def network_calls(sampler: Sampler, steps: int) -> int:

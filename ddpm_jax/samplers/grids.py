@@ -6,7 +6,7 @@ import numpy as np
 
 from ddpm_jax.diffusion import unknown
 
-Grid = Literal["linspace", "leading", "trailing", "quad"]
+Grid = Literal["linspace", "leading", "trailing", "quad", "squares"]
 """How a shorter chain's steps lie among the T original ones; see `time_grid`."""
 
 
@@ -20,6 +20,7 @@ def time_grid(num_timesteps: int, steps: int, grid: Grid = "linspace") -> np.nda
     trailing   the last of each: T/S - 1, 2T/S - 1, ..., T-1
     quad       squares of even steps from 0 to sqrt(0.8 T) (Song et al. 2021, DDIM, Appendix D.2),
                moved apart where they would coincide
+    squares    squares of even steps from 0 to sqrt(T - 1), moved apart: quad up to pure noise
 
     Raises ValueError for an unknown grid or `steps` outside 1, ..., T.
     """
@@ -35,9 +36,17 @@ def time_grid(num_timesteps: int, steps: int, grid: Grid = "linspace") -> np.nda
     elif grid == "trailing":
         t = T - 1 - (i * T // S)[::-1]
     elif grid == "quad":
-        t = np.linspace(0, np.sqrt(0.8 * T), S) ** 2 // 1
-        t = np.maximum.accumulate(t - i) + i
-        t = np.minimum(t, T - S + i)
+        t = _apart(np.linspace(0, np.sqrt(0.8 * T), S) ** 2 // 1, T)
+    elif grid == "squares":
+        # One step alone is the last, as of linspace.
+        t = _apart(np.rint(np.linspace(np.sqrt(T - 1), 0, S)[::-1] ** 2), T)
     else:
         raise unknown("grid", grid, Grid)
     return t.astype(np.int32)
+
+
+def _apart(t: np.ndarray, num_timesteps: int) -> np.ndarray:
+    """Ascending steps, those that coincide moved up, or down from T - 1."""
+    i = np.arange(len(t))
+    t = np.maximum.accumulate(t - i) + i
+    return np.minimum(t, num_timesteps - len(t) + i)
