@@ -456,7 +456,7 @@ class DDPM:
         if first:
             raise UserError(
                 f"timesteps: the bound's L_0 is of step 0, but this chain's first is step {first}; "
-                "choose the grid linspace, leading, quad or likelihood"
+                "choose the grid linspace, leading, quad, squares or likelihood"
             )
 
 
