@@ -42,6 +42,7 @@ from ddpm_jax.evaluation.steps import (
 )
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.storage.files import npz, read_npz, write_file
+from ddpm_jax.storage.measured import digest_of_errors
 from ddpm_jax.weights.load import Loaded, load_weights
 
 BATCH = 64
@@ -107,9 +108,11 @@ class Store:
         return list(arrays["images"]), [tuple(map(float, each)) for each in arrays["times"]]
 
 
-def key_of(contestant: Contestant) -> str:
-    """Of a row: a grid that is tuned again is another row."""
-    return f"{contestant.name} {contestant.steps} {json.dumps(contestant.sampler.options)}"
+def key_of(contestant: Contestant, model: Loaded) -> str:
+    """Of a row: with a grid that is tuned again, or another calibration, it is another row."""
+    options = json.dumps(contestant.sampler.options)
+    measured = digest_of_errors(model.ddpm, contestant.sampler)
+    return f"{contestant.name} {contestant.steps} {options} {measured or ''}".rstrip()
 
 
 def drawn_and_timed(
@@ -158,12 +161,12 @@ def one_model(options: argparse.Namespace, store: Store, model: Loaded, judge: J
     chosen = chosen_of(model, options)
     if judge is None:
         chosen = [each for each in chosen if each.deterministic]
-    left = [each for each in chosen if store.find(key_of(each)) is None]
+    left = [each for each in chosen if store.find(key_of(each, model)) is None]
     exact = None
     if any(each.deterministic for each in left):
         exact = draw_fine(model, options.seed, 0, min(options.n, STARTS), lambda calls: None)
     for each in left:
-        key = key_of(each)
+        key = key_of(each, model)
         images, times = drawn_and_timed(store, key, model, each.sampler, options.n, options.seed)
         store.add({"key": key} | row_of(each, images, times, exact, judge))
         print(line_of(store.rows[-1]), flush=True)
@@ -177,7 +180,7 @@ def over_training(options: argparse.Namespace, store: Store, judge: Judge):
         for sampler in OVER_TRAINING:
             name = f"step {step}, {sampler.name}"
             each = Contestant(name, model.ddpm.resolve(sampler), sampler.steps)
-            key = key_of(each)
+            key = key_of(each, model)
             if store.find(key) is not None:
                 continue
             images, times = drawn_and_timed(

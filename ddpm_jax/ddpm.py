@@ -382,11 +382,7 @@ class DDPM:
         params = checked_params(params, self.shapes)
         check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
-        start = check_count("start", start)
-        if start < 0 or start + len(x_0) > 2**32:
-            raise ValueError(
-                f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}"
-            )
+        start = _checked_start(start, len(x_0))
         n = len(x_0)
         steps = chosen.timesteps_of(self.config.diffusion)
         grid = cell_grid(self.image_shape)
@@ -428,6 +424,7 @@ class DDPM:
         check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
         n = len(x_0)
+        start = _checked_start(start, n)
         mesh = mesh_of(params)
         result = np.empty((n, len(variances)), np.float32)
         for rows, count in _batches(n, batch_size, mesh):
@@ -465,6 +462,13 @@ def _best_steps(ddpm: DDPM, steps: int, variance: FixedVariance) -> tuple[int, .
     """The steps of the best likelihood; a second of work at T = 1000, so done once."""
     mse = ddpm._calibrated("grid").mse
     return tuple(likelihood_steps(ddpm.schedule, mse, steps, variance).tolist())
+
+
+def _checked_start(start: int, n: int) -> int:
+    start = check_count("start", start)
+    if start < 0 or start + n > 2**32:
+        raise ValueError(f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}")
+    return start
 
 
 def _batches(n: int, batch_size: int | None, mesh):

@@ -208,8 +208,11 @@ def test_likelihood_feeds_a_run_that_has_none(calibrated, tmp_path, caplog):
     assert likelihood("holdout", 3, out=tmp_path / "elsewhere") is None
     assert likelihood("holdout", 8, seed=1) == ddpm.calibration
     assert any("calibration by 8 images" in line for line in messages(caplog))
-    # It is not replaced by another measurement of the same weights.
+    # It is not replaced by a measurement of fewer images, but by one of more.
     assert likelihood("holdout", 3) == ddpm.calibration
+    (tmp_path / "run/calibration.npz").unlink()
+    assert likelihood("holdout", 3, seed=2).images == 3
+    assert likelihood("holdout", 8, seed=1) == ddpm.calibration
 
 
 def test_a_chain_has_a_folder_of_its_own(calibrated, capsys):
@@ -290,6 +293,15 @@ def test_every_export_carries_what_was_measured(model, tmp_path, format):
     # And the next export of it.
     export(epath.Path(tmp_path / "y.safetensors"), again, "safetensors")
     assert load_weights(tmp_path / "y.safetensors").measured == model.measured
+
+
+def test_a_diffusers_folder_has_it_whatever_the_dtype(model, tmp_path):
+    """The folder does not say the dtype, so that it is float32 when it is read."""
+    config = model.ddpm.config
+    half = dataclasses.replace(config.model, dtype="bfloat16")
+    ddpm = dataclasses.replace(model.ddpm, config=dataclasses.replace(config, model=half))
+    export(epath.Path(tmp_path / "x"), model._replace(ddpm=ddpm), "diffusers")
+    assert load_weights(tmp_path / "x").measured == model.measured
 
 
 def test_programs_have_it_beside_them(model, tmp_path, monkeypatch):

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from conftest import with_source
+from conftest import refused, with_source
 
 from ddpm_jax import fit, load
 from ddpm_jax.cli import main
+from ddpm_jax.evaluation import tune as tuning
 from ddpm_jax.evaluation.choice import STOCHASTIC
 from ddpm_jax.evaluation.tune import COMPETITORS
+from ddpm_jax.sampler import Sampler, Tuned
 
 pytestmark = pytest.mark.slow
 
@@ -59,3 +61,43 @@ def test_labels_make_the_proxy_the_judge(tiny, tmp_path, capsys, rng, monkeypatc
     fit(config, tmp_path / "run")
     assert main(["tune", str(tmp_path / "run"), "--steps", "2", "--images", "8"]) == 0
     assert "on the features of a proxy" in capsys.readouterr().out
+
+
+def test_a_model_that_is_no_run_is_written_with_its_result(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "EVALUATIONS", 2)
+    file = tmp_path / "model.safetensors"
+    args = ["--steps", "3", "--sampler", "unipc", "--images", "8", "--out", file]
+    assert main(["tune", *map(str, [run, *args])]) == 0
+    ddpm, _ = load(file)
+    assert [len(each.timesteps) for each in ddpm.tuned.grids] == [3]
+    assert ddpm.resolve(Sampler("unipc", 3, grid="tuned")) == ddpm.tuned.grids[0]
+    assert load(run)[0].tuned == Tuned()
+
+
+def test_the_command_keeps_what_sample_uses(copy, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "EVALUATIONS", 5)
+    args = ["tune", str(copy), "--sampler", "unipc", "--order", "3", "--images", "8"]
+    assert main([*args, "--steps", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "unipc, 3 steps: RMSE of 255" in out and "the tuned steps: " in out
+    assert "tuning takes at most " in err
+    kept = json.loads((copy / "tuned.json").read_text())
+    assert [each["sampler"] for each in kept["grids"]] == ["unipc"] and kept["choices"] == []
+    ddpm, _ = load(copy)
+    steps = tuple(kept["grids"][0]["timesteps"])
+    for options in ({}, {"order": 3}):
+        asked = Sampler("unipc", 3, grid="tuned", **options)
+        assert ddpm.resolve(asked) == Sampler("unipc", timesteps=steps)
+    assert main([*args, "--steps", "4"]) == 0
+    kept = json.loads((copy / "tuned.json").read_text())
+    assert [len(each["timesteps"]) for each in kept["grids"]] == [3, 4]
+    missing = refused(capsys, "sample", copy, "--steps", 3, "--grid", "tuned")
+    assert "run ddpm-jax tune RUN --steps 3, or" in missing
+    noisy = refused(
+        capsys, "sample", copy, "--steps", 3, "--grid", "tuned", "--sampler", "sde-dpm-solver++"
+    )
+    assert "tuned is for deterministic samplers, and sde-dpm-solver++ draws noise" in noisy
+    wrong = refused(capsys, "tune", copy, "--steps", 3, "--order", 2)
+    assert (
+        wrong == "ddpm-jax: order: belongs to a --sampler; name that, too; see ddpm-jax tune --help"
+    )

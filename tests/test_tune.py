@@ -3,18 +3,16 @@
 import dataclasses
 import functools
 import itertools
-import json
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import messages, refused, with_
+from conftest import messages, with_
 
-from ddpm_jax import DDPM, load
+from ddpm_jax import DDPM
 from ddpm_jax.calibration import Calibration
-from ddpm_jax.cli import main
 from ddpm_jax.errors import NonFiniteSamples, UserError
 from ddpm_jax.evaluation import choice, flow
 from ddpm_jax.evaluation import tune as tuning
@@ -344,17 +342,6 @@ def test_the_result_needs_a_place(mixture, tmp_path):
         tune(mixture, 5, Sampler("unipc"), out=tmp_path / "there.safetensors")
 
 
-def test_a_model_that_is_no_run_is_written_with_its_result(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tuning, "EVALUATIONS", 2)
-    file = tmp_path / "model.safetensors"
-    args = ["--steps", "3", "--sampler", "unipc", "--images", "8", "--out", file]
-    assert main(["tune", *map(str, [run, *args])]) == 0
-    ddpm, _ = load(file)
-    assert [len(each.timesteps) for each in ddpm.tuned.grids] == [3]
-    assert ddpm.resolve(Sampler("unipc", 3, grid="tuned")) == ddpm.tuned.grids[0]
-    assert load(run)[0].tuned == Tuned()
-
-
 def candidate(name, kid, error, **options):
     return choice.Candidate(Sampler(name, timesteps=(1, 5), **options), "quad", kid, error)
 
@@ -418,32 +405,3 @@ def test_images_without_labels_are_compared_by_pixels(run, caplog, tmp_path):
     assert judge.real.min() >= -1 and judge.real.max() <= 1
     assert any(said.startswith("KID is that of pixels") for said in messages(caplog))
     np.testing.assert_array_equal(judge.features(np.ones((3, 8, 8, 1))), np.ones((3, 64)))
-
-
-def test_the_command_keeps_what_sample_uses(copy, capsys, monkeypatch):
-    monkeypatch.setattr(tuning, "EVALUATIONS", 5)
-    args = ["tune", str(copy), "--sampler", "unipc", "--order", "3", "--images", "8"]
-    assert main([*args, "--steps", "3"]) == 0
-    out, err = capsys.readouterr()
-    assert "unipc, 3 steps: RMSE of 255" in out and "the tuned steps: " in out
-    assert "tuning takes at most " in err
-    kept = json.loads((copy / "tuned.json").read_text())
-    assert [each["sampler"] for each in kept["grids"]] == ["unipc"] and kept["choices"] == []
-    ddpm, _ = load(copy)
-    steps = tuple(kept["grids"][0]["timesteps"])
-    for options in ({}, {"order": 3}):
-        asked = Sampler("unipc", 3, grid="tuned", **options)
-        assert ddpm.resolve(asked) == Sampler("unipc", timesteps=steps)
-    assert main([*args, "--steps", "4"]) == 0
-    kept = json.loads((copy / "tuned.json").read_text())
-    assert [len(each["timesteps"]) for each in kept["grids"]] == [3, 4]
-    missing = refused(capsys, "sample", copy, "--steps", 3, "--grid", "tuned")
-    assert "run ddpm-jax tune RUN --steps 3, or" in missing
-    noisy = refused(
-        capsys, "sample", copy, "--steps", 3, "--grid", "tuned", "--sampler", "sde-dpm-solver++"
-    )
-    assert "tuned is for deterministic samplers, and sde-dpm-solver++ draws noise" in noisy
-    wrong = refused(capsys, "tune", copy, "--steps", 3, "--order", 2)
-    assert (
-        wrong == "ddpm-jax: order: belongs to a --sampler; name that, too; see ddpm-jax tune --help"
-    )

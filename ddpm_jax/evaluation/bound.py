@@ -92,8 +92,8 @@ def measure(
     fold_in(fold_in(key(seed), d), i). `out` is the folder, by default one in the run's likelihood/.
     `sampler` is the chain that the bound is of. `first` says that `images` are only so many of the
     split. The result has a calibration if `calibrating`, which measures again where parts lack what
-    that needs. Otherwise a run that has none gets its calibration.npz where the whole chain is
-    measured on images that were not trained on.
+    that needs. Otherwise a run gets its calibration.npz where the whole chain is measured on
+    images that were not trained on, and more of them than before.
     Raises UserError if an argument cannot be used, the bound is infinite, or the folder holds parts
     of something else.
     """
@@ -239,9 +239,11 @@ def _home(
 
 
 def _is_calibrating(model: Loaded, images: Images, sampler: Sampler) -> bool:
-    """Whether the errors measured on the way are those of a calibration that is missing."""
+    """Whether the errors measured on the way make a calibration of more images than before."""
     whole = _chain(model, sampler) == _chain(model, ANCESTRAL)
-    return whole and images.split != "train" and model.ddpm.calibration is None
+    calibration = model.ddpm.calibration
+    better = calibration is None or calibration.images < len(images.indices)
+    return whole and images.split != "train" and better
 
 
 def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:

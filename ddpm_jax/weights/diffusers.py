@@ -5,6 +5,7 @@ flat       config.json, diffusion_pytorch_model.safetensors and scheduler_config
 U-Net      flat, but without scheduler_config.json
 """
 
+import dataclasses
 import json
 import logging
 
@@ -102,10 +103,16 @@ def write_diffusers(
     write_file(folder / "unet" / "config.json", _json(unet))
     write_file(folder / "scheduler" / "scheduler_config.json", _json(scheduler))
     if measured != NOTHING_MEASURED:
-        for name, content in files_of(measured, identity_of(DDPM(config), params)).items():
+        identity = identity_of(DDPM(_as_read(config)), params)
+        for name, content in files_of(measured, identity).items():
             write_file(folder / name, content)
     # Last, because this file makes the folder a pipeline.
     write_file(folder / "model_index.json", _json(index))
+
+
+def _as_read(config: Config) -> Config:
+    """`config` as the folder says it: model.dtype is not in it."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
 
 
 def _json(values: dict) -> bytes:
