@@ -368,12 +368,22 @@ def test_images_without_labels_are_compared_by_pixels(run, caplog, tmp_path):
     np.testing.assert_array_equal(judge.features(np.ones((3, 8, 8, 1))), np.ones((3, 64)))
 
 
+def test_a_choice_has_its_own_variance():
+    """One that is asked for is not silently left out."""
+    choice = Sampler("unipc", timesteps=(1, 2, 9))
+    asked = Sampler(steps=3, grid="tuned")
+    assert Tuned((), (choice,)).find(asked) == choice
+    with pytest.raises(UserError, match=r"^variance: --grid tuned takes .* leave --variance out"):
+        Tuned((), (choice,)).find(dataclasses.replace(asked, variance="optimal"))
+
+
 def test_the_command_keeps_what_sample_uses(copy, capsys, monkeypatch):
     monkeypatch.setattr(tuning, "EVALUATIONS", 5)
     args = ["tune", str(copy), "--sampler", "unipc", "--order", "3", "--images", "8"]
     assert main([*args, "--steps", "3"]) == 0
     out, err = capsys.readouterr()
     assert "unipc, 3 steps: RMSE of 255" in out and "the tuned steps: " in out
+    assert "(ddim, 10 steps)" in out  # The model has no more than 10.
     assert "tuning takes at most " in err
     kept = json.loads((copy / "tuned.json").read_text())
     assert [each["sampler"] for each in kept["grids"]] == ["unipc"] and kept["choices"] == []

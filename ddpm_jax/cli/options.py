@@ -1,7 +1,7 @@
 """The options of each command: a dataclass each, whose fields tyro turns into options."""
 
 import dataclasses
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -19,7 +19,7 @@ from ddpm_jax.config import (
     Weights,
 )
 from ddpm_jax.errors import UserError
-from ddpm_jax.sampler import ANCESTRAL, MeasuredGrid, Sampler
+from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.samplers import BH, Grid
 
 ConfigFields = Annotated[Config, tyro.conf.arg(name="")]
@@ -126,8 +126,8 @@ class Chain(Checked):
 
     steps: Positive | None = None
     """Number of reverse steps; None for all T."""
-    grid: Grid | MeasuredGrid | None = None
-    """With --steps: how they lie among the T; likelihood needs a calibration, tuned a tuning."""
+    grid: Grid | Literal["likelihood"] | None = None
+    """With --steps: how they lie among the T; likelihood needs a calibration."""
     timesteps: tuple[Natural, ...] | None = None
     """The steps among 0, ..., T - 1, ascending, in place of --steps and --grid."""
     variance: FixedVariance | None = None
@@ -216,6 +216,10 @@ class TuneOptions(ModelOptions):
         if self.sampler is None and (self.order or self.b_h):
             name = "order" if self.order else "b_h"
             raise UserError(f"{name}: belongs to a --sampler; name that, too")
+        if self.sampler is not None and self.data is not None:
+            raise UserError(
+                "data: a named --sampler is tuned without images; leave out --data, or --sampler"
+            )
 
     @property
     def method(self) -> Sampler | None:
