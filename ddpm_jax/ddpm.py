@@ -212,7 +212,7 @@ class DDPM:
         if self.calibration is None:
             raise UserError(
                 f"{option}: these weights have no calibration, which this needs; run "
-                "ddpm-jax calibrate RUN first"
+                "ddpm-jax calibrate RUN first, with the same --weights and --step"
             )
         return self.calibration
 

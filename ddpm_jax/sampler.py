@@ -156,7 +156,9 @@ class Sampler(Checked):
                 f"{what}: {given}visits step 0 alone, and pure noise stays noise; choose --grid "
                 "trailing or linspace, or more steps"
             )
-        _log_variance(self, diffusion)
+        chosen = self.variance is not None or self.name != "ancestral"
+        if not chosen and self.variance_of(diffusion) != diffusion.variance:
+            _log_variance(len(self.timesteps_of(diffusion)), T, diffusion.variance)
 
     def timesteps_of(self, diffusion: Diffusion) -> np.ndarray:
         """The steps it takes, ascending [S]. A measured grid must be resolved before."""
@@ -210,8 +212,8 @@ class Tuned(NamedTuple):
         there = self.grids if named else self.choices
         if not named and sampler.variance is not None:
             raise UserError(
-                "variance: the tuned sampler has its own; leave --variance out, or choose another "
-                "grid"
+                "variance: --grid tuned takes the variance of tune's choice; leave --variance out, "
+                "or choose another grid"
             )
         if named and (sampler.eta or not sampler.method.deterministic):
             raise UserError(
@@ -274,13 +276,11 @@ def log_found(asked: Sampler, found: Sampler) -> None:
 
 
 @functools.cache
-def _log_variance(sampler: Sampler, diffusion: Diffusion) -> None:
-    chosen = sampler.variance is not None or sampler.name != "ancestral"
-    if not chosen and sampler.variance_of(diffusion) != diffusion.variance:
-        log.warning(
-            "%d of %d steps: sampling with the posterior's variance (fixed_small), since %s only "
-            "fits all steps",
-            len(sampler.timesteps_of(diffusion)),
-            diffusion.num_timesteps,
-            diffusion.variance,
-        )
+def _log_variance(steps: int, T: int, variance: Variance) -> None:
+    log.warning(
+        "%d of %d steps: sampling with the posterior's variance (fixed_small), since %s only "
+        "fits all steps",
+        steps,
+        T,
+        variance,
+    )

@@ -390,6 +390,7 @@ def test_damaged_tuned_samplers_get_one_line(model, tmp_path):
         with pytest.raises(UserError, match=says) as refusal:
             read_measured(tmp_path, model.ddpm, model.params)
         assert str(file) in str(refusal.value) and "\n" not in str(refusal.value)
+        assert str(refusal.value).endswith("(without this file the model can be tuned again)")
 
 
 def test_a_file_whose_measurements_are_damaged_gets_one_line(model, tmp_path):

@@ -81,6 +81,12 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
             "timesteps: are themselves the grid; leave out --steps and --grid",
         ),
         (["sample", "RUN", "--grid", "tuned"], "grid: tuned requires --steps; add it"),
+        # A bound is of an ancestral chain, whose steps are not tuned.
+        (["likelihood", "RUN", "--steps", "4", "--grid", "tuned"], "invalid choice 'tuned'"),
+        (
+            ["tune", "RUN", "--sampler", "unipc", "--data", "folder:x"],
+            "data: a named --sampler is tuned without images; leave out --data, or --sampler",
+        ),
         (
             ["tune", "RUN", "--images", "600000000"],
             "images: must be at least 8 and at most 536870912, got 600000000",

@@ -251,12 +251,12 @@ def test_a_whole_grid_is_the_whole_chain(model):
         (
             {"variance": "optimal"},
             "variance: these weights have no calibration, which this needs; run ddpm-jax "
-            "calibrate RUN first",
+            "calibrate RUN first, with the same --weights and --step",
         ),
         (
             {"steps": 4, "grid": "likelihood"},
             "grid: these weights have no calibration, which this needs; run ddpm-jax "
-            "calibrate RUN first",
+            "calibrate RUN first, with the same --weights and --step",
         ),
         (
             {"steps": 4, "grid": "tuned"},
@@ -270,7 +270,8 @@ def test_a_whole_grid_is_the_whole_chain(model):
         ),
         (
             {"steps": 4, "grid": "tuned", "variance": "fixed_small"},
-            "variance: the tuned sampler has its own; leave --variance out, or choose another grid",
+            "variance: --grid tuned takes the variance of tune's choice; leave --variance out, or "
+            "choose another grid",
         ),
         (
             {"timesteps": [0, 9], "steps": 2},
@@ -370,7 +371,8 @@ def test_striding_a_fixed_large_model_takes_the_posteriors_variance_and_says_so(
         params = jax.tree.map(lambda leaf: leaf + 0.01, ddpm.init(jax.random.key(0)))
         caplog.clear()
         images[variance] = ddpm.sample(params, jax.random.key(1), 2, steps=6)
-        assert ("6 of 10 steps: sampling with the posterior's variance" in caplog.text) == (
+        ddpm.resolve(ddpm.resolve(Sampler(steps=6)))
+        assert caplog.text.count("6 of 10 steps: sampling with the posterior's variance") == (
             variance == "fixed_large"
         )
     np.testing.assert_array_equal(images["fixed_large"], images["fixed_small"])

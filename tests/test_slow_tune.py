@@ -80,6 +80,7 @@ def test_the_command_keeps_what_sample_uses(copy, capsys, monkeypatch):
     assert main([*args, "--steps", "3"]) == 0
     out, err = capsys.readouterr()
     assert "unipc, 3 steps: RMSE of 255" in out and "the tuned steps: " in out
+    assert "(ddim, 10 steps)" in out  # The model has no more than 10.
     assert "tuning takes at most " in err
     kept = json.loads((copy / "tuned.json").read_text())
     assert [each["sampler"] for each in kept["grids"]] == ["unipc"] and kept["choices"] == []

@@ -405,3 +405,12 @@ def test_images_without_labels_are_compared_by_pixels(run, caplog, tmp_path):
     assert judge.real.min() >= -1 and judge.real.max() <= 1
     assert any(said.startswith("KID is that of pixels") for said in messages(caplog))
     np.testing.assert_array_equal(judge.features(np.ones((3, 8, 8, 1))), np.ones((3, 64)))
+
+
+def test_a_choice_has_its_own_variance():
+    """One that is asked for is not silently left out."""
+    choice = Sampler("unipc", timesteps=(1, 2, 9))
+    asked = Sampler(steps=3, grid="tuned")
+    assert Tuned((), (choice,)).find(asked) == choice
+    with pytest.raises(UserError, match=r"^variance: --grid tuned takes .* leave --variance out"):
+        Tuned((), (choice,)).find(dataclasses.replace(asked, variance="optimal"))

@@ -216,6 +216,10 @@ class TuneOptions(ModelOptions):
         if self.sampler is None and (self.order or self.b_h):
             name = "order" if self.order else "b_h"
             raise UserError(f"{name}: belongs to a --sampler; name that, too")
+        if self.sampler is not None and self.data is not None:
+            raise UserError(
+                "data: a named --sampler is tuned without images; leave out --data, or --sampler"
+            )
 
     @property
     def method(self) -> Sampler | None:

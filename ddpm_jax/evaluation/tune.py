@@ -75,7 +75,9 @@ class Distances(NamedTuple):
     untuned: dict[str, float]
     """By the grid's name."""
     ddim: float
-    """DDIM's with DDIM_STEPS steps."""
+    """DDIM's with `ddim_steps` steps."""
+    ddim_steps: int
+    """DDIM_STEPS, or all T of a shorter chain."""
 
 
 class Search:
@@ -124,7 +126,8 @@ class Search:
         grids = untuned_grids(self.T, self.steps)
         untuned = {name: distance(sampler, other) for name, other in grids.items()}
         ddim = tuple(time_grid(self.T, min(DDIM_STEPS, self.T)).tolist())
-        return Distances(tuned, distance(sampler, grid), untuned, distance(DDIM, ddim))
+        found = distance(sampler, grid)
+        return Distances(tuned, found, untuned, distance(DDIM, ddim), len(ddim))
 
 
 def untuned_grids(num_timesteps: int, steps: int) -> dict[str, Grid]:
@@ -316,7 +319,7 @@ def rounded(result: Result) -> dict[str, Any]:
     kept: dict[str, Any] = {
         "rmse": figure(distances.tuned),
         "rmse_untuned": {name: figure(each) for name, each in distances.untuned.items()},
-        f"rmse_ddim_{DDIM_STEPS}": figure(distances.ddim),
+        f"rmse_ddim_{distances.ddim_steps}": figure(distances.ddim),
     }
     if result.choice is not None:
         kept["reason"] = result.choice.reason
@@ -336,7 +339,7 @@ def table(result: Result) -> str:
         f"over {result.held} starts held back"
     )
     rows = {"tuned": distances.tuned, **distances.untuned}
-    rows[f"(ddim, {DDIM_STEPS} steps)"] = distances.ddim
+    rows[f"(ddim, {distances.ddim_steps} steps)"] = distances.ddim
     lines += [f"  {name:26}{error:9.3f}" for name, error in rows.items()]
     lines.append(f"the tuned steps: {' '.join(map(str, sampler.timesteps or ()))}")
     if result.choice is not None:

@@ -107,8 +107,7 @@ def read_measured(folder: epath.PathLike, ddpm: DDPM, params: PyTree) -> Measure
         calibration, of_calibration = _read_calibration(folder / CALIBRATION, ddpm, identity)
     tuned, of_tuned = NOTHING_TUNED, NOTHING
     if (folder / TUNED).exists():
-        table = read_table(folder / TUNED)
-        tuned, of_tuned = tuned_of(folder / TUNED, table, ddpm, identity)
+        tuned, of_tuned = _read_tuned(folder / TUNED, ddpm, identity)
     return Measured(calibration, tuned, of_calibration, of_tuned)
 
 
@@ -276,6 +275,14 @@ def _read_calibration(file: epath.Path, ddpm: DDPM, identity: Identity):
     check_kept(file, head, {name: IN_NPZ[kind] for name, kind in HEAD.items()})
     plain = {name: value.item() for name, value in head.items()}
     return calibration_of(file, plain, arrays, ddpm, identity)
+
+
+def _read_tuned(file: epath.Path, ddpm: DDPM, identity: Identity) -> tuple[Tuned, About]:
+    try:
+        return tuned_of(file, read_table(file), ddpm, identity)
+    except UserError as error:
+        # `tune` loads the model, too: it can replace the file only once that is gone.
+        raise UserError(f"{error} (without this file the model can be tuned again)") from error
 
 
 def _npz_of(calibration: Calibration, identity: Identity, about: About) -> bytes:

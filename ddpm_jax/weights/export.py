@@ -45,8 +45,8 @@ def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = A
     """
     if format != "stablehlo" and sampler != ANCESTRAL:
         raise UserError(
-            f"sampler: {format} holds only weights; leave out --sampler, --steps and all that "
-            "belongs to them, or choose --format stablehlo"
+            f"sampler: {format} holds only weights; leave out the sampler and its options, such as "
+            "--steps, or choose --format stablehlo"
         )
     sampler = model.ddpm.resolve(sampler)
     ddpm = dataclasses.replace(model.ddpm, config=_without_places(model.ddpm.config))
