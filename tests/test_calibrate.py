@@ -431,7 +431,7 @@ def test_models_that_are_no_run_need_a_place(model, run, tmp_path, capsys):
         (path, "exists already; choose another --out"),
     ]:
         assert says in refused(capsys, "calibrate", path, *images, "--out", out)
-    assert "images: must be at least 1" in refused(capsys, "calibrate", path, "--images", 0)
+    assert "images: must be at least 2" in refused(capsys, "calibrate", path, "--images", 1)
     made = tmp_path / "made.safetensors"
     few = [*images, "--images", "3", "--batch-size", "3", "--out", str(made)]
     assert main(["calibrate", str(path), *few]) == 0

@@ -172,8 +172,8 @@ class CalibrateOptions(ModelOptions):
     The best variance (--variance optimal) and the best steps (--grid likelihood) follow from them.
     """
 
-    images: Positive = 256
-    """The first so many images of the split."""
+    images: Annotated[int, Range(min=2)] = 256
+    """The first so many images of the split; of one alone there is no standard error."""
     split: Split | None = None
     """Images to measure on; None for those held out, or data.test where there are none."""
     seed: Seed = 0
