@@ -3,7 +3,7 @@
     ddpm-jax train fashion_mnist --workdir runs/fashion_mnist
 
 tfds prepares the data set on first use, which needs `pip install 'ddpm-jax[tfds-prepare]'`, once.
-One CPU core makes 1.4 steps per second, two make 1.9: a night for 20,000. examples/ has a result.
+One CPU core makes 1.4 steps per second, two make 1.9: three to four hours for 20,000.
 """
 
 from ddpm_jax.config import Checkpoint, Config, Data, Model, Optim, Train
