@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 from etils import epath
 
-from ddpm_jax.calibration import Calibration
+from ddpm_jax.calibration import DECODER_VARIANCES, Calibration
 from ddpm_jax.config import Data
 from ddpm_jax.data import load_source, tfds
 from ddpm_jax.data.sources import from_array
@@ -204,7 +204,8 @@ def _read_measured(folder, rng):
 def _valid_errors(rng):
     curves, cells = np.ones(T), np.ones((T, 8, 8, 1))
     sums = {"mse": curves, "mse_squares": curves, "cells": cells, "cells_squares": cells}
-    return {"errors.npz": npz(images=np.array(5), **sums)}
+    decoder = np.ones(len(DECODER_VARIANCES))
+    return {"errors.npz": npz(images=np.array(5), **sums, decoder=decoder)}
 
 
 def _read_errors(folder, rng):
