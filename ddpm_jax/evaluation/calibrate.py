@@ -99,7 +99,8 @@ def _row(ddpm: DDPM, steps: int) -> str:
     """The line of chains of so many steps."""
     calibration = ddpm.calibration
     assert calibration is not None
-    schedule, mse = ddpm.schedule, calibration.mse
+    schedule = ddpm.schedule
+    mse = calibration.mse
     own = Sampler(steps=steps).variance_of(ddpm.config.diffusion)
     if own != "fixed_small" and own != "fixed_large":
         return f"{steps:6}  {own:12}  not known for a learned variance"

@@ -101,7 +101,8 @@ def judge_of(model: Loaded, data: str | None, shared: epath.Path) -> Judge:
         sets = real_images(model, data)
     except UserError as error:
         raise UserError(f"{error}; or name a --sampler, which needs no images") from error
-    train, real = sets[0], sets[-1]
+    train = sets[0]
+    real = sets[-1]
     if len(real.indices) < 4:
         raise UserError(
             f"data: at least 4 images are needed to compare with, got {len(real.indices)}"

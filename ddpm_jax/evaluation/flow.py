@@ -131,7 +131,8 @@ class Chains:
 
     def _begin(self, sampler: Sampler, grid: Grid, indices: np.ndarray):
         """(keys, state, the first arguments of the program) for some images."""
-        ddpm, params = self.model.ddpm, self.model.params
+        ddpm = self.model.ddpm
+        params = self.model.params
         places = place(indices.astype(np.uint32), mesh_of(params))
         keys, state = programs.begin(ddpm, sampler, self._key, places)
         return keys, state, (ddpm, sampler, params, self._tables(sampler, grid))

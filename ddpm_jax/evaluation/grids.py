@@ -37,7 +37,8 @@ def euler_costs(
     """
     N = len(alphas)
     squares = np.diag(products)
-    x_x, x_0_x = products[:N, :N], products[N:, :N]
+    x_x = products[:N, :N]
+    x_0_x = products[N:, :N]
     of_x = sigmas[None, :] / sigmas[:, None]
     of_x_0 = alphas[None, :] - alphas[:, None] * of_x
     cross = products[:N, N:].diagonal()[:, None]
@@ -106,5 +107,6 @@ def descend(
                 seen.add(grid)
                 value = error(grid)
                 if value < least * (1 - GAIN):
-                    best, least = grid, value
+                    best = grid
+                    least = value
     return best

@@ -44,12 +44,17 @@ def middle_moments(h: float) -> np.ndarray:
     return -np.expm1(-h) * np.array([1.0, 0.5])
 
 
+def flow_row(chain: Levels, t: int, moments: np.ndarray) -> list[float]:
+    """As `lambda_row`, of a deterministic step."""
+    return lambda_row(chain, t, chain.after(t)[1] / chain.sigma[t], moments)
+
+
 def _second(schedule: Schedule, original: Schedule) -> Tables:
     chain = levels(schedule, original)
     rows = []
     for t in range(schedule.num_timesteps):
         moments = middle_moments(step_length(chain, t))[: order_at(chain, t, 2)]
-        rows.append(padded(lambda_row(chain, t, chain.after(t)[1] / chain.sigma[t], moments), 3))
+        rows.append(padded(flow_row(chain, t, moments), 3))
     return Tables(np.array(rows))
 
 
@@ -58,7 +63,7 @@ def _third(schedule: Schedule, original: Schedule) -> Tables:
     rows = []
     for t in range(schedule.num_timesteps):
         moments = exponential_moments(step_length(chain, t), order_at(chain, t, 3))
-        rows.append(padded(lambda_row(chain, t, chain.after(t)[1] / chain.sigma[t], moments), 4))
+        rows.append(padded(flow_row(chain, t, moments), 4))
     return Tables(np.array(rows))
 
 

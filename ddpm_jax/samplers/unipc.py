@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax.diffusion import unknown
 from ddpm_jax.samplers.chain import Method
-from ddpm_jax.samplers.dpm_solver import lambda_nodes, lambda_row, step_length
+from ddpm_jax.samplers.dpm_solver import flow_row, lambda_nodes, step_length
 from ddpm_jax.samplers.multistep import (
     Levels,
     Tables,
@@ -59,8 +59,7 @@ def _tables(schedule: Schedule, original: Schedule, *, order: int = 3, b_h: BH =
     correct = []
     for t in range(schedule.num_timesteps):
         moments = _moments(step_length(chain, t), order_at(chain, t, order), b_h)
-        row = lambda_row(chain, t, chain.after(t)[1] / chain.sigma[t], moments)
-        predict.append(padded(row, 5))
+        predict.append(padded(flow_row(chain, t, moments), 5))
         correct.append(_correction(chain, t, order, b_h, 6))
     return Tables(np.array(predict), correct=np.array(correct))
 
