@@ -21,6 +21,11 @@ MeasuredGrid = Literal["likelihood", "tuned"]
 MEASURED: tuple[MeasuredGrid, ...] = get_args(MeasuredGrid)
 
 
+LEAST_TUNED = 2
+MOST_TUNED = 50
+"""So many steps can be tuned."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampler(Checked):
     """How images are drawn; None stands for the sampler's own default."""
@@ -232,9 +237,12 @@ class Tuned(NamedTuple):
         of = f" of {sampler.name}" if named else ""
         known = f" (there are those of {', '.join(map(str, tuned))})" if tuned else ""
         option = f" --sampler {sampler.name}" if named else ""
+        remedy = f"run ddpm-jax tune RUN --steps {steps}{option} with the same --weights and --step"
+        if steps is None or not LEAST_TUNED <= steps <= MOST_TUNED:
+            remedy = f"from {LEAST_TUNED} to {MOST_TUNED} can be; choose so many"
         raise UserError(
-            f"grid: no {steps} steps{of} were tuned for these weights{known}; run ddpm-jax tune "
-            f"RUN --steps {steps}{option}, or choose another grid"
+            f"grid: no {steps} steps{of} were tuned for these weights{known}; {remedy}, or choose "
+            "another grid"
         )
 
 

@@ -141,7 +141,10 @@ def test_the_command_prints_the_errors_and_what_they_save(calibrated, capsys, mo
     assert "    10  fixed_large " in printed
 
 
-def test_neither_a_kill_nor_another_batch_size_changes_them(calibrated, tmp_path, monkeypatch):
+def test_neither_a_kill_nor_another_batch_size_changes_them(
+    calibrated, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "ddpm_jax")
     copy, ddpm = calibrated
     model = load_weights(copy, mesh=make_mesh())
     images, first = first_of(read_split(model, "holdout"), 8)
@@ -165,6 +168,7 @@ def test_neither_a_kill_nor_another_batch_size_changes_them(calibrated, tmp_path
     assert calls == [3, 6] and again == ddpm.calibration
     monkeypatch.setattr(DDPM, "bits_per_dim", whole)
     other = calibrate(model, images, first, seed=1, batch_size=8, out=tmp_path / "y.npz")
+    assert "commands use it once it is calibration.npz in the model's folder" in messages(caplog)
     np.testing.assert_allclose(other.ddpm.calibration.mse, again.mse, rtol=1e-5)
     np.testing.assert_allclose(other.ddpm.calibration.cells, again.cells, rtol=1e-3, atol=1e-6)
 

@@ -72,7 +72,7 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         ),
         (
             ["sample", "RUN", "--timesteps", "0,10,50"],
-            "ddpm-jax: --timesteps: must be {None}|{[INT [INT ...]]}, got '0,10,50'; see",
+            "timesteps: must be None or INT INT ..., with spaces between, got '0,10,50'; see",
         ),
         (["sample", "RUN", "--timesteps", "10", "0"], "in ascending order, got (10, 0)"),
         (["sample", "RUN", "--timesteps"], "timesteps: must be one or more"),

@@ -15,7 +15,7 @@ from ddpm_jax.cli import main
 from ddpm_jax.figures.panel import curves
 from ddpm_jax.storage import checkpoint
 from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like, restore_part
-from ddpm_jax.storage.files import path_of, write_file
+from ddpm_jax.storage.files import check_writable, path_of, write_file
 from ddpm_jax.storage.plain_name import plain_name
 
 TREE = {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(4, np.float32)}
@@ -194,6 +194,23 @@ def test_a_checkpoint_that_vanishes_while_it_is_saved_is_missed(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints/1/params")
     with pytest.raises(UserError, match="was saved, but cannot be read back"):
         checkpoints.close()
+
+
+def test_a_path_that_cannot_be_written_is_known_before(tmp_path, monkeypatch):
+    from ddpm_jax.figures import Schedules
+
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    for path in ("file/x.png", tmp_path / "file/deep/x.png"):
+        for check in (check_writable, lambda out: Schedules(out=str(out)).path()):
+            with pytest.raises(UserError, match=r"file/.*x\.png: cannot be written .*is no folder"):
+                check(path)
+    for path in ("x.png", tmp_path / "new/deep/x.png", "gs://bucket/x.png"):
+        check_writable(path)
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"^x\.png: cannot be written \(no right"):
+        check_writable("x.png")
 
 
 def test_a_file_with_the_longest_name_is_written_whole(tmp_path):

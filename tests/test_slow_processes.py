@@ -247,6 +247,6 @@ def test_two_processes_calibrate_and_tune_as_one_does(folder):
         ddpm, _ = load(run)
         assert len(ddpm.tuned.grids) == len(ddpm.tuned.choices) == 1
         about = json.loads((run / "tuned.json").read_text())["about"]
-        kept.append((ddpm.calibration.mse, about["choice 3"]["rmse_ddim_50"]))
+        kept.append((ddpm.calibration.mse, about["choice 3"]["tuned"]["rmse"]))
     np.testing.assert_allclose(kept[0][0], kept[1][0], rtol=1e-4)
     np.testing.assert_allclose(kept[0][1], kept[1][1], rtol=1e-2)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 from types import SimpleNamespace
 
 import jax
@@ -16,7 +17,7 @@ from ddpm_jax.calibration import Calibration
 from ddpm_jax.errors import NonFiniteSamples, UserError
 from ddpm_jax.evaluation import choice, flow
 from ddpm_jax.evaluation import tune as tuning
-from ddpm_jax.evaluation.flow import Chains, fine_steps, network_calls, rmse
+from ddpm_jax.evaluation.flow import TOO_FAR, Chains, distance, fine_steps, network_calls
 from ddpm_jax.evaluation.grids import cheapest_chain, descend, euler_costs, moved
 from ddpm_jax.evaluation.tune import (
     DDIM_STEPS,
@@ -70,6 +71,11 @@ def mixture(tiny):
     )
     params = {"x": jnp.zeros(1)}
     return Loaded("mixture", Mixture(config), params, "ema", 1, None)
+
+
+def placed(model, folder):
+    """The model as it was loaded from `folder`."""
+    return model._replace(path=folder)
 
 
 def chains_of(model, batch_size=64):
@@ -189,20 +195,22 @@ def test_the_fine_solution_is_far_nearer_to_a_finer_one_than_ten_steps_are(mixtu
     np.testing.assert_allclose(fine, chains.fine(0, 16), atol=1e-5)
     finest = chains.images(Sampler("unipc"), tuple(range(200)), 0, 16)
     ten = chains.images(Sampler("unipc"), untuned_grids(200, 10)["trailing"], 0, 16)
-    assert rmse(fine, finest) < 0.1 * rmse(ten, finest)
+    assert distance(fine, finest).rmse < 0.1 * distance(ten, finest).rmse
     below = np.tri(len(costs), k=-1, dtype=bool)
     assert np.isfinite(costs[:, 0]).all() and np.isfinite(costs[:, 1:][below]).all()
 
 
 @pytest.mark.parametrize("name", ["unipc", "ddim"])
 def test_tuned_steps_are_nearer_to_the_flow_on_starts_held_back(mixture, tmp_path, name):
-    result = tune(mixture, 5, Sampler(name), images=48, out=tmp_path)
+    result = tune(placed(mixture, tmp_path), 5, Sampler(name), images=48, out=tmp_path)
     found = result.distances
-    assert found.tuned < 0.8 * min(found.untuned.values())
+    assert found.tuned.rmse < 0.8 * min(each.rmse for each in found.untuned.values())
+    assert found.tuned.median < 0.9 * min(each.median for each in found.untuned.values())
     assert found.sampler.name == name and len(found.sampler.timesteps) == 5
     text = table(result)
     assert f"{name}, 5 steps: RMSE of 255" in text and "24 starts held back" in text
-    assert f"{found.tuned:.3f}" in text and " ".join(map(str, found.sampler.timesteps)) in text
+    assert f"{found.tuned.rmse:9.3f}{found.tuned.median:23.3f}\n" in text
+    assert " ".join(map(str, found.sampler.timesteps)) in text
 
 
 def test_the_search_is_never_worse_than_an_untuned_grid(mixture):
@@ -231,9 +239,9 @@ def test_steps_that_are_too_wide_lose_and_end_nothing(mixture, monkeypatch):
     search = Search(chains, 3, 8)
     best = search.best(Sampler("ddim"), 1)
     found = search.judged(Sampler("ddim"), best)
-    assert found.untuned["quad"] == np.inf > found.tuned
+    assert found.untuned["quad"] == TOO_FAR > found.tuned
     kept = tuning.rounded(tuning.Result(3, 4, {}, found, None))
-    assert kept["rmse_untuned"]["quad"] is None and kept["rmse"] > 0
+    assert kept["untuned"]["quad"]["rmse"] is None and kept["tuned"]["rmse"] > 0
     judge = SimpleNamespace(kid=lambda images: SimpleNamespace(mean=1.0, error=0.1), words="")
     result = choice.compare(chains, judge, found.sampler, untuned_grids(200, 3), 8, 2)
     assert result.best.sampler == found.sampler
@@ -263,7 +271,7 @@ def test_the_same_result_in_batches_of_any_size_and_its_calls_are_announced(
     for size in (64, 3):
         folder = tmp_path / str(size)
         folder.mkdir()
-        tune(mixture, 3, Sampler("unipc"), images=9, batch_size=size, out=folder)
+        tune(placed(mixture, folder), 3, Sampler("unipc"), images=9, batch_size=size, out=folder)
         files.append((folder / "tuned.json").read_bytes())
     assert files[0] == files[1]
     grids = len(GRIDS)
@@ -313,19 +321,20 @@ def test_results_of_others_are_kept_and_the_same_ones_replaced():
 )
 def test_what_cannot_be_tuned_is_named(mixture, tmp_path, sampler, steps, images, words):
     with pytest.raises(UserError, match=words):
-        tune(mixture, steps, sampler, images=images, out=tmp_path)
+        tune(placed(mixture, tmp_path), steps, sampler, images=images, out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_model_of_two_steps_has_nothing_to_tune(mixture, tmp_path):
     config = with_(mixture.ddpm.config, diffusion={"num_timesteps": 2})
     with pytest.raises(UserError, match="this model's 2 are too few"):
-        tune(mixture._replace(ddpm=Mixture(config)), 2, Sampler("unipc"), out=tmp_path)
+        of_two = placed(mixture, tmp_path)._replace(ddpm=Mixture(config))
+        tune(of_two, 2, Sampler("unipc"), out=tmp_path)
 
 
 def test_every_deterministic_sampler_is_named_where_another_was_given(mixture, tmp_path):
     with pytest.raises(UserError) as caught:
-        tune(mixture, 5, Sampler("ancestral"), out=tmp_path)
+        tune(placed(mixture, tmp_path), 5, Sampler("ancestral"), out=tmp_path)
     for name, method in SAMPLERS.items():
         assert method.deterministic == (f" {name}," in str(caught.value).partition("choose")[2])
 
@@ -334,6 +343,7 @@ def test_the_result_needs_a_place(mixture, tmp_path):
     for out, words in [
         (None, "choose one with --out"),
         (tmp_path / "new", "out: must be the model's own folder, or a new"),
+        (tmp_path, "out: must be the model's own folder, or a new"),
     ]:
         with pytest.raises(UserError, match=words):
             tune(mixture, 5, Sampler("unipc"), out=out)
@@ -350,17 +360,17 @@ def test_noise_is_chosen_only_where_it_gains_more_than_the_error():
     first = candidate("unipc", 0.010, 0.003)
     near = candidate("ddim", 0.006, 0.004, eta=0.5)
     far = candidate("ancestral", 0.004, 0.004, variance="optimal")
-    result = choice.chosen(first, near, [first, near], "9 images")
+    result = choice.chosen(first, near, 0.002, [first, near], "9 images")
     assert result.best == first and result.candidates == [first, near]
     assert result.reason == (
         "unipc, quad: no sampler with noise is better by more than the error (the best, ddim, "
         "eta 0.5, quad: KID of more samples 0.00600 against 0.01000, error of the difference "
-        "0.00500)"
+        "0.00500); the deterministic solution itself has 0.00200"
     )
-    result = choice.chosen(first, far, [first, near, far], "9 images")
+    result = choice.chosen(first, far, 0.009, [first, near, far], "9 images")
     assert result.best == far
     assert result.reason.startswith("ancestral, variance optimal, quad: its images are nearer")
-    assert "not as good yet" in result.reason
+    assert result.reason.endswith("; the deterministic solution itself has 0.00900")
 
 
 @pytest.mark.parametrize("lucky", [False, True])
@@ -379,10 +389,11 @@ def test_the_samplers_that_draw_noise_compete_on_every_untuned_grid(mixture, luc
     grids = untuned_grids(200, 3)
     tuned = Sampler("unipc", timesteps=(20, 90, 199))
     result = choice.compare(chains, judge, tuned, grids, 8, 2)
-    assert len(result.candidates) == compared == len(seen) - FINALISTS
+    assert len(result.candidates) == compared == len(seen) - FINALISTS - 1
+    np.testing.assert_array_equal(seen[-1], chains.fine(10, 2))
     for sampler, start, images in [
-        (result.candidates[0].sampler, 10, seen[-2]),
-        (result.candidates[6].sampler, 10, seen[-1]),
+        (result.candidates[0].sampler, 10, seen[-3]),
+        (result.candidates[6].sampler, 10, seen[-2]),
         (tuned, 8, seen[0]),
     ]:
         method = dataclasses.replace(sampler, timesteps=None)
@@ -392,7 +403,7 @@ def test_the_samplers_that_draw_noise_compete_on_every_untuned_grid(mixture, luc
     assert named == {("ddim", 0.5), ("ddim", 1.0), ("sde-dpm-solver++", None)}
     for each in result.candidates[1:]:
         assert each.sampler.timesteps == grids[each.grid]
-    assert sum(calls) == 2 * 3 * (compared + FINALISTS + 3)
+    assert sum(calls) == 2 * 3 * (compared + FINALISTS + 3) + 2 * 2 * len(fine_steps(200))
     assert len(choice.stochastic(True)) == len(choice.stochastic(False)) + 1
 
 
@@ -405,6 +416,29 @@ def test_images_without_labels_are_compared_by_pixels(run, caplog, tmp_path):
     assert judge.real.min() >= -1 and judge.real.max() <= 1
     assert any(said.startswith("KID is that of pixels") for said in messages(caplog))
     np.testing.assert_array_equal(judge.features(np.ones((3, 8, 8, 1))), np.ones((3, 64)))
+
+
+def test_the_steps_are_kept_before_the_samplers_that_draw_noise_compete(
+    mixture, tmp_path, monkeypatch
+):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "EVALUATIONS", 2)
+    monkeypatch.setattr(tuning, "COMPETITORS", ("ddim",))
+    monkeypatch.setattr(tuning, "judge_of", lambda *args: SimpleNamespace(words=""))
+    monkeypatch.setattr(tuning, "to_calibrate_on", lambda *args: None)
+    monkeypatch.setattr(tuning, "compare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tune(placed(mixture, tmp_path), 3, images=8, out=tmp_path)
+    kept = json.loads((tmp_path / "tuned.json").read_text())
+    assert [each["sampler"] for each in kept["grids"]] == ["ddim"] and kept["choices"] == []
+
+
+def test_steps_that_were_not_tuned_are_advised_only_where_they_can_be():
+    for steps, words in [(3, "run ddpm-jax tune RUN --steps 3 with"), (1, "from 2 to 50 can be")]:
+        with pytest.raises(UserError, match=words):
+            Tuned().find(Sampler(steps=steps, grid="tuned"))
 
 
 def test_a_choice_has_its_own_variance():

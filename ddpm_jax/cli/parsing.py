@@ -101,6 +101,14 @@ def _one_line(box: str) -> str:
         r"\3: must be \1, got \2",
         words,
     )
+    words = re.sub(
+        r"Could not find valid parse for arguments: \[(.*?)\] for (--\S+) (\[.*?\]\]) .*",
+        r"\2: must be \3, got \1",
+        words,
+    )
+    # The kind of a list, "[INT [INT ...]]", alone or in the place of None.
+    words = re.sub(r"must be \{None\}\|\{?(.*?)\}?, got", r"must be None or \1, got", words)
+    words = re.sub(r"\[(\w+) \[\1 \.\.\.\]\]", r"\1 \1 ..., with spaces between", words)
     words = re.sub(r".*Missing from .*: (\S+) .*\(required\)", r"\1 is missing", words)
     # "Error parsing config.optim: optim.learning_rate: must be ..." names the option twice.
     return re.sub(r".*Error parsing \S+: ", "", words).rstrip(".")

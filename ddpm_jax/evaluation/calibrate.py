@@ -12,7 +12,7 @@ from ddpm_jax.evaluation.bound import about_images, keep_calibration, measure
 from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.samplers import time_grid
-from ddpm_jax.storage.files import path_of
+from ddpm_jax.storage.files import check_writable, path_of
 from ddpm_jax.storage.measured import CALIBRATION
 from ddpm_jax.weights.export import export, new_path
 from ddpm_jax.weights.load import Loaded
@@ -51,6 +51,8 @@ def calibrate(
         export(file, calibrated, "safetensors")
     else:
         keep_calibration(file, model, images, seed, calibration)
+        if file.absolute() != path_of(model.path).absolute() / CALIBRATION:
+            log.info("commands use it once it is %s in the model's folder", CALIBRATION)
     return calibrated
 
 
@@ -68,6 +70,7 @@ def places(model: Loaded, out: epath.PathLike | None) -> tuple[epath.Path, epath
         raise UserError(
             f"out: must end in .npz, or .safetensors for a new file with the model, got {out}"
         )
+    check_writable(file)
     return file, file.parent / f"{file.stem}-parts"
 
 

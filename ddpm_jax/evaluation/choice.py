@@ -41,8 +41,8 @@ STOCHASTIC = (
 MOST_NUMBERS = 2**26
 """Most numbers of real images that are compared with."""
 
-LEAST_REAL = 8
-"""Fewest real images that KID on pixels is computed from."""
+LEAST_ON_PIXELS = 8
+"""Fewest real images that KID on pixels is computed from, however large they are."""
 
 CALIBRATED_ON = 64
 """Images that a model without a calibration is calibrated on."""
@@ -112,7 +112,7 @@ def judge_of(model: Loaded, data: str | None, shared: epath.Path) -> Judge:
         classifier_shapes(train.source, train.indices)
     except UserError as error:
         log.info("KID is that of pixels: %s", error)
-        most = max(LEAST_REAL, MOST_NUMBERS // int(np.prod(model.ddpm.image_shape)))
+        most = max(LEAST_ON_PIXELS, MOST_NUMBERS // int(np.prod(model.ddpm.image_shape)))
         places = np.unique(np.linspace(0, len(real.indices) - 1, most).astype(int))
         images = np.asarray(to_float(real.source.read(real.indices[places])))
         return Judge(_pixels, _pixels(images), f"{words}, on pixels")
@@ -173,7 +173,8 @@ def compare(
     """`deterministic`, with its tuned steps, against the stochastic samplers on each of `grids`.
 
     By the KID of images start, ..., start + count - 1. The least of many figures is too low by
-    chance, so the best stochastic one is judged against `deterministic` by `count` more images.
+    chance, so the best stochastic one is judged against `deterministic` by `count` more images,
+    and so is the fine solution, the best that `deterministic` could come to.
     """
 
     def candidate(sampler: Sampler, grid: str, start: int) -> Candidate:
@@ -193,13 +194,18 @@ def compare(
     ]
     best = min(others, key=lambda each: each.kid)
     finals = [candidate(each.sampler, each.grid, start + count) for each in (first, best)]
-    return chosen(finals[0], finals[1], [first, *others], judge.words)
+    solution = judge.kid(chains.fine(start + count, count)).mean
+    candidates = [first, *others]
+    return chosen(finals[0], finals[1], float(agreed(solution)), candidates, judge.words)
 
 
-def chosen(first: Candidate, best: Candidate, candidates: list[Candidate], judge: str) -> Choice:
+def chosen(
+    first: Candidate, best: Candidate, solution: float, candidates: list[Candidate], judge: str
+) -> Choice:
     """`best`, which draws noise, if its KID is lower than that of `first` by more than the error.
 
-    The figures of these two come from other images than those of all `candidates`.
+    `solution` is the KID of the fine solution. It and the figures of these two come from other
+    images than those of all `candidates`.
     """
     gain = first.kid - best.kid
     error = float(np.hypot(first.error, best.error))
@@ -207,14 +213,15 @@ def chosen(first: Candidate, best: Candidate, candidates: list[Candidate], judge
         f"KID of more samples {best.kid:.5f} against {first.kid:.5f}, error of the difference "
         f"{error:.5f}"
     )
+    of_solution = f"the deterministic solution itself has {solution:.5f}"
     if gain > error:
         reason = (
             f"{best.words}: its images are nearer to real ones than those of {first.words} "
-            f"({figures}); this model's own deterministic solution is not as good yet"
+            f"({figures}); {of_solution}"
         )
         return Choice(best, candidates, judge, reason)
     reason = (
         f"{first.words}: no sampler with noise is better by more than the error "
-        f"(the best, {best.words}: {figures})"
+        f"(the best, {best.words}: {figures}); {of_solution}"
     )
     return Choice(first, candidates, judge, reason)

@@ -7,7 +7,7 @@ is near its end, and a good chain of few steps lands close to it.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +167,27 @@ class Chains:
         return move
 
 
-def rmse(images: np.ndarray, others: np.ndarray) -> float:
-    """The root mean squared difference of images in [-1, 1], of 255."""
-    return 127.5 * float(np.sqrt(np.mean(np.square(images - others, dtype=np.float64))))
+class Distance(NamedTuple):
+    """How far images are from others, of 255."""
+
+    rmse: float
+    """The root of the mean squared difference of all images."""
+    median: float
+    """The median of each image's own. One that becomes another image altogether moves the rmse."""
+
+
+TOO_FAR = Distance(np.inf, np.inf)
+"""Of images that are not finite."""
+
+
+def distance(images: np.ndarray | None, others: np.ndarray) -> Distance:
+    """The Distance of images [N,H,W,C] in [-1, 1]; TOO_FAR for None."""
+    if images is None:
+        return TOO_FAR
+    squares = squared_differences(images, others)
+    return Distance(float(np.sqrt(squares.mean())), float(np.median(np.sqrt(squares))))
+
+
+def squared_differences(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The mean squared difference of each of images [N,H,W,C] in [-1, 1], of 255^2: float64 [N]."""
+    return 127.5**2 * np.square(np.float64(images) - others).mean(axis=(1, 2, 3))

@@ -13,7 +13,7 @@ from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import seed_key
 from ddpm_jax.sampler import ANCESTRAL, Sampler
-from ddpm_jax.storage.files import claim, npz, path_of, write_file
+from ddpm_jax.storage.files import check_writable, claim, npz, path_of, write_file
 from ddpm_jax.storage.measured import digest_of_errors
 from ddpm_jax.weights.load import Loaded
 
@@ -58,8 +58,7 @@ def sample_to(
     if out.kind == "folder":
         fill_folder(out.path, model, n, seed, sampler, size)
     else:
-        # A path that cannot be written is better known before.
-        out.path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(out.path)
         drawn: list[np.ndarray] = []
         try:
             for _, images in _draw(model, range(n), seed, sampler, size):

@@ -27,7 +27,7 @@ from ddpm_jax.evaluation.features import (
     proxy,
     reference_of,
 )
-from ddpm_jax.evaluation.flow import Chains, network_calls
+from ddpm_jax.evaluation.flow import Chains, network_calls, squared_differences
 from ddpm_jax.keys import TUNING, seed_key
 from ddpm_jax.sampler import MeasuredGrid, Sampler
 from ddpm_jax.samplers import SAMPLERS, Grid
@@ -184,13 +184,12 @@ def distance(images: np.ndarray, fine: np.ndarray) -> Estimate:
 
     `fine` holds those of the first of the same starts. The error is that of the choice of starts.
     """
-    difference = np.float64(images[: len(fine)]) - fine
-    squares = np.square(difference).mean(axis=(1, 2, 3))
-    value = np.sqrt(squares.mean())
+    squares = squared_differences(images[: len(fine)], fine)
+    value = float(np.sqrt(squares.mean()))
     if len(squares) < 2 or not value:
-        return Estimate(127.5 * float(value), 0.0)
+        return Estimate(value, 0.0)
     error = squares.std(ddof=1) / np.sqrt(len(squares)) / (2 * value)
-    return Estimate(127.5 * float(value), 127.5 * float(error))
+    return Estimate(value, float(error))
 
 
 def judge_of(

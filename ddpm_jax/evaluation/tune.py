@@ -25,12 +25,12 @@ from ddpm_jax.evaluation.choice import (
     stochastic,
     to_calibrate_on,
 )
-from ddpm_jax.evaluation.flow import FINE, Chains, fine_steps, network_calls, rmse
+from ddpm_jax.evaluation.flow import Chains, Distance, distance, fine_steps, network_calls
 from ddpm_jax.evaluation.grids import Grid, cheapest_chain, descend
 from ddpm_jax.evaluation.splits import Images
-from ddpm_jax.sampler import Sampler, Tuned
+from ddpm_jax.sampler import LEAST_TUNED, MOST_TUNED, Sampler, Tuned
 from ddpm_jax.samplers import SAMPLERS, time_grid
-from ddpm_jax.storage.files import path_of
+from ddpm_jax.storage.files import check_writable, path_of
 from ddpm_jax.storage.measured import TUNED, write_tuned
 from ddpm_jax.weights.export import export, new_path
 from ddpm_jax.weights.load import Loaded
@@ -67,14 +67,14 @@ DDIM_STEPS = 50
 
 
 class Distances(NamedTuple):
-    """How far a sampler's images are from the fine solution's: RMSE of 255, on starts held back."""
+    """How far a sampler's images are from the fine solution's, on starts held back."""
 
     sampler: Sampler
     """With the tuned steps."""
-    tuned: float
-    untuned: dict[str, float]
+    tuned: Distance
+    untuned: dict[str, Distance]
     """By the grid's name."""
-    ddim: float
+    ddim: Distance
     """DDIM's with `ddim_steps` steps."""
     ddim_steps: int
     """DDIM_STEPS, or all T of a shorter chain."""
@@ -101,7 +101,7 @@ class Search:
         """The RMSE of 255 over the starts of the search; measured once."""
         if (sampler, grid) not in self.errors:
             images = self.chains.finite_images(sampler, grid, 0, self.count)
-            error = np.inf if images is None else rmse(images, self.target)
+            error = distance(images, self.target).rmse
             self.errors[sampler, grid] = float(agreed(error))
         return self.errors[sampler, grid]
 
@@ -118,16 +118,16 @@ class Search:
         """The distances on the starts held back."""
         target = self.chains.fine(self.count, self.held)
 
-        def distance(sampler: Sampler, grid: Grid) -> float:
+        def judge(sampler: Sampler, grid: Grid) -> Distance:
             images = self.chains.finite_images(sampler, grid, self.count, self.held)
-            return np.inf if images is None else rmse(images, target)
+            return distance(images, target)
 
         tuned = dataclasses.replace(sampler, timesteps=grid)
         grids = untuned_grids(self.T, self.steps)
-        untuned = {name: distance(sampler, other) for name, other in grids.items()}
+        untuned = {name: judge(sampler, other) for name, other in grids.items()}
         ddim = tuple(time_grid(self.T, min(DDIM_STEPS, self.T)).tolist())
-        found = distance(sampler, grid)
-        return Distances(tuned, found, untuned, distance(DDIM, ddim), len(ddim))
+        found = judge(sampler, grid)
+        return Distances(tuned, found, untuned, judge(DDIM, ddim), len(ddim))
 
 
 def untuned_grids(num_timesteps: int, steps: int) -> dict[str, Grid]:
@@ -138,11 +138,11 @@ def untuned_grids(num_timesteps: int, steps: int) -> dict[str, Grid]:
 def check_tunable(sampler: Sampler, steps: int, ddpm: DDPM) -> None:
     """Raises UserError if the steps of `sampler` cannot be tuned."""
     T = ddpm.schedule.num_timesteps
-    most = min(FINE // 2, T - 1)
-    if most < 2:
+    most = min(MOST_TUNED, T - 1)
+    if most < LEAST_TUNED:
         raise UserError(f"steps: this model's {T} are too few to choose among")
-    if not 2 <= steps <= most:
-        raise UserError(f"steps: must be from 2 to {most} to be tuned, got {steps}")
+    if not LEAST_TUNED <= steps <= most:
+        raise UserError(f"steps: must be from {LEAST_TUNED} to {most} to be tuned, got {steps}")
     if not sampler.method.deterministic or sampler.eta:
         able = [name for name, method in SAMPLERS.items() if method.deterministic]
         eta = " with --eta" if sampler.method.deterministic else ""
@@ -209,7 +209,8 @@ def tune(
     calls = calls_of_search(model.ddpm, methods, steps, images)
     if judge:
         can_be_optimal = model.ddpm.calibration is not None or to_measure is not None
-        calls += images * steps * (1 + len(GRIDS) * len(stochastic(can_be_optimal)) + FINALISTS)
+        candidates = 1 + len(GRIDS) * len(stochastic(can_be_optimal)) + FINALISTS
+        calls += images * (steps * candidates + len(fine_steps(model.ddpm.schedule.num_timesteps)))
     announce(calls, to_measure[0] if to_measure else None, model.ddpm)
     if to_measure:
         model = calibrated(model, *to_measure, seed)
@@ -220,14 +221,15 @@ def tune(
         compared = {each: search.error(each, search.best(each, first)) for each in methods}
         best = min(methods, key=lambda each: compared[each])
         distances = search.judged(best, search.best(best, EVALUATIONS))
-        choice = None
+        errors = {each.words: error for each, error in compared.items()}
+        result = Result(steps, search.held, errors, distances, None)
+        keep(place, model, result, images, seed)  # Before the comparison, which takes long, too.
         if judge:
             grids = untuned_grids(search.T, steps)
             choice = compare(chains, judge, distances.sampler, grids, images, images)
+            result = result._replace(choice=choice)
+            keep(place, model, result, images, seed)
         bar.update(calls - bar.n)  # The search may have stopped early.
-    errors = {each.words: error for each, error in compared.items()}
-    result = Result(steps, search.held, errors, distances, choice)
-    keep(place, model, result, images, seed)
     return result
 
 
@@ -247,19 +249,19 @@ def announce(calls: int, images: Images | None, ddpm: DDPM) -> None:
 
 
 def place_of(model: Loaded, out: epath.PathLike | None) -> epath.Path:
-    """The folder of the run, or the folder or new .safetensors file that `out` names.
+    """The folder of the model, where `load` finds the result, or a new .safetensors file.
 
-    Raises UserError if `out` is neither, or is missing for a model that is no run.
+    Raises UserError if `out` is neither, if it is missing for a model that is no run, or if nothing
+    can be written there.
     """
-    if out is None:
-        return model.home
-    path = path_of(out)
+    path = model.home if out is None else path_of(out)
     if path.suffix == ".safetensors":
-        return new_path(out, "safetensors")
-    if not path.is_dir():
+        return new_path(path, "safetensors")
+    if not (path.is_dir() and path.resolve() == path_of(model.path).resolve()):
         raise UserError(
             f"out: must be the model's own folder, or a new .safetensors file, got {out}"
         )
+    check_writable(path / TUNED)
     return path
 
 
@@ -272,10 +274,10 @@ def keep(place: epath.Path, model: Loaded, result: Result, images: int, seed: in
     about = {**model.measured.of_tuned, **dict.fromkeys(names, found)}
     if place.is_dir():
         write_tuned(place, model, tuned, about)
-        log.info("kept: %s", place / TUNED)
+        place = place / TUNED
     else:
         export(place, model.tuned(tuned, about), "safetensors")
-        log.info("kept: %s", place)
+    log.info("kept: %s", place)
 
 
 def calls_of_search(ddpm: DDPM, samplers: list[Sampler], steps: int, images: int) -> int:
@@ -313,13 +315,16 @@ def rounded(result: Result) -> dict[str, Any]:
     """The figures of the result, as they are kept; None for one that is not finite."""
     distances = result.distances
 
-    def figure(error: float) -> float | None:
-        return round(error, DIGITS) if np.isfinite(error) else None
+    def figures(of: Distance) -> dict[str, float | None]:
+        return {
+            name: round(value, DIGITS) if np.isfinite(value) else None
+            for name, value in of._asdict().items()
+        }
 
     kept: dict[str, Any] = {
-        "rmse": figure(distances.tuned),
-        "rmse_untuned": {name: figure(each) for name, each in distances.untuned.items()},
-        f"rmse_ddim_{distances.ddim_steps}": figure(distances.ddim),
+        "tuned": figures(distances.tuned),
+        "untuned": {name: figures(each) for name, each in distances.untuned.items()},
+        f"ddim {distances.ddim_steps}": figures(distances.ddim),
     }
     if result.choice is not None:
         kept["reason"] = result.choice.reason
@@ -334,13 +339,14 @@ def table(result: Result) -> str:
     if len(result.compared) > 1:
         lines.append("nearest to the deterministic solution, RMSE of 255 over the search's starts:")
         lines += [f"  {name:26}{error:9.3f}" for name, error in result.compared.items()]
-    lines.append(
+    lines += [
         f"{sampler.words}, {result.steps} steps: RMSE of 255 from the deterministic solution, "
-        f"over {result.held} starts held back"
-    )
+        f"over {result.held} starts held back",
+        f"  {'':26}{'of all':>9}{'median of the images':>23}",
+    ]
     rows = {"tuned": distances.tuned, **distances.untuned}
     rows[f"(ddim, {distances.ddim_steps} steps)"] = distances.ddim
-    lines += [f"  {name:26}{error:9.3f}" for name, error in rows.items()]
+    lines += [f"  {name:26}{each.rmse:9.3f}{each.median:23.3f}" for name, each in rows.items()]
     lines.append(f"the tuned steps: {' '.join(map(str, sampler.timesteps or ()))}")
     if result.choice is not None:
         lines += _rows_of(result.choice)

@@ -20,7 +20,7 @@ from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import example_keys
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float
-from ddpm_jax.storage.files import npz, path_of, write_file
+from ddpm_jax.storage.files import check_writable, npz, path_of, write_file
 from ddpm_jax.weights.load import Loaded, home_of, load_for_command
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,11 @@ class Figure(Checked):
     """Stem of the figure's file names."""
 
     def path(self) -> epath.Path:
-        """The picture's path; makes its folder. Raises UserError if it is not a .png file."""
+        """The picture's path. Raises UserError if it is no .png file, or cannot be written."""
         path = path_of(self.out or f"{self.name}.png")
         if path.suffix != ".png" or path.is_dir():
             raise UserError(f"out: must end in .png and not be a folder, got {self.out}")
-        # Made here, so that a folder that cannot be written fails before the computation.
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
         return path
 
     def write(self, picture: bytes, numbers: dict[str, np.ndarray]) -> epath.Path:
@@ -75,9 +74,9 @@ class RunFigure(Figure):
     """Step of the checkpoint; None for the newest."""
 
     def path(self) -> epath.Path:
-        """The picture's path, by default in the run's figures/; makes its folder.
+        """The picture's path, by default in the run's figures/.
 
-        Raises UserError if it is not a .png file, or if there is no run.
+        Raises UserError if it is no .png file or cannot be written, or if there is no run.
         """
         if self.out is None:
             return dataclasses.replace(

@@ -83,6 +83,21 @@ def write_file(path: epath.PathLike, content: bytes) -> None:
             raise
 
 
+def check_writable(path: epath.PathLike) -> None:
+    """Raises UserError if a file cannot be written at `path`, before long work that ends there."""
+    path = path_of(path)
+    if "://" in str(path):
+        return
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise UserError(f"{path}: cannot be written ({folder} is no folder); choose another path")
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{path}: cannot be written (no right to write into {folder}); "
+            "fix that or choose another path"
+        )
+
+
 def claim(
     folder: epath.Path,
     name: str,

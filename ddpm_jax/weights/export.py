@@ -9,7 +9,7 @@ from ddpm_jax.config import Config, Format, names_where, value_of
 from ddpm_jax.devices.mesh import fetch
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler import ANCESTRAL, Sampler
-from ddpm_jax.storage.files import path_of
+from ddpm_jax.storage.files import check_writable, path_of
 from ddpm_jax.storage.run import versions
 from ddpm_jax.weights.diffusers import write_diffusers
 from ddpm_jax.weights.load import Loaded
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def new_path(out: epath.PathLike, format: Format) -> epath.Path:
     """Where `format` is written: a new .safetensors file, or for the other formats a new folder.
 
-    Raises UserError if `out` exists already or has another kind of name.
+    Raises UserError if `out` exists already, cannot be written, or has another kind of name.
     """
     path = path_of(out)
     single_file = format == "safetensors"
@@ -32,6 +32,7 @@ def new_path(out: epath.PathLike, format: Format) -> epath.Path:
     is_empty_folder = path.is_dir() and not any(path.iterdir())
     if path.exists() and (single_file or not is_empty_folder):
         raise UserError(f"out: {out} exists already; choose another --out or move it away")
+    check_writable(path)
     return path
 
 
