@@ -1,6 +1,6 @@
 """Real training through the command line, minutes each.
 
-scripts/test_slow.sh runs these tests and shows their output.
+scripts/test_slow.sh runs these tests; with -n 0 -s it shows the figures that they print.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Dataclasses whose fields are checked against their annotations when an instance is made."""
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -47,7 +48,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         group = f"{type(self).__name__.lower()}." if self.GROUP is None else self.GROUP
-        hints = typing.get_type_hints(type(self), include_extras=True)
+        hints = _hints_of(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type] # every subclass is one
             value = getattr(self, field.name)
             if isinstance(value, tuple) and len(value) > self.LONGEST:
@@ -56,6 +57,12 @@ class Checked:
                     f"got {len(value)}"
                 )
             _check(group + field.name, value, hints[field.name])
+
+
+@functools.cache
+def _hints_of(kind: type) -> dict[str, Any]:
+    """The annotations of a class, which take long to evaluate."""
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def marks_of(hint: Any, kind: type) -> list:
