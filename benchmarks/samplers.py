@@ -32,13 +32,13 @@ from ddpm_jax.evaluation.flow import fine_steps
 from ddpm_jax.evaluation.steps import (
     STARTS,
     Contestant,
-    Judge,
+    FidJudge,
     contestants,
     distance,
     draw,
     draw_fine,
+    fid_judge_of,
     fids,
-    judge_of,
 )
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.storage.files import npz, read_npz, write_file
@@ -140,7 +140,7 @@ def drawn_and_timed(
     return np.concatenate(batches)[:n], times
 
 
-def row_of(contestant: Contestant, images, times, exact, judge: Judge | None) -> dict:
+def row_of(contestant: Contestant, images, times, exact, judge: FidJudge | None) -> dict:
     """The numbers of a contestant from its images."""
     quiet = [seconds for seconds, foreign in times if foreign < FOREIGN]
     counted = quiet or [seconds for seconds, _ in times]
@@ -156,7 +156,7 @@ def row_of(contestant: Contestant, images, times, exact, judge: Judge | None) ->
     }
 
 
-def one_model(options: argparse.Namespace, store: Store, model: Loaded, judge: Judge | None):
+def one_model(options: argparse.Namespace, store: Store, model: Loaded, judge: FidJudge | None):
     """The rows of one model, printed as they are there."""
     chosen = chosen_of(model, options)
     if judge is None:
@@ -172,7 +172,7 @@ def one_model(options: argparse.Namespace, store: Store, model: Loaded, judge: J
         print(line_of(store.rows[-1]), flush=True)
 
 
-def over_training(options: argparse.Namespace, store: Store, judge: Judge):
+def over_training(options: argparse.Namespace, store: Store, judge: FidJudge):
     """The rows of every checkpoint, printed as they are there."""
     folders = (Path(options.run) / "checkpoints").iterdir()
     for step in sorted(int(folder.name) for folder in folders if folder.name.isdecimal()):
@@ -221,7 +221,7 @@ def seconds_of(row: dict) -> str:
     return f"{row['seconds']:.3g}{'' if row['quiet_batches'] else '*'}"
 
 
-def tables(rows: list[dict], judge: Judge | None) -> str:
+def tables(rows: list[dict], judge: FidJudge | None) -> str:
     """Markdown: a table of each quantity, a row a sampler, a column a number of steps."""
     quantities = {"distance from the fine solution, RMSE of 255": lambda row: row["distance"]}
     for split in judge.references if judge else {}:
@@ -261,7 +261,7 @@ def main(options: argparse.Namespace) -> None:
     shared = Path(options.out or "samplers.json").absolute().parent / "real"
     judge = None
     if options.judge:
-        judge = judge_of(model, options.data, options.inception, shared, mesh)
+        judge = fid_judge_of(model, options.data, options.inception, shared, mesh)
     about = {
         "of": "checkpoints" if options.checkpoints else model.label,
         "process": model.ddpm.process_digest,

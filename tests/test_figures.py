@@ -336,8 +336,8 @@ def test_steps_are_compared_by_fid_too(copy, drawn_by, monkeypatch, pictures):
         )
     }
     mesh = make_mesh(1)
-    judge = of_steps.Judge(features.Extractor("proxy", corners, {}, mesh, "", {}), real)
-    monkeypatch.setattr(steps, "judge_of", lambda *args: judge)
+    judge = of_steps.FidJudge(features.Extractor("proxy", corners, {}, mesh, "", {}), real)
+    monkeypatch.setattr(steps, "fid_judge_of", lambda *args: judge)
     figure = steps.Steps(run=str(copy), samples=30, steps=(2, 5))
     numbers = np.load(figure.draw().with_suffix(".npz"))
     assert numbers["sampler"].tolist()[-1] == "ancestral, all steps"

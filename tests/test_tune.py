@@ -411,7 +411,7 @@ def test_images_without_labels_are_compared_by_pixels(run, caplog, tmp_path):
     from ddpm_jax.weights.load import load_weights
 
     caplog.set_level("INFO", "ddpm_jax")
-    judge = choice.judge_of(load_weights(run), None, tmp_path)
+    judge = choice.kid_judge_of(load_weights(run), None, tmp_path)
     assert judge.real.shape[1] == 64 and judge.words.endswith("on pixels")
     assert judge.real.min() >= -1 and judge.real.max() <= 1
     assert any(said.startswith("KID is that of pixels") for said in messages(caplog))
@@ -426,7 +426,7 @@ def test_the_steps_are_kept_before_the_samplers_that_draw_noise_compete(
 
     monkeypatch.setattr(tuning, "EVALUATIONS", 2)
     monkeypatch.setattr(tuning, "COMPETITORS", ("ddim",))
-    monkeypatch.setattr(tuning, "judge_of", lambda *args: SimpleNamespace(words=""))
+    monkeypatch.setattr(tuning, "kid_judge_of", lambda *args: SimpleNamespace(words=""))
     monkeypatch.setattr(tuning, "to_calibrate_on", lambda *args: None)
     monkeypatch.setattr(tuning, "compare", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -48,7 +48,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         group = f"{type(self).__name__.lower()}." if self.GROUP is None else self.GROUP
-        hints = _hints_of(type(self))
+        hints = _hints_of(type(self))  # type: ignore[arg-type] # a class has a hash
         for field in dataclasses.fields(self):  # type: ignore[arg-type] # every subclass is one
             value = getattr(self, field.name)
             if isinstance(value, tuple) and len(value) > self.LONGEST:

@@ -50,7 +50,7 @@ CALIBRATED_ON = 64
 Features = Callable[[np.ndarray], np.ndarray]
 
 
-class Judge(NamedTuple):
+class KidJudge(NamedTuple):
     """What samples are compared with."""
 
     features: Features
@@ -90,7 +90,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-def judge_of(model: Loaded, data: str | None, shared: epath.Path) -> Judge:
+def kid_judge_of(model: Loaded, data: str | None, shared: epath.Path) -> KidJudge:
     """What samples of `model` are compared with: held-out images where there are any.
 
     On the features of a small classifier of the training images where they have labels, else on
@@ -115,7 +115,7 @@ def judge_of(model: Loaded, data: str | None, shared: epath.Path) -> Judge:
         most = max(LEAST_ON_PIXELS, MOST_NUMBERS // int(np.prod(model.ddpm.image_shape)))
         places = np.unique(np.linspace(0, len(real.indices) - 1, most).astype(int))
         images = np.asarray(to_float(real.source.read(real.indices[places])))
-        return Judge(_pixels, _pixels(images), f"{words}, on pixels")
+        return KidJudge(_pixels, _pixels(images), f"{words}, on pixels")
     root = cache_root(train.source, shared)
     extractor = proxy(train.source, train.indices, root, make_mesh())
 
@@ -123,7 +123,7 @@ def judge_of(model: Loaded, data: str | None, shared: epath.Path) -> Judge:
         return extract(extractor, to_uint8(images)).features
 
     there = all_features(extractor, real.source, real.indices, root)
-    return Judge(features, there, f"{words}, on the features of a proxy")
+    return KidJudge(features, there, f"{words}, on the features of a proxy")
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ def stochastic(optimal: bool) -> list[Sampler]:
 
 def compare(
     chains: Chains,
-    judge: Judge,
+    judge: KidJudge,
     deterministic: Sampler,
     grids: dict[str, tuple[int, ...]],
     start: int,

@@ -67,7 +67,7 @@ class Estimate(NamedTuple):
     error: float
 
 
-class Judge(NamedTuple):
+class FidJudge(NamedTuple):
     """What images are compared with real ones by."""
 
     extractor: Extractor
@@ -192,14 +192,14 @@ def distance(images: np.ndarray, fine: np.ndarray) -> Estimate:
     return Estimate(value, float(error))
 
 
-def judge_of(
+def fid_judge_of(
     model: Loaded,
     data: str | None,
     inception_file: epath.PathLike | None,
     shared: epath.Path,
     mesh: Mesh,
-) -> Judge:
-    """The Judge of a model's samples, by features as `evaluate` takes them.
+) -> FidJudge:
+    """The FidJudge of a model's samples, by features as `evaluate` takes them.
 
     `data` and `inception_file` are as for `evaluate`, `shared` as for `cache_root`. Raises
     UserError where there are no such images, or none with labels for the proxy.
@@ -214,10 +214,10 @@ def judge_of(
     references = {
         each.split: reference_of(extractor, each.source, each.indices, root) for each in sets
     }
-    return Judge(extractor, references)
+    return FidJudge(extractor, references)
 
 
-def fids(judge: Judge, images: np.ndarray) -> dict[Split, Estimate]:
+def fids(judge: FidJudge, images: np.ndarray) -> dict[Split, Estimate]:
     """FID of images [N,H,W,C] in [-1, 1] against each set of real ones, with its error.
 
     The error is `metrics.fid_error`'s, which covers the choice of the samples.

@@ -21,7 +21,7 @@ from ddpm_jax.evaluation.choice import (
     Choice,
     calibrated,
     compare,
-    judge_of,
+    kid_judge_of,
     stochastic,
     to_calibrate_on,
 )
@@ -202,7 +202,7 @@ def tune(
     if images < LEAST:
         raise UserError(f"images: at least {LEAST} are needed to tune, got {images}")
     shared = (place if place.is_dir() else place.parent) / "evaluation" / "real"
-    judge = None if sampler else judge_of(model, data, shared)
+    judge = None if sampler else kid_judge_of(model, data, shared)
     to_measure = None if sampler else to_calibrate_on(model, data)
     methods = [sampler] if sampler else [Sampler(name) for name in COMPETITORS]
     methods = [plain(each, model.ddpm) for each in methods]

@@ -18,13 +18,13 @@ from ddpm_jax.evaluation.steps import (
     STARTS,
     Contestant,
     Estimate,
-    Judge,
+    FidJudge,
     contestants,
     distance,
     draw,
     draw_fine,
+    fid_judge_of,
     fids,
-    judge_of,
 )
 from ddpm_jax.figures.base import OptionalSource, RunFigure
 from ddpm_jax.figures.panel import Line, comparison, image_table
@@ -91,18 +91,20 @@ class Steps(RunFigure):
             self._picture(model, measured[1:], judge, reason), numbers_of(measured[1:])
         )
 
-    def _judge(self, model: Loaded) -> tuple[Judge | None, str]:
-        """The Judge, or None and why there is none."""
+    def _judge(self, model: Loaded) -> tuple[FidJudge | None, str]:
+        """The FidJudge, or None and why there is none."""
         shared = self.path().parent / "real"
         try:
-            return judge_of(model, self.data, self.inception, shared, make_mesh()), ""
+            return fid_judge_of(model, self.data, self.inception, shared, make_mesh()), ""
         except UserError as error:
             if self.data or self.inception:
                 raise
             log.warning("only distances are measured: %s", error)
             return None, str(error)
 
-    def _measure(self, model: Loaded, chosen: list[Contestant], judge: Judge | None) -> list[Row]:
+    def _measure(
+        self, model: Loaded, chosen: list[Contestant], judge: FidJudge | None
+    ) -> list[Row]:
         """A Row for the fine solution and for each contestant."""
         starts = min(self.samples, STARTS)
         n = self.samples if judge else starts
@@ -119,7 +121,9 @@ class Steps(RunFigure):
                 measured.append(Row(each, far, fid, to_uint8(images[:SHOWN])))
         return measured
 
-    def _picture(self, model: Loaded, rows: list[Row], judge: Judge | None, reason: str) -> bytes:
+    def _picture(
+        self, model: Loaded, rows: list[Row], judge: FidJudge | None, reason: str
+    ) -> bytes:
         """The panels."""
         panels: list[dict[str, Any]] = [
             {
