@@ -148,15 +148,15 @@ def draw(
     """Images start, ..., start + count - 1 of `seed`, float32 [count,H,W,C] in [-1, 1].
 
     Their starts are none that `tune` searches on or judges by. `sampler` is resolved. A sampler
-    has one program for all numbers of steps; ancestral sampling with another variance than
-    fixed_small has one for each. `move` as for `Chains`.
+    has one program for all numbers of steps; ancestral sampling with all T, or with another
+    variance than fixed_small or optimal, has one for each. `move` as for `Chains`.
     """
     diffusion = model.ddpm.config.diffusion
     grid = tuple(sampler.timesteps_of(diffusion).tolist())
     batch_size = 64 * model.devices
     start += HELD_BACK
-    own_variance = sampler.variance_of(diffusion) != "fixed_small" or not sampler.strides(diffusion)
-    if sampler.name == "ancestral" and own_variance:
+    known = sampler.variance_of(diffusion) in ("fixed_small", "optimal")
+    if sampler.name == "ancestral" and not (known and sampler.strides(diffusion)):
         rng = jax.random.fold_in(seed_key(seed), TUNING)  # The key of Chains.
         parts = []
         for first in range(0, count, batch_size):
