@@ -12,8 +12,8 @@ import numpy as np
 from rounds import alternate
 
 from ddpm_jax import DDPM, configure_jax
+from ddpm_jax.calls.programs import sample_batch
 from ddpm_jax.config import load_config
-from ddpm_jax.programs import sample_batch
 from ddpm_jax.sampler import Sampler
 
 CASES = [

@@ -9,14 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import losses, programs
+from ddpm_jax import losses
 from ddpm_jax.calibration import Calibration, FixedVariance, cell_grid, likelihood_steps
-from ddpm_jax.config import Config, SamplerName, names_where, value_of
-from ddpm_jax.devices.mesh import fetch, mesh_of, place
-from ddpm_jax.devices.rows import full_batches
-from ddpm_jax.devices.segments import Progress, moving, watched
-from ddpm_jax.errors import UserError
-from ddpm_jax.inputs import (
+from ddpm_jax.calls import programs
+from ddpm_jax.calls.inputs import (
     check_concrete,
     check_count,
     check_key,
@@ -25,6 +21,11 @@ from ddpm_jax.inputs import (
     checked_images,
     checked_params,
 )
+from ddpm_jax.config import Config, SamplerName, names_where, value_of
+from ddpm_jax.devices.mesh import fetch, mesh_of, place
+from ddpm_jax.devices.rows import full_batches
+from ddpm_jax.devices.segments import Progress, moving, watched
+from ddpm_jax.errors import UserError
 from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
 from ddpm_jax.models import UNet

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax import UserError
+from ddpm_jax.calls.inputs import checked_images
 from ddpm_jax.config import Data
 from ddpm_jax.data import from_array, load_source
 from ddpm_jax.data.images import to_float
-from ddpm_jax.inputs import checked_images
 
 
 def refusal(images, image_shape, labels=None):

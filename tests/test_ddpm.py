@@ -11,10 +11,10 @@ import pytest
 from conftest import messages
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
+from ddpm_jax.calls.programs import advance, sample_batch
 from ddpm_jax.devices.mesh import batch_sharding, make_mesh, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import NOISE, TIME, example_keys, random_flip
-from ddpm_jax.programs import advance, sample_batch
 from ddpm_jax.sampler import Sampler, Tuned, _log_variance, as_sampler, log_found
 
 

@@ -8,8 +8,8 @@ from conftest import with_
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ddpm_jax import DDPM, UserError, load
+from ddpm_jax.calls.inputs import check_key, check_keys
 from ddpm_jax.devices.mesh import mesh_of, place, with_auto_axes
-from ddpm_jax.inputs import check_key, check_keys
 
 KEY = 'jax.random.key(seed, impl="threefry2x32")'
 

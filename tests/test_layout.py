@@ -26,7 +26,7 @@ config
 sampler models
 devices
 data
-inputs programs
+calls
 ddpm
 storage
 weights

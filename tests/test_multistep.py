@@ -11,8 +11,8 @@ from gaussian import M, S, gain
 from scipy.integrate import quad, solve_ivp
 
 from ddpm_jax import DDPM, Schedule, make_schedule
+from ddpm_jax.calls.programs import advance, begin
 from ddpm_jax.diffusion import MeanVariance
-from ddpm_jax.programs import advance, begin
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.samplers import SAMPLERS, Chain, time_grid
 from ddpm_jax.samplers.multistep import exponential_moments, levels

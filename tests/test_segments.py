@@ -8,6 +8,7 @@ from conftest import with_
 from tqdm import tqdm
 
 from ddpm_jax import DDPM
+from ddpm_jax.calls.programs import advance, sample_batch
 from ddpm_jax.config import Diffusion
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.devices import progress, segments
@@ -16,7 +17,6 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import sample
 from ddpm_jax.evaluation.sample import destination, image_file, sample_to
 from ddpm_jax.keys import example_keys
-from ddpm_jax.programs import advance, sample_batch
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.weights.load import load_weights
 

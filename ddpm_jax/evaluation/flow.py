@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import programs
 from ddpm_jax.calibration import optimal_variance
+from ddpm_jax.calls import programs
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import watched

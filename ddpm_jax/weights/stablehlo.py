@@ -25,9 +25,9 @@ import numpy as np
 from etils import epath
 from jax import export
 
+from ddpm_jax.calls.programs import sample_batch
 from ddpm_jax.config import to_dict
 from ddpm_jax.ddpm import DDPM
-from ddpm_jax.programs import sample_batch
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import npz, path_of, write_file

@@ -1,0 +1,1 @@
+"""What a call of DDPM passes through: the checks of its inputs, and compiled programs."""
