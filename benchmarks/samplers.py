@@ -110,7 +110,7 @@ class Store:
 
 def key_of(contestant: Contestant, model: Loaded) -> str:
     """Of a row: with a grid that is tuned again, or another calibration, it is another row."""
-    options = json.dumps(contestant.sampler.options)
+    options = json.dumps(contestant.sampler.recorded(model.ddpm.config.diffusion))
     measured = digest_of_errors(model.ddpm, contestant.sampler)
     return f"{contestant.name} {contestant.steps} {options} {measured or ''}".rstrip()
 

@@ -95,6 +95,13 @@ class Sampler(Checked):
             fields["timesteps"] = list(self.timesteps)
         return fields
 
+    def recorded(self, diffusion: Diffusion) -> dict[str, Any]:
+        """The options with the grid by its name, for files that outlive today's defaults."""
+        options = self.options
+        if self.timesteps is None and self.strides(diffusion):
+            options["grid"] = self.grid or self.method.grid
+        return options
+
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> "Sampler":
         """The Sampler of recorded `options`. Raises UserError if they are none."""

@@ -194,6 +194,16 @@ def test_a_folder_of_samples_is_filled_up(run, tmp_path, capsys):
     assert "not written by this command" in refused(
         capsys, "sample", run, "--out", f"{tmp_path}/mine/"
     )
+    # A folder of a version that left the grid out had the default of its time.
+    args = ["sample", str(run), "-n", "1", "--steps", "4", "--sampler", "dpm-solver++"]
+    trailing = [*args, "--out", f"{tmp_path}/old/", "--grid", "trailing"]
+    assert main(trailing) == 0
+    label = json.loads((tmp_path / "old/samples.json").read_text())
+    assert label["grid"] == "trailing"
+    (tmp_path / "old/samples.json").write_text(json.dumps({**label, "grid": None}))
+    assert main(trailing) == 0
+    assert "grid 'trailing', not 'squares'" in refused(capsys, *args, "--out", f"{tmp_path}/old/")
+    args = ["sample", str(run), "--out", f"{tmp_path}/files/", "-n"]
     (tmp_path / "files/samples.json").write_text("{")
     assert "samples.json: cannot be read" in refused(capsys, *args, "4")
 

@@ -260,13 +260,13 @@ def test_a_whole_grid_is_the_whole_chain(model):
         ),
         (
             {"steps": 4, "grid": "tuned"},
-            "grid: no 4 steps were tuned for these weights; run ddpm-jax tune RUN --steps 4, or "
-            "choose another grid",
+            "grid: no 4 steps were tuned for these weights; run ddpm-jax tune RUN --steps 4 with "
+            "the same --weights and --step, or choose another grid",
         ),
         (
             {"sampler": "unipc", "steps": 4, "grid": "tuned"},
             "grid: no 4 steps of unipc were tuned for these weights; run ddpm-jax tune RUN "
-            "--steps 4 --sampler unipc, or choose another grid",
+            "--steps 4 --sampler unipc with the same --weights and --step, or choose another grid",
         ),
         (
             {"steps": 4, "grid": "tuned", "variance": "fixed_small"},
@@ -337,7 +337,7 @@ def test_options_that_are_the_defaults_make_the_same_sampler(tiny):
     ddpm = DDPM(tiny)
     for given, shorter in [
         (dict(sampler="unipc", order=3, b_h="b2"), dict(sampler="unipc")),
-        (dict(sampler="unipc", steps=4, grid="trailing"), dict(sampler="unipc", steps=4)),
+        (dict(sampler="unipc", steps=4, grid="squares"), dict(sampler="unipc", steps=4)),
         (dict(sampler="deis", order=3), dict(sampler="deis")),
         (dict(variance=tiny.diffusion.variance), dict()),
         (dict(steps=4, variance="fixed_small"), dict(steps=4)),

@@ -93,7 +93,7 @@ def test_the_command_keeps_what_sample_uses(copy, capsys, monkeypatch):
     kept = json.loads((copy / "tuned.json").read_text())
     assert [len(each["timesteps"]) for each in kept["grids"]] == [3, 4]
     missing = refused(capsys, "sample", copy, "--steps", 3, "--grid", "tuned")
-    assert "run ddpm-jax tune RUN --steps 3, or" in missing
+    assert "run ddpm-jax tune RUN --steps 3 with the same" in missing
     noisy = refused(
         capsys, "sample", copy, "--steps", 3, "--grid", "tuned", "--sampler", "sde-dpm-solver++"
     )

@@ -95,7 +95,7 @@ def evaluate(
         "run": str(model.path),
         **model.label,
         "seed": seed,
-        **sampler.options,
+        **sampler.recorded(config.diffusion),
         "samples": n,
         "diffusion": to_dict(config)["diffusion"],
         "features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about},

@@ -19,6 +19,11 @@ from ddpm_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
 
+FORMER_GRIDS = dict.fromkeys(
+    ("dpm-solver++", "dpm-solver++3m", "sde-dpm-solver++", "unipc"), "trailing"
+)
+"""The default grids of folders that do not name theirs; all others had linspace."""
+
 
 class Destination(NamedTuple):
     """Where samples go."""
@@ -101,7 +106,7 @@ def fill_folder(
     if channels not in (1, 3):
         raise UserError(f"out: a PNG has 1 or 3 channels, not {channels}; choose an .npz")
     sampler = checked_sampler(sampler, model)
-    label = {**model.label, "seed": seed, **sampler.options}
+    label = {**model.label, "seed": seed, **sampler.recorded(model.ddpm.config.diffusion)}
     errors = digest_of_errors(model.ddpm, sampler)
     if errors is not None:  # Other errors, other variances, other images.
         label["calibration"] = errors
@@ -134,7 +139,10 @@ def checked_sampler(sampler: Sampler, model: Loaded) -> Sampler:
 def _label_of_today(label: dict, model: Loaded) -> dict:
     """The label of a folder that was begun with its sampler in another form."""
     given = {name: label[name] for name in Sampler().options if name in label}
-    return {**label, **checked_sampler(Sampler.from_options(given), model).options}
+    if given.get("steps") and given.get("grid") is None:  # Of a version that left defaults out.
+        given["grid"] = FORMER_GRIDS.get(str(given.get("sampler")), "linspace")
+    sampler = checked_sampler(Sampler.from_options(given), model)
+    return {**label, **sampler.recorded(model.ddpm.config.diffusion)}
 
 
 def _is_missing(folder: epath.Path, i: int, model: Loaded) -> bool:

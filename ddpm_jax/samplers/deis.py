@@ -57,7 +57,7 @@ def _tables(schedule: Schedule, original: Schedule, *, order: int = 3) -> Tables
     return Tables(np.array(rows))
 
 
-deis = Method(eps_step, "linspace", memory=3, tables=_tables, orders=(2, 3, 4), deterministic=True)
+deis = Method(eps_step, "squares", memory=3, tables=_tables, orders=(2, 3, 4), deterministic=True)
 """DEIS with a polynomial in t through `order` predictions: 3 (default), 2 or 4.
 
 The paper counts the polynomial's degree: its tAB3 takes four predictions, order 4 here.

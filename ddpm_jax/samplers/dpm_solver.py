@@ -82,10 +82,10 @@ def _stochastic(schedule: Schedule, original: Schedule) -> Tables:
 
 
 # linspace would have them extrapolate over their widest step, the one down to t = 0.
-dpm_solver = Method(x_0_step, "trailing", memory=1, tables=_second, deterministic=True)
+dpm_solver = Method(x_0_step, "squares", memory=1, tables=_second, deterministic=True)
 """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2), of second order."""
 
-dpm_solver_3 = Method(x_0_step, "trailing", memory=2, tables=_third, deterministic=True)
+dpm_solver_3 = Method(x_0_step, "squares", memory=2, tables=_third, deterministic=True)
 """DPM-Solver++(3M), of third order.
 
 A parabola through three predictions, integrated exactly. The formula that circulates gives its

@@ -51,5 +51,5 @@ def _step(chain: Chain, x_t, t, memory):
     return jax.lax.cond(t > 0, corrected, lambda: x_end), memory
 
 
-heun = Method(_step, deterministic=True)
+heun = Method(_step, "trailing", deterministic=True)
 """Heun's method. `variance` says how the network was trained, and is not sampled from."""

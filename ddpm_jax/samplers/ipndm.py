@@ -23,5 +23,5 @@ def _tables(schedule: Schedule, original: Schedule) -> Tables:
     return Tables(np.array(rows))
 
 
-ipndm = Method(eps_step, "linspace", memory=3, tables=_tables, deterministic=True)
+ipndm = Method(eps_step, "squares", memory=3, tables=_tables, deterministic=True)
 """iPNDM with four predictions."""

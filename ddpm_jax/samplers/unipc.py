@@ -64,5 +64,5 @@ def _tables(schedule: Schedule, original: Schedule, *, order: int = 3, b_h: BH =
     return Tables(np.array(predict), correct=np.array(correct))
 
 
-unipc = Method(x_0_step, "trailing", memory=4, tables=_tables, orders=(2, 3), deterministic=True)
+unipc = Method(x_0_step, "squares", memory=4, tables=_tables, orders=(2, 3), deterministic=True)
 """UniPC of `order` 3 (default) or 2 with `b_h` b2 (default) or b1."""

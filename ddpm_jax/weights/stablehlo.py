@@ -70,7 +70,7 @@ def write_stablehlo(
         "image_shape": ddpm.image_shape,
         "platforms": PLATFORMS,
         "jax": jax.__version__,
-        "sampler": sampler.options,
+        "sampler": sampler.recorded(ddpm.config.diffusion),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "config": to_dict(ddpm.config),
         "about": about,
