@@ -7,12 +7,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from ddpm_jax import load, to_uint8
+
 MINIMAL = Path(__file__).parent.parent / "examples/minimal.py"
 EXPORTED = MINIMAL.with_name("run_exported.py")
+CLOTHES = MINIMAL.with_name("fashion_mnist.safetensors")
 SAVED = Path(__file__).parent / "data/run_0_1"
+
+
+def test_the_shipped_model_draws_clothes():
+    """Of Fashion-MNIST all pixels have the mean 72.9, and those of a corner hardly ever light."""
+    assert CLOTHES.stat().st_size < 5e6
+    ddpm, params = load(CLOTHES)
+    assert ddpm.image_shape == (28, 28, 1) and ddpm.calibration is not None
+    rng = jax.random.key(0, impl="threefry2x32")
+    images = to_uint8(ddpm.sample(params, rng, 16, steps=10, grid="tuned"))[..., 0]
+    assert 35 < images.mean() < 110
+    assert (images[:, :2, :2].max(axis=(1, 2)) < 20).mean() > 0.8
+    of_each = images.reshape(16, -1).mean(axis=1)
+    assert (of_each > 5).all() and of_each.std() > 10
+    # Clothes are symmetric or not, but all of them lie in the middle and are of one piece.
+    assert (images[:, 8:20, 8:20].mean(axis=(1, 2)) > of_each).mean() > 0.8
 
 
 @pytest.mark.slow

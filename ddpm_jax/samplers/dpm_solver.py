@@ -92,7 +92,7 @@ A parabola through three predictions, integrated exactly. The formula that circu
 curvature half the weight, and is of second order.
 """
 
-sde_dpm_solver = Method(x_0_step, "trailing", memory=1, tables=_stochastic)
+sde_dpm_solver = Method(x_0_step, "squares", memory=1, tables=_stochastic)
 """SDE-DPM-Solver++(2M): each step also draws noise.
 
 It follows the process's stochastic equation, whose images have the same distribution as the flow's
