@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 28x28 in grey: a network of 1.1 M parameters that a laptop can train.
+"""Fashion-MNIST, 28x28 in grey: 1.1 M parameters, as in examples/fashion_mnist.safetensors.
 
     ddpm-jax train fashion_mnist --workdir runs/fashion_mnist
 
