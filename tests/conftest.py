@@ -49,7 +49,7 @@ from ddpm_jax.devices.runtime import configure_jax
 configure_jax()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-HANG = 900
+HANG = 1800
 """Seconds after which a program that a test waits for is taken to hang. None is that slow."""
 
 

@@ -24,7 +24,7 @@ import numpy as np
 ENDLESS = 1_000_000
 """Steps of a run that is killed: there is always one left."""
 
-HANG = 900
+HANG = 1800
 """Seconds after which a child counts as hung and is killed."""
 
 # A few large arrays: quick to compile, and a checkpoint (9 MB) takes longer to write than a step.

@@ -53,7 +53,8 @@ def model():
     [
         ("ancestral", {}),
         ("ddim", {"sampler": "ddim", "steps": 5, "eta": 0.5, "grid": "quad"}),
-        ("dpm-solver++", {"sampler": "dpm-solver++", "steps": 4}),
+        # Its default grid then.
+        ("dpm-solver++", {"sampler": "dpm-solver++", "steps": 4, "grid": "trailing"}),
     ],
 )
 def test_a_key_gives_the_same_images(model, values, name, options):
