@@ -102,10 +102,12 @@ def read_measured(folder: epath.PathLike, ddpm: DDPM, params: PyTree) -> Measure
     if not any((folder / name).exists() for name in (CALIBRATION, TUNED)):
         return Measured()
     identity = identity_of(ddpm, params)
-    calibration, of_calibration = None, NOTHING
+    calibration = None
+    of_calibration = NOTHING
     if (folder / CALIBRATION).exists():
         calibration, of_calibration = _read_calibration(folder / CALIBRATION, ddpm, identity)
-    tuned, of_tuned = NOTHING_TUNED, NOTHING
+    tuned = NOTHING_TUNED
+    of_tuned = NOTHING
     if (folder / TUNED).exists():
         tuned, of_tuned = _read_tuned(folder / TUNED, ddpm, identity)
     return Measured(calibration, tuned, of_calibration, of_tuned)
@@ -149,11 +151,13 @@ def measured_of(
 
     Raises UserError naming `where` it stands if it is damaged, or of a later format.
     """
-    calibration, of_calibration = None, NOTHING
+    calibration = None
+    of_calibration = NOTHING
     if "calibration" in table:
         head = table["calibration"]
         calibration, of_calibration = calibration_of(where, head, arrays, ddpm, identity)
-    tuned, of_tuned = NOTHING_TUNED, NOTHING
+    tuned = NOTHING_TUNED
+    of_tuned = NOTHING
     if "tuned" in table:
         tuned, of_tuned = tuned_of(where, table["tuned"], ddpm, identity)
     return Measured(calibration, tuned, of_calibration, of_tuned)
