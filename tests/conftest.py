@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -23,6 +24,9 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"  # Halves it; jax 0.11 does not know the flag.
 FLAGS = f"--xla_force_host_platform_device_count=4 {QUICK}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+# A shell lets what it starts in the background ignore Ctrl-C, and so would the tests' programs.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import numpy as np
