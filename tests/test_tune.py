@@ -347,6 +347,9 @@ def test_the_result_needs_a_place(mixture, tmp_path):
     ]:
         with pytest.raises(UserError, match=words):
             tune(mixture, 5, Sampler("unipc"), out=out)
+    folder = tmp_path / "run.safetensors"
+    folder.mkdir()
+    assert tuning.place_of(placed(mixture, folder), folder) == folder
     (tmp_path / "there.safetensors").touch()
     with pytest.raises(UserError, match="exists already"):
         tune(mixture, 5, Sampler("unipc"), out=tmp_path / "there.safetensors")

@@ -255,7 +255,7 @@ def place_of(model: Loaded, out: epath.PathLike | None) -> epath.Path:
     can be written there.
     """
     path = model.home if out is None else path_of(out)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and not path.is_dir():
         return new_path(path, "safetensors")
     if not (path.is_dir() and path.resolve() == path_of(model.path).resolve()):
         raise UserError(
