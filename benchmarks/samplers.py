@@ -9,7 +9,7 @@ of the row at hand every minute: the same command resumes, and other rows join t
 
 The distance is that of `evaluation.steps`, from held-back starts. FID is by the proxy unless
 --inception is given, against the images that were not trained on where these are known. The time
-is the median over batches of 64; the first, which compiles, and those that other processes
+is the median over batches; the first, which compiles, and those that other processes
 disturbed do not count. A * marks a time for which there was no undisturbed batch.
 
 --checkpoints compares deterministic and stochastic sampling at every checkpoint of a run.
@@ -45,7 +45,6 @@ from ddpm_jax.storage.files import npz, read_npz, write_file
 from ddpm_jax.storage.measured import digest_of_errors
 from ddpm_jax.weights.load import Loaded, load_weights
 
-BATCH = 64
 EVERY = 60
 """Seconds between two copies of the images of the row at hand."""
 
@@ -116,18 +115,22 @@ def key_of(contestant: Contestant, model: Loaded) -> str:
 
 
 def drawn_and_timed(
-    store: Store, key: str, model: Loaded, sampler: Sampler, n: int, seed: int
+    store: Store, key: str, model: Loaded, sampler: Sampler, options: argparse.Namespace
 ) -> tuple[np.ndarray, list[tuple[float, float]]]:
     """(images [N,H,W,C], (seconds, part of others) of each batch that did not compile)."""
     batches, times = store.kept(key)
     compiles = True
     said = time.monotonic()
-    while len(batches) * BATCH < n:
+    size = options.batch_size
+    while len(batches) * size < options.n:
         drawn = []
-        start = len(batches) * BATCH
+        start = len(batches) * size
 
         def call(drawn=drawn, start=start):
-            drawn.append(draw(model, sampler, seed, start, BATCH, lambda calls: None))
+            images = draw(
+                model, sampler, options.seed, start, size, lambda calls: None, batch_size=size
+            )
+            drawn.append(images)
 
         time_of_batch = timed(call)
         if not compiles:
@@ -137,10 +140,10 @@ def drawn_and_timed(
         if time.monotonic() - said > EVERY:
             store.keep(key, batches, times)
             said = time.monotonic()
-    return np.concatenate(batches)[:n], times
+    return np.concatenate(batches)[: options.n], times
 
 
-def row_of(contestant: Contestant, images, times, exact, judge: FidJudge | None) -> dict:
+def row_of(contestant: Contestant, images, times, exact, judge: FidJudge | None, options) -> dict:
     """The numbers of a contestant from its images."""
     quiet = [seconds for seconds, foreign in times if foreign < FOREIGN]
     counted = quiet or [seconds for seconds, _ in times]
@@ -151,7 +154,7 @@ def row_of(contestant: Contestant, images, times, exact, judge: FidJudge | None)
         "sampler": contestant.sampler.options,
         "distance": far,
         "fid": {} if judge is None else fids(judge, images),
-        "seconds": statistics.median(counted) / BATCH if counted else None,
+        "seconds": statistics.median(counted) / options.batch_size if counted else None,
         "quiet_batches": len(quiet),
     }
 
@@ -167,8 +170,8 @@ def one_model(options: argparse.Namespace, store: Store, model: Loaded, judge: F
         exact = draw_fine(model, options.seed, 0, min(options.n, STARTS), lambda calls: None)
     for each in left:
         key = key_of(each, model)
-        images, times = drawn_and_timed(store, key, model, each.sampler, options.n, options.seed)
-        store.add({"key": key} | row_of(each, images, times, exact, judge))
+        images, times = drawn_and_timed(store, key, model, each.sampler, options)
+        store.add({"key": key} | row_of(each, images, times, exact, judge, options))
         print(line_of(store.rows[-1]), flush=True)
 
 
@@ -183,10 +186,9 @@ def over_training(options: argparse.Namespace, store: Store, judge: FidJudge):
             key = key_of(each, model)
             if store.find(key) is not None:
                 continue
-            images, times = drawn_and_timed(
-                store, key, model, each.sampler, options.n, options.seed
-            )
-            store.add({"key": key, "checkpoint": step} | row_of(each, images, times, None, judge))
+            images, times = drawn_and_timed(store, key, model, each.sampler, options)
+            row = row_of(each, images, times, None, judge, options)
+            store.add({"key": key, "checkpoint": step} | row)
             print(line_of(store.rows[-1]), flush=True)
 
 
@@ -266,6 +268,7 @@ def main(options: argparse.Namespace) -> None:
         "of": "checkpoints" if options.checkpoints else model.label,
         "process": model.ddpm.process_digest,
         "samples": options.n,
+        "batch": options.batch_size,
         "fine": list(fine_steps(model.ddpm.schedule.num_timesteps)),
         "seed": options.seed,
         "features": judge.extractor.sha256 if judge else None,
@@ -289,6 +292,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("run")
     parser.add_argument("--n", type=int, default=2048)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15, 20, 50])
     parser.add_argument("--samplers", nargs="+", help="their names, as --list prints them")
     parser.add_argument("--grids", action="store_true", help="all grids, not each default alone")

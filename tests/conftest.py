@@ -12,7 +12,9 @@ import subprocess
 import threading
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+# scripts/test_gpu.sh sets another platform.
+PLATFORMS = os.environ.get("DDPM_JAX_TEST_PLATFORMS", "cpu")
+os.environ["JAX_PLATFORMS"] = PLATFORMS
 # Compiled programs are kept from one run of the tests to the next, for each kind of CPU its own.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache")
 # In a job of a cluster the commands would look for the job's other processes.
@@ -23,7 +25,8 @@ QUICK = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"  # Halves it; jax 0.11 does not know the flag.
 FLAGS = f"--xla_force_host_platform_device_count=4 {QUICK}"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+if PLATFORMS == "cpu":
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 # A shell lets what it starts in the background ignore Ctrl-C, and so would the tests' programs.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -144,16 +144,19 @@ def draw(
     start: int,
     count: int,
     move: Callable[[int], Any],
+    *,
+    batch_size: int = 64,
 ) -> np.ndarray:
     """Images start, ..., start + count - 1 of `seed`, float32 [count,H,W,C] in [-1, 1].
 
-    Their starts are none that `tune` searches on or judges by. `sampler` is resolved. A sampler
-    has one program for all numbers of steps; ancestral sampling with all T, or with another
-    variance than fixed_small or optimal, has one for each. `move` as for `Chains`.
+    Their starts are none that `tune` searches on or judges by. `sampler` is resolved; `batch_size`
+    counts the images on each device. A sampler has one program for all numbers of steps; ancestral
+    sampling with all T, or with another variance than fixed_small or optimal, has one for each.
+    `move` as for `Chains`.
     """
     diffusion = model.ddpm.config.diffusion
     grid = tuple(sampler.timesteps_of(diffusion).tolist())
-    batch_size = 64 * model.devices
+    batch_size *= model.devices
     start += HELD_BACK
     known = sampler.variance_of(diffusion) in ("fixed_small", "optimal")
     if sampler.name == "ancestral" and not (known and sampler.strides(diffusion)):
