@@ -51,6 +51,7 @@ install_import_hook([f"ddpm_jax.{name}" for name in CHECKED], "shapecheck.check"
 
 from ddpm_jax.config import Checkpoint, Config, Data, Diffusion, Model, Optim, Train
 from ddpm_jax.devices.runtime import configure_jax
+from ddpm_jax.errors import UserError
 
 # As the commands do, before anything is computed: all processes then run with the same flags.
 configure_jax()
@@ -58,6 +59,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 HANG = 1800
 """Seconds after which a program that a test waits for is taken to hang. None is that slow."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """On GPUs, skips a test for which there are too few."""
+    try:
+        return (yield)
+    except UserError as error:
+        if PLATFORMS == "cpu" or "but this machine has" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,6 +45,11 @@ def relative(value, expected):
     return np.abs(value - expected).max() / np.abs(expected).max()
 
 
+def flat(tree):
+    """All numbers of a tree in one array."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 @pytest.mark.parametrize(
     ("dtype", "precision", "bound"),
     [("float32", "highest", 2e-5), ("float32", "default", 1e-2), ("bfloat16", "default", 1e-1)],
@@ -74,8 +79,9 @@ def test_the_loss_and_its_gradients_are_those_of_the_cpu(model):
     expected = call(*jax.device_put((params, key, x_0), CPU))
     with jax.default_matmul_precision("highest"):
         value = call(params, key, x_0)
-    for leaf, of_cpu in zip(jax.tree.leaves(value), jax.tree.leaves(expected), strict=True):
-        assert relative(leaf, of_cpu) < 1e-3
+    assert relative(value[0], expected[0]) < 1e-5
+    # All together: some gradients are rounding alone, such as that of a bias before a norm.
+    assert relative(flat(value[1]), flat(expected[1])) < 1e-3
 
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "unipc", "steps": 10}])
