@@ -12,6 +12,7 @@ import numpy as np
 from rounds import alternate
 
 from ddpm_jax import DDPM, configure_jax
+from ddpm_jax.calls.conditions import FREE
 from ddpm_jax.calls.programs import sample_batch
 from ddpm_jax.config import load_config
 from ddpm_jax.sampler import Sampler
@@ -37,7 +38,7 @@ def main(network: str, batch: int, rounds: int) -> None:
             ddpm.sample(params, key, batch, batch_size=batch, sampler=sampler)
 
         def as_one(sampler=sampler):
-            np.asarray(sample_batch(ddpm, sampler, params, key, indices))
+            np.asarray(sample_batch(ddpm, sampler, params, FREE, key, indices))
 
         timings = alternate({"segments": in_segments, "one program": as_one}, rounds)
         segments = timings["segments"]

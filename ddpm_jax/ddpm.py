@@ -12,6 +12,7 @@ import numpy as np
 from ddpm_jax import losses
 from ddpm_jax.calibration import Calibration, FixedVariance, cell_grid, likelihood_steps
 from ddpm_jax.calls import programs
+from ddpm_jax.calls.conditions import FREE, checked_labels, class_rows, conditions
 from ddpm_jax.calls.inputs import (
     check_concrete,
     check_count,
@@ -26,13 +27,26 @@ from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import Progress, moving, watched
 from ddpm_jax.errors import UserError
-from ddpm_jax.keys import DROPOUT, NOISE, example_keys, fold, gaussian_noise, random_times
+from ddpm_jax.guidance import NO_CLASS
+from ddpm_jax.keys import (
+    DROPOUT,
+    LABEL,
+    NOISE,
+    example_keys,
+    fold,
+    gaussian_noise,
+    happens,
+    random_times,
+)
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
 from ddpm_jax.models import UNet
 from ddpm_jax.sampler import MEASURED, NOTHING_TUNED, Sampler, Tuned, as_sampler, log_found
 from ddpm_jax.samplers import start_state
 from ddpm_jax.schedule import Schedule, make_schedule
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree
+
+Labels = Integer[Array, " b"] | int | None
+"""The classes of images, -1 for no class: one for all of them, or one each."""
 
 # The order in which the first digests hashed these fields; saved files compare them.
 HASHED_FIRST = (
@@ -80,6 +94,7 @@ class DDPM:
             norm_groups=model.norm_groups,
             dtype=jnp.dtype(model.dtype),
             remat=model.remat,
+            class_rows=model.class_rows,
         )
 
     @functools.cached_property
@@ -114,16 +129,26 @@ class DDPM:
         return programs.init(self, rng)
 
     def denoise(
-        self, params: PyTree, x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
+        self,
+        params: PyTree,
+        x_t: Float[Array, "b h w c"],
+        t: Int[Array, " b"],
+        labels: Labels = None,
     ) -> Float[jax.Array, "b h w outputs"]:
         """The network's output for x_t at the original 0-based steps t; no dropout.
 
-        It has 2 C channels where the variance is learned.
+        It has 2 C channels where the variance is learned. `labels` are the images' classes: one
+        for all, or integers [B]; -1 is no class, and None no class for all.
         """
         params = checked_params(params, self.shapes)
         x_t = checked_images("x_t", x_t, self.image_shape)
         check_numbers("t", t, x_t.shape[0])
-        return jnp.asarray(self.network.apply({"params": params}, x_t, t))
+        rows = self._class_rows(labels, len(x_t))
+        return jnp.asarray(self.network.apply({"params": params}, x_t, t, classes=rows))
+
+    def _class_rows(self, labels: Labels, n: int):
+        model = self.config.model
+        return class_rows(checked_labels(labels, n, model), n, model)
 
     def loss(
         self,
@@ -131,20 +156,22 @@ class DDPM:
         rng: AnyKey,
         x_0: Float[Array, "b h w c"],
         *,
+        labels: Labels = None,
         rows: Integer[Array, " b"] | None = None,
         train: bool = False,
     ) -> Float[jax.Array, " b"]:
         """config.diffusion.loss of images x_0 in [-1, 1], t uniform.
 
-        Dropout is on only if `train`. Example i draws its t, noise and dropout from
-        fold_in(rng, rows[i]); `rows` are 0, ..., B - 1 unless x_0 is a part of a batch.
-        Raises TypeError for images that are not floats.
+        `labels` as in `denoise`. Dropout, that of labels too, is on only if `train`. Example i
+        draws its t, noise and dropout from fold_in(rng, rows[i]); `rows` are 0, ..., B - 1 unless
+        x_0 is a part of a batch. Raises TypeError for images that are not floats.
         """
         check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
         rows = jnp.arange(len(x_0), dtype=jnp.uint32) if rows is None else rows
         check_numbers("rows", rows, len(x_0))
-        return self.loss_of_examples(params, example_keys(rng, rows), x_0, train=train)
+        keys = example_keys(rng, rows)
+        return self.loss_of_examples(params, keys, x_0, labels=labels, train=train)
 
     def loss_of_examples(
         self,
@@ -152,6 +179,7 @@ class DDPM:
         keys: AnyKeys,
         x_0: Float[Array, "b h w c"],
         *,
+        labels: Labels = None,
         train: bool = False,
     ) -> Float[jax.Array, " b"]:
         """As `loss`, with the key of each example."""
@@ -162,9 +190,12 @@ class DDPM:
         t = random_times(keys, self.schedule.num_timesteps)
         noise = gaussian_noise(keys, NOISE, x_0.shape[1:])
         dropout_keys = fold(keys, DROPOUT) if train else None
+        if train:
+            labels = self._with_dropout(keys, labels)
+        classes = self._class_rows(labels, len(x_0))
 
         def denoise_fn(x_t, timesteps):
-            return self.network.apply({"params": params}, x_t, timesteps, dropout_keys)
+            return self.network.apply({"params": params}, x_t, timesteps, dropout_keys, classes)
 
         return losses.training_loss(
             diffusion.loss,
@@ -177,6 +208,13 @@ class DDPM:
             variance=diffusion.variance,
             weight=losses.weight_of(diffusion.weighting, diffusion.min_snr_gamma),
         )
+
+    def _with_dropout(self, keys: AnyKeys, labels: Labels) -> Labels:
+        """The labels, some of them replaced by no class (Ho & Salimans 2022, Algorithm 1)."""
+        rate = self.config.train.label_dropout
+        if labels is None or not rate or not self.config.model.no_class:
+            return labels
+        return jnp.where(happens(fold(keys, LABEL), rate, ()), NO_CLASS, labels)
 
     def resolve(self, sampler: Sampler) -> Sampler:
         """The Sampler with its name and steps, in its simplest form, checked against the model.
@@ -223,6 +261,9 @@ class DDPM:
         rng: AnyKey,
         n: int,
         *,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
         start: int = 0,
         batch_size: int | None = None,
         sampler: Sampler | SamplerName | None = None,
@@ -230,6 +271,11 @@ class DDPM:
         **options: Any,
     ) -> np.ndarray:
         """Images start, ..., start + n - 1 of the key `rng`, float32 [n,H,W,C] in [-1, 1].
+
+        `labels` are their classes: one for all, or integers [n], labels[j] of image start + j; -1
+        is no class, and None no class for all. `guidance` above 1 moves images further towards
+        their class, at twice the cost (see `guidance.guided`); with `guidance_interval` (lo, hi) at
+        the original steps lo <= t < hi alone.
 
         `sampler` is a Sampler, or the name of one with its fields as `options`; None is ancestral
         sampling, or with grid="tuned" the choice of `ddpm-jax tune`. For example sampler="ddim",
@@ -240,7 +286,8 @@ class DDPM:
         `progress` shows a bar of the steps of all batches, or is a tqdm that they move. Ctrl-C
         ends it within about a second, or one step's time.
         Raises ValueError for a negative n or start, a batch_size below 1, or a sampler that does
-        not fit the model, and NonFiniteSamples with the step if x stops being finite.
+        not fit the model, UserError for labels or a guidance that do not, and NonFiniteSamples
+        with the step if x stops being finite.
         """
         n = check_count("n", n)
         start = check_count("start", start)
@@ -250,7 +297,8 @@ class DDPM:
                 f"got n {n} and start {start}"
             )
         chosen = self.resolve(as_sampler(sampler, **options))
-        check_concrete("sample", params=params, rng=rng)
+        check_concrete("sample", params=params, rng=rng, labels=labels)
+        condition = conditions(self.config.model, labels, n, guidance, guidance_interval)
         params = checked_params(params, self.shapes)
         check_key(rng)
         mesh = mesh_of(params)
@@ -261,7 +309,8 @@ class DDPM:
             for rows, count in batches:
                 indices = place((start + rows).astype(np.uint32), mesh)
                 keys, state = programs.begin(self, chosen, rng, indices)
-                args = (self, chosen, self.config.diffusion.clip, params, keys)
+                clip = self.config.diffusion.clip
+                args = (self, chosen, clip, params, condition.of(rows, mesh), keys)
                 state = watched(programs.advance, args, state, steps, move)
                 result[rows[:count]] = fetch(state.x)[:count]
         # The mean is not clipped where the network predicts it, and nothing without
@@ -300,7 +349,7 @@ class DDPM:
         with moving(progress, len(steps), "reverse steps") as move:
 
             def run(keys, x):
-                args = (self, params, keys, np.int32(start))
+                args = (self, params, FREE, keys, np.int32(start))
                 return watched(programs.reverse, args, (x, x), steps, move)
 
             return _share_rows(run, params, keys, x)
@@ -325,7 +374,8 @@ class DDPM:
         with moving(progress, len(steps_up), "encoding") as move:
 
             def run(x_0):
-                return watched(programs.encode, (self, sampler, params), x_0, steps_up, move)
+                args = (self, sampler, params, FREE)
+                return watched(programs.encode, args, x_0, steps_up, move)
 
             return _share_rows(run, params, x_0)
 
@@ -346,7 +396,7 @@ class DDPM:
 
             def run(x_T):
                 state = start_state(None, self.image_shape, x_T)
-                args = (self, sampler, False, params, None)
+                args = (self, sampler, False, params, FREE, None)
                 return watched(programs.advance, args, state, steps_down, move).x
 
             return _share_rows(run, params, x_T)
@@ -360,6 +410,7 @@ class DDPM:
         rng: AnyKey,
         x_0: Float[Array, "b h w c"],
         *,
+        labels: Labels = None,
         start: int = 0,
         batch_size: int | None = None,
         sampler: Sampler | SamplerName | None = None,
@@ -369,7 +420,8 @@ class DDPM:
         """The bound on -log2 p of images x_0 and its parts, as NumPy arrays.
 
         See `likelihood.bits_per_dim`. Images are those of uint8, x / 127.5 - 1. Image i is diffused
-        with noise of fold_in(rng, start + i). `sampler` is an ancestral one, whose steps and
+        with noise of fold_in(rng, start + i). `labels` as in `denoise`: the bound is that of
+        p(x_0 | label). `sampler` is an ancestral one, whose steps and
         variance the bound is of; its steps begin with step 0, which L_0 is of. With `cells` the
         squared errors of the cells of `calibration.cell_grid` come along. `batch_size`, devices
         and `progress` as in `sample`.
@@ -379,12 +431,13 @@ class DDPM:
         """
         self.config.diffusion.check_bound()
         chosen = self.resolve_bound(as_sampler(sampler))
-        check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0)
+        check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0, labels=labels)
         params = checked_params(params, self.shapes)
         check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
         start = _checked_start(start, len(x_0))
         n = len(x_0)
+        condition = conditions(self.config.model, labels, n)
         steps = chosen.timesteps_of(self.config.diffusion)
         grid = cell_grid(self.image_shape)
         shapes: list[tuple[int, ...]] = [(len(steps),), (len(steps),)]  # Of the terms and errors.
@@ -400,7 +453,9 @@ class DDPM:
                 empty = tuple(
                     place(np.zeros((len(rows), *shape), np.float32), mesh) for shape in shapes
                 )
-                args = (self, chosen, grid[:2] if cells else None, params, rng, indices, images)
+                of_rows = condition.of(rows, mesh)
+                sizes = grid[:2] if cells else None
+                args = (self, chosen, sizes, params, of_rows, rng, indices, images)
                 parts = watched(programs.bounds, args, empty, steps, move)
                 bits = programs.whole_bound(self, chosen, images, parts)
                 for field, of_batch in zip(result, fetch(bits), strict=True):
@@ -414,6 +469,7 @@ class DDPM:
         x_0: Float[Array, "b h w c"],
         variances: Float[Array, " V"],
         *,
+        labels: Labels = None,
         start: int = 0,
         batch_size: int | None = None,
     ) -> Float[np.ndarray, "n V"]:
@@ -425,6 +481,7 @@ class DDPM:
         check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
         n = len(x_0)
+        condition = conditions(self.config.model, labels, n)
         start = _checked_start(start, n)
         mesh = mesh_of(params)
         result = np.empty((n, len(variances)), np.float32)
@@ -432,7 +489,8 @@ class DDPM:
             indices = place((start + rows).astype(np.uint32), mesh)
             images = place(x_0[rows], mesh)
             table = np.float32(variances)
-            bits = programs.decoder_bits(self, params, rng, indices, images, table)
+            of_rows = condition.of(rows, mesh)
+            bits = programs.decoder_bits(self, params, of_rows, rng, indices, images, table)
             result[rows[:count]] = fetch(bits)[:count]
         return result
 

@@ -29,10 +29,13 @@ TIME = 0
 NOISE = 1
 DROPOUT = 2
 FLIP = 3
+LABEL = 4
 
 # Folded into the key of one image, beside the original steps t = 0, 1, ...
 START = 2**32 - 1
-"""x_T."""
+"""x_T, or the noise that an image is diffused with before a chain starts from it."""
+INPAINT = 2**32 - 2
+"""The key of an inpainted image, whose numbers are two for each position of its walk."""
 
 # Folded into the key of a figure's seed, beside its images 0, 1, ...
 WAY_BACK = 2
@@ -50,8 +53,8 @@ PROXY_SPLIT = 2**32 - 1
 
 FAMILIES = {
     "run": (INIT, SAMPLES, HOLDOUT),
-    "example": (TIME, NOISE, DROPOUT, FLIP),
-    "image": (START,),
+    "example": (TIME, NOISE, DROPOUT, FLIP, LABEL),
+    "image": (START, INPAINT),
     "figure": (WAY_BACK, SHARED),
     "tune": (TUNING,),
     "order": (PROXY_SPLIT,),

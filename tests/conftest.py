@@ -45,6 +45,9 @@ CHECKED = (
     "samplers",
     "likelihood",
     "calibration",
+    "guidance",
+    "operators",
+    "editing",
     "models",
 )
 install_import_hook([f"ddpm_jax.{name}" for name in CHECKED], "shapecheck.check")

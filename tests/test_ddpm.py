@@ -11,6 +11,7 @@ import pytest
 from conftest import messages
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
+from ddpm_jax.calls.conditions import FREE
 from ddpm_jax.calls.programs import advance, sample_batch
 from ddpm_jax.devices.mesh import batch_sharding, make_mesh, replicated
 from ddpm_jax.errors import UserError
@@ -66,7 +67,7 @@ def test_several_devices_share_the_work(model):
     ddpm, params = model
     spread = jax.device_put(params, replicated(make_mesh(4)))
     indices = jax.device_put(np.arange(8, dtype=np.uint32), batch_sharding(make_mesh(4)))
-    x = sample_batch(ddpm, Sampler(), spread, jax.random.key(0), indices)
+    x = sample_batch(ddpm, Sampler(), spread, FREE, jax.random.key(0), indices)
     assert {shard.data.shape[0] for shard in x.addressable_shards} == {2}
 
 

@@ -21,7 +21,8 @@ errors shapes
 keys schedule
 diffusion
 losses samplers calibration
-likelihood average
+likelihood average guidance operators
+editing
 config
 sampler models
 devices
@@ -39,7 +40,7 @@ __main__
 
 # The mathematics knows jax and numpy only, and each library has its place.
 MATHEMATICS = {"shapes", "keys", "schedule", "diffusion", "losses", "samplers", "likelihood"}
-MATHEMATICS |= {"average", "calibration"}
+MATHEMATICS |= {"average", "calibration", "guidance", "operators", "editing"}
 STANDARD = {"collections", "dataclasses", "functools", "inspect", "math", "typing"}
 PLACES = {
     "jaxtyping": {"shapes"},

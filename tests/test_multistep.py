@@ -11,6 +11,7 @@ from gaussian import M, S, gain
 from scipy.integrate import quad, solve_ivp
 
 from ddpm_jax import DDPM, Schedule, make_schedule
+from ddpm_jax.calls.conditions import FREE
 from ddpm_jax.calls.programs import advance, begin
 from ddpm_jax.diffusion import MeanVariance
 from ddpm_jax.sampler import Sampler
@@ -419,7 +420,7 @@ def test_x_and_what_is_kept_of_earlier_steps_stay_float32(tiny, model, diffusion
             )
             after, _ = jax.eval_shape(
                 partial(advance, ddpm, sampler, ddpm.config.diffusion.clip),
-                *(params, keys, state, 0, 3),
+                *(params, FREE, keys, state, 0, 3),
             )
         assert after == state
         assert {leaf.dtype for leaf in jax.tree.leaves(after)} == {np.dtype("float32")}

@@ -8,6 +8,7 @@ from conftest import with_
 from tqdm import tqdm
 
 from ddpm_jax import DDPM
+from ddpm_jax.calls.conditions import FREE
 from ddpm_jax.calls.programs import advance, sample_batch
 from ddpm_jax.config import Diffusion
 from ddpm_jax.data.images import to_uint8
@@ -90,7 +91,7 @@ SAMPLERS = [
 @pytest.mark.parametrize("options", SAMPLERS)
 def test_an_image_is_the_same_bits_as_by_one_scan(model, options):
     ddpm, params = model
-    whole = sample_batch(ddpm, Sampler(**options), params, KEY, np.arange(4, dtype=np.uint32))
+    whole = sample_batch(ddpm, Sampler(**options), params, FREE, KEY, np.arange(4, dtype=np.uint32))
     x = ddpm.sample(params, KEY, 4, **options)
     # A short scan is unrolled, and the compiler then adds the terms of a multistep method in an
     # order of its own.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import likelihood
 from ddpm_jax.calibration import optimal_variance
+from ddpm_jax.calls.conditions import Condition, denoise_fn_of
 from ddpm_jax.config import Config
 from ddpm_jax.devices.segments import are_finite
 from ddpm_jax.diffusion import Clip, DenoiseFn, p_mean_variance, x_0_denoiser
@@ -33,11 +34,12 @@ def sample_batch(
     ddpm: Any,
     sampler: Sampler,
     params: PyTree,
+    condition: Condition,
     rng: AnyKey,
     indices: Integer[Array, " b"],
 ) -> Images:
     """Images of the key `rng`, one for each of `indices`: all of `DDPM.sample` as one program."""
-    schedule, denoise_fn, options = chain_of(ddpm, sampler, params)
+    schedule, denoise_fn, options = chain_of(ddpm, sampler, params, condition)
     keys = example_keys(rng, indices)
     x_0 = sampler.method(schedule, denoise_fn, keys, ddpm.image_shape, **options)
     return jnp.clip(x_0, -1, 1)
@@ -64,13 +66,14 @@ def advance(
     sampler: Sampler,
     clip: Clip,
     params: PyTree,
+    condition: Condition,
     keys: AnyKeys | None,
     state: State,
     first: Index,
     last: Index,
 ) -> tuple[State, Finite]:
     """A part of the chain that `sampler` takes."""
-    schedule, denoise_fn, options = chain_of(ddpm, sampler, params)
+    schedule, denoise_fn, options = chain_of(ddpm, sampler, params, condition)
     options["clip"] = clip
     step = sampler.method.bound_step(schedule, denoise_fn, keys, ddpm.image_shape, **options)
     S = schedule.num_timesteps
@@ -93,6 +96,7 @@ def advance_on(
     ddpm: Any,
     sampler: Sampler,
     params: PyTree,
+    condition: Condition,
     grid: Grid,
     start: Index,
     keys: AnyKeys | None,
@@ -105,9 +109,10 @@ def advance_on(
     `sampler` says the method and its options, but not the steps.
     """
     channels = ddpm.image_shape[-1]
+    whole = denoise_fn_of(ddpm, params, condition)
 
     def denoise_fn(x_t, t):
-        return ddpm.denoise(params, x_t, t)[..., :channels]
+        return whole(x_t, t)[..., :channels]
 
     diffusion = ddpm.config.diffusion
     step = sampler.method.bound_step(
@@ -127,10 +132,16 @@ def advance_on(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def encode(
-    ddpm: Any, sampler: Sampler, params: PyTree, x: Images, first: Index, last: Index
+    ddpm: Any,
+    sampler: Sampler,
+    params: PyTree,
+    condition: Condition,
+    x: Images,
+    first: Index,
+    last: Index,
 ) -> tuple[Images, Finite]:
     """A part of `ddim_encode`."""
-    schedule, denoise_fn, options = chain_of(ddpm, sampler, params)
+    schedule, denoise_fn, options = chain_of(ddpm, sampler, params, condition)
     taken = ("prediction", "variance")
     of_step = {name: options[name] for name in taken}
 
@@ -145,6 +156,7 @@ def encode(
 def reverse(
     ddpm: Any,
     params: PyTree,
+    condition: Condition,
     keys: AnyKeys,
     start: Index,
     state: tuple[Images, Images],
@@ -153,12 +165,13 @@ def reverse(
 ) -> tuple[tuple[Images, Images], Finite]:
     """A part of Algorithm 2 from step `start` - 1 down: (x, the predicted x_0)."""
     options = _of_one_step(ddpm.config)
+    denoise_fn = denoise_fn_of(ddpm, params, condition)
 
     def step(i, state):
         x_t, _ = state
         t = start - 1 - i
         t_batch = jnp.full(x_t.shape[:1], t, jnp.int32)
-        output = ddpm.denoise(params, x_t, t_batch)
+        output = denoise_fn(x_t, t_batch)
         p = p_mean_variance(ddpm.schedule, output, x_t, t_batch, **options)
         return ancestral_step(p, t, gaussian_noise(keys, t, ddpm.image_shape)), p.x_0
 
@@ -175,6 +188,7 @@ def bounds(
     sampler: Sampler,
     cells: tuple[int, int] | None,
     params: PyTree,
+    condition: Condition,
     rng: AnyKey,
     indices: Integer[Array, " b"],
     x_0: Images,
@@ -183,7 +197,7 @@ def bounds(
     last: Index,
 ) -> tuple[Curves, Finite]:
     """A part of what `likelihood.bound_at` says of a chain's steps."""
-    schedule, denoise_fn, options = chain_of(ddpm, sampler, params)
+    schedule, denoise_fn, options = chain_of(ddpm, sampler, params, condition)
     keys = example_keys(rng, indices)
     of_step = {name: options[name] for name in ("prediction", "variance")}
     clip = bool(options["clip"])
@@ -202,6 +216,7 @@ def bounds(
 def decoder_bits(
     ddpm: Any,
     params: PyTree,
+    condition: Condition,
     rng: AnyKey,
     indices: Integer[Array, " b"],
     x_0: Images,
@@ -210,7 +225,7 @@ def decoder_bits(
     """L_0 of images with each of the variances."""
     options = _of_one_step(ddpm.config)
     options["clip"] = bool(options["clip"])
-    denoise_fn = functools.partial(ddpm.denoise, params)
+    denoise_fn = denoise_fn_of(ddpm, params, condition)
     keys = example_keys(rng, indices)
     return likelihood.decoder_bits(ddpm.schedule, denoise_fn, keys, x_0, variances, **options)
 
@@ -225,7 +240,7 @@ def whole_bound(
 
 
 def chain_of(
-    ddpm: Any, sampler: Sampler, params: PyTree
+    ddpm: Any, sampler: Sampler, params: PyTree, condition: Condition
 ) -> tuple[Schedule, DenoiseFn, dict[str, Any]]:
     """(schedule, denoise_fn, the method's options) of the chain that `sampler` takes."""
     diffusion = ddpm.config.diffusion
@@ -233,9 +248,10 @@ def chain_of(
     prediction = diffusion.prediction
     variance = sampler.variance_of(diffusion)
     channels = ddpm.image_shape[-1]
+    whole = denoise_fn_of(ddpm, params, condition)
 
     def denoise_fn(x_t, t):
-        output = ddpm.denoise(params, x_t, t)
+        output = whole(x_t, t)
         return output if variance == diffusion.variance else output[..., :channels]
 
     measured = variance == "optimal"

@@ -210,7 +210,15 @@ def _sample(args: list[str]) -> None:
 
     out = destination(options.out)
     model = _load(options)
-    sample_to(out, model, options.n, options.seed, options.sampler, options.batch_size)
+    sample_to(
+        out,
+        model,
+        options.n,
+        options.seed,
+        options.sampler,
+        options.batch_size,
+        options.guide,
+    )
 
 
 def _export(args: list[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from ddpm_jax.calibration import FixedVariance
+from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.config import (
     Checked,
     Config,
@@ -106,6 +107,7 @@ class SampleOptions(ModelOptions):
     """Draw images from a trained model. Image i of a seed is the same in every call."""
 
     sampler: SamplerFields = ANCESTRAL
+    guide: Annotated[Guide, tyro.conf.arg(name="")] = UNGUIDED
     n: Annotated[int, Range(min=1, max=2**32), tyro.conf.arg(aliases=["-n"])] = 64
     """Number of images."""
     seed: Seed = 0

@@ -57,10 +57,24 @@ class Model(Checked):
     """Dropout rate inside each residual block, in training."""
     norm_groups: Annotated[Size, NETWORK_AND_IMAGES] = 32
     """Number of groups of each group normalisation."""
+    num_classes: Annotated[int | Literal["auto"] | None, Range(min=1, max=65_536), NETWORK] = None
+    """Classes of the images, by their labels; auto for as many as the data have, None for none."""
+    no_class: Annotated[bool, NETWORK] = True
+    """With num_classes: whether it knows images of no class too, which guidance needs."""
     dtype: Annotated[Dtype, IMAGES] = "float32"
     """Type that the inner layers and their sums compute in; the rest stays float32."""
     remat: Annotated[tuple[int, ...], Range(min=0), FREE] = ()
     """Levels (0 is the finest) that recompute activations in the backward pass, to save memory."""
+
+    @property
+    def class_rows(self) -> int:
+        """Rows of the class embedding: one a class, and a last one for no class; 0 for none."""
+        if self.num_classes == "auto":
+            raise UserError(
+                "model.num_classes: auto stands for the classes of the data, which are not read "
+                "here; give their number"
+            )
+        return self.num_classes + self.no_class if self.num_classes else 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,6 +281,8 @@ class Train(Checked):
     """Images per step, over all devices."""
     accumulate: Annotated[Positive, FREE] = 1
     """Split each batch into this many parts, computed one after another to save memory."""
+    label_dropout: Annotated[float, Range(min=0, max=1), LEARNING] = 0.1
+    """With model.num_classes: the part of the images that are learned as of no class."""
     log_every: Annotated[Positive, FREE] = 100
     """Steps between lines of metrics.jsonl."""
     eval_every: Annotated[Natural, FREE] = 5000

@@ -15,6 +15,7 @@ import numpy as np
 
 from ddpm_jax.calibration import optimal_variance
 from ddpm_jax.calls import programs
+from ddpm_jax.calls.conditions import FREE
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import watched
@@ -135,7 +136,7 @@ class Chains:
         params = self.model.params
         places = place(indices.astype(np.uint32), mesh_of(params))
         keys, state = programs.begin(ddpm, sampler, self._key, places)
-        return keys, state, (ddpm, sampler, params, self._tables(sampler, grid))
+        return keys, state, (ddpm, sampler, params, FREE, self._tables(sampler, grid))
 
     def _tables(self, sampler: Sampler, grid: Grid) -> programs.Grid:
         """The chain on `grid`, as the program takes it."""

@@ -1,12 +1,14 @@
 """Samples of a model into files."""
 
 import functools
+import json
 import logging
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
+from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.data.images import grid, is_png_of, png, to_uint8
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.progress import progress_bar
@@ -52,42 +54,63 @@ def sample_to(
     seed: int,
     sampler: Sampler = ANCESTRAL,
     batch_size: int | None = None,
+    guide: Guide = UNGUIDED,
 ) -> None:
     """Draws images 0, ..., n - 1 of key(seed) into `out`, as `DDPM.sample` does.
 
     A folder gets 000000.png, ..., of which only the missing ones are made, an .npz `images` uint8
-    [n,H,W,C]. Raises UserError for a sampler that does not fit, or files that cannot be written.
+    [n,H,W,C], a grid a row for each of several labels. Raises UserError for a sampler or labels
+    that do not fit, or files that cannot be written.
     """
     sampler = checked_sampler(sampler, model)
+    guide.check(model.ddpm.config.model)
     size = batch_size or 64 * model.devices
     if out.kind == "folder":
-        fill_folder(out.path, model, n, seed, sampler, size)
+        fill_folder(out.path, model, n, seed, sampler, size, guide)
     else:
         check_writable(out.path)
         drawn: list[np.ndarray] = []
         try:
-            for _, images in _draw(model, range(n), seed, sampler, size):
+            for _, images in _draw(model, range(n), seed, sampler, size, guide):
                 drawn.append(images)
         except BaseException:
-            _keep(out, drawn, n)
+            _keep(out, drawn, n, guide)
             raise
-        _write(out, out.path, drawn)
+        _write(out, out.path, drawn, guide)
     log.info("%d images: %s (%s)", n, out.path, model.words)
 
 
-def _write(out: Destination, path: epath.Path, drawn: list[np.ndarray]) -> None:
+def _write(out: Destination, path: epath.Path, drawn: list[np.ndarray], guide: Guide) -> None:
     images = np.concatenate(drawn)
-    write_file(path, png(grid(images)) if out.kind == ".png" else npz({"images": images}))
+    if out.kind == ".npz":
+        write_file(path, npz({"images": images} | _labels_of(guide, len(images))))
+    else:
+        write_file(path, png(_table(images, len(guide.labels or ()))))
 
 
-def _keep(out: Destination, drawn: list[np.ndarray], n: int) -> None:
+def _labels_of(guide: Guide, n: int) -> dict[str, np.ndarray]:
+    return {} if guide.labels is None else {"labels": guide.of(np.arange(n))["labels"]}
+
+
+def _table(images: np.ndarray, labels: int) -> np.ndarray:
+    """A grid of the images; of several labels, a row for each."""
+    if labels < 2:
+        return grid(images)
+    columns = -(-len(images) // labels)
+    cells = np.full((labels * columns, *images.shape[1:]), 255, np.uint8)
+    i = np.arange(len(images))
+    cells[i % labels * columns + i // labels] = images
+    return grid(cells, columns)
+
+
+def _keep(out: Destination, drawn: list[np.ndarray], n: int, guide: Guide) -> None:
     """Writes the batches that were finished when something stopped the drawing."""
     if not drawn:
         return
     count = sum(len(images) for images in drawn)
     path = out.path.parent / f"{out.path.stem}-first-{count}{out.kind}"
     try:
-        _write(out, path, drawn)
+        _write(out, path, drawn, guide)
     except UserError as error:  # What stopped the drawing matters more.
         log.warning("%s", error)
         return
@@ -95,7 +118,13 @@ def _keep(out: Destination, drawn: list[np.ndarray], n: int) -> None:
 
 
 def fill_folder(
-    folder: epath.Path, model: Loaded, n: int, seed: int, sampler: Sampler, batch_size: int
+    folder: epath.Path,
+    model: Loaded,
+    n: int,
+    seed: int,
+    sampler: Sampler,
+    batch_size: int,
+    guide: Guide = UNGUIDED,
 ) -> None:
     """Draws the missing ones of images 0, ..., n - 1 of key(seed) into `folder`: 000000.png, ...
 
@@ -107,6 +136,7 @@ def fill_folder(
         raise UserError(f"out: a PNG has 1 or 3 channels, not {channels}; choose an .npz")
     sampler = checked_sampler(sampler, model)
     label = {**model.label, "seed": seed, **sampler.recorded(model.ddpm.config.diffusion)}
+    label |= json.loads(json.dumps(guide.recorded))
     errors = digest_of_errors(model.ddpm, sampler)
     if errors is not None:  # Other errors, other variances, other images.
         label["calibration"] = errors
@@ -116,7 +146,7 @@ def fill_folder(
     log.info("%s: drawing the missing %d of %d images", folder, len(missing), n)
     left = len(missing)
     try:
-        for indices, images in _draw(model, missing, seed, sampler, batch_size):
+        for indices, images in _draw(model, missing, seed, sampler, batch_size, guide):
             for i, image in zip(indices, images, strict=True):
                 write_file(image_file(folder, i), png(image))
             left -= len(images)
@@ -163,7 +193,7 @@ def image_file(folder: epath.Path, i: int) -> epath.Path:
     return folder / f"{i:06d}.png"
 
 
-def _draw(model, indices, seed, sampler, batch_size):
+def _draw(model, indices, seed, sampler, batch_size, guide):
     """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
     rng = seed_key(seed)
     runs = list(_runs_of(indices, batch_size))
@@ -178,6 +208,7 @@ def _draw(model, indices, seed, sampler, batch_size):
                 batch_size=batch_size,
                 sampler=sampler,
                 progress=progress,
+                **guide.of(np.array(some)),
             )
             yield some, to_uint8(x)
 

@@ -27,7 +27,8 @@ class UNet(nn.Module):
     Attention is used at the levels whose smaller side is in `attention_resolutions`, and in the
     middle. The first and the last convolution compute in float32, and what is between them in
     `dtype`, as layers.py says. At the levels in `remat`, blocks keep only their inputs for the
-    gradient and recompute the rest.
+    gradient and recompute the rest. With `class_rows`, an embedding of so many classes is added to
+    that of the time.
 
     To make parameters, call `init_params`: `UNet.init` returns no random kernels, but half the
     width of each kernel's distribution.
@@ -42,6 +43,7 @@ class UNet(nn.Module):
     norm_groups: int = 32
     dtype: DTypeLike = jnp.float32
     remat: tuple[int, ...] = ()
+    class_rows: int = 0
 
     @nn.compact
     def __call__(
@@ -49,9 +51,13 @@ class UNet(nn.Module):
         x: Float[Array, "b h w c"],
         t: Int[Array, " b"],
         dropout_keys: AnyKeys | None = None,
+        classes: Int[Array, " b"] | None = None,
     ) -> Float32[jax.Array, "b h w {self.out_channels}"]:
-        """The output for x and t. `dropout_keys` turns dropout on, with one key per example."""
-        temb = self._time_embedding(t)
+        """The output for x and t. `dropout_keys` turns dropout on, with one key per example.
+
+        `classes` are rows of the class embedding, where there is one.
+        """
+        temb = self._time_embedding(t, classes)
         block_index = itertools.count()
 
         def block(h, level, name):
@@ -105,15 +111,27 @@ class UNet(nn.Module):
         h = nn.swish(GroupNorm(self.norm_groups, name="out_norm")(h))
         return conv3x3(self.out_channels, "out_conv", scale=0)(h)
 
-    def _time_embedding(self, t: Int[Array, " b"]) -> Float[jax.Array, "b {4*self.base_channels}"]:
-        """swish(dense(swish(dense(sinusoids)))).
+    def _time_embedding(
+        self, t: Int[Array, " b"], classes: Int[Array, " b"] | None
+    ) -> Float[jax.Array, "b {4*self.base_channels}"]:
+        """swish(dense(swish(dense(sinusoids))) + the row of the class).
 
-        Every block would begin with the outer swish, so it is applied once here.
+        Every block would begin with the outer swish, so it is applied once here. The class
+        embedding starts at zero: at first a network with classes is one without.
         """
         width = 4 * self.base_channels
         temb = timestep_embedding(t, self.base_channels)
         temb = dense(width, "time_0", dtype=self.dtype)(temb)
         temb = dense(width, "time_1", dtype=self.dtype)(nn.swish(temb))
+        if self.class_rows:
+            embedding = nn.Embed(
+                self.class_rows,
+                width,
+                dtype=self.dtype,
+                embedding_init=nn.initializers.zeros,
+                name="class_embedding",
+            )
+            temb = temb + embedding(classes)
         return nn.swish(temb)
 
 
@@ -121,4 +139,5 @@ def init_params(network: UNet, rng: AnyKey, image_shape: tuple[int, int, int]) -
     """Fresh float32 parameters of `network` for images [H,W,C]."""
     x_t = jnp.zeros((1, *image_shape), jnp.float32)
     t = jnp.zeros(1, jnp.int32)
-    return draw_kernels(network.init(rng, x_t, t)["params"], rng)
+    classes = t if network.class_rows else None
+    return draw_kernels(network.init(rng, x_t, t, classes=classes)["params"], rng)

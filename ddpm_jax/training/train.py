@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from ddpm_jax.config import Config
 from ddpm_jax.data import Source, from_array, load_source, open_batches, split
@@ -31,6 +32,7 @@ from ddpm_jax.devices.mesh import (
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import DataLost, NonFiniteLoss, NonFiniteSamples, UserError
+from ddpm_jax.guidance import NO_CLASS
 from ddpm_jax.keys import HOLDOUT, SAMPLES
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like, last_step
@@ -55,7 +57,11 @@ def holdout_loss(ddpm: DDPM, params: PyTree, source: Source, indices: np.ndarray
     total = 0.0
     for rows, count in full_batches(len(indices), config.train.batch_size):
         rng = jax.random.fold_in(run_key(config, HOLDOUT), rows[0])
-        losses = _loss(ddpm, params, rng, place(source.read(indices[rows]), mesh))
+        images = place(source.read(indices[rows]), mesh)
+        labels = None
+        if config.model.num_classes and source.labels is not None:
+            labels = place(source.labels[indices[rows]], mesh)
+        losses = _loss(ddpm, params, rng, images, labels)
         total += float(np.sum(fetch(losses)[:count], dtype=np.float64))
     return total / len(indices)
 
@@ -64,21 +70,24 @@ def fit(
     config: Config,
     workdir: epath.PathLike,
     images: np.ndarray | None = None,
+    labels: ArrayLike | None = None,
     *,
     init_from: epath.PathLike | None = None,
     given: Collection[str] = (),
 ) -> TrainState:
     """Trains `config` in `workdir`, or resumes the run there; returns the last state.
 
-    `images` uint8 [N,H,W,C] replace config.data.source. With `init_from` (anything that `load`
-    takes), a new run and its average start from those weights instead of fresh ones. Ctrl-C and
-    SIGTERM end training after the current step, with everything saved. Settings without an effect
-    in this run are named in the log; some only if they are among `given`, the names of those that
-    the user asked for ("train.sample_every"). Raises UserError if an argument cannot be used or the
-    run is past config.train.steps already, NonFiniteLoss if training diverges.
+    `images` uint8 [N,H,W,C] and their `labels` [N] replace config.data.source. With `init_from`
+    (anything that `load` takes), a new run and its average start from those weights instead of
+    fresh ones. Ctrl-C and SIGTERM end training after the current step, with everything saved.
+    Settings without an effect in this run are named in the log; some only if they are among
+    `given`, the names of those that the user asked for ("train.sample_every"). Raises UserError if
+    an argument cannot be used or the run is past config.train.steps already, NonFiniteLoss if
+    training diverges.
     """
     leave_unguarded_reader()
-    config, source = _with_source(config, images)
+    config, source = _with_source(config, images, labels)
+    config = _with_classes(config, source)
     train, held_out = split(source, config.data.holdout)
     held_out = _spread(held_out, config.train.eval_images)
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
@@ -125,13 +134,42 @@ def fit(
             return _train(update, state, held_out, checkpoints, run_log, signals)
 
 
-def _with_source(config: Config, images: np.ndarray | None) -> tuple[Config, Source]:
+def _with_source(
+    config: Config, images: np.ndarray | None, labels: ArrayLike | None
+) -> tuple[Config, Source]:
     """(the config, the images): those of config.data, or `images`, which the config then names."""
     if images is None:
+        if labels is not None:
+            raise UserError("labels: belong to images that are given, too; pass both")
         return config, load_source(config.data)
-    source = from_array(images, config.data.image_shape)
+    source = from_array(images, config.data.image_shape, labels)
     data = dataclasses.replace(config.data, source="array")
     return dataclasses.replace(config, data=data), source
+
+
+def _with_classes(config: Config, source: Source) -> Config:
+    """The config with the number of the data's classes in the place of auto.
+
+    Raises UserError if the data have no labels, or labels that the model has no class for.
+    """
+    wanted = config.model.num_classes
+    if wanted is None:
+        return config
+    if source.labels is None:
+        raise UserError(
+            "model.num_classes: these images have no labels; sort them into a folder a class, or "
+            "leave it out"
+        )
+    least = int(source.labels.min())
+    last = int(source.labels.max())
+    if wanted == "auto":
+        wanted = last + 1
+    if least < NO_CLASS or last >= wanted or wanted < 1:
+        raise UserError(
+            f"model.num_classes: {wanted} classes are 0 to {wanted - 1}, and -1 is none, but the "
+            f"labels of these images are from {least} to {last}; number them so, or raise it"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=wanted))
 
 
 def _check_steps(workdir: epath.PathLike, steps: int) -> None:
@@ -372,5 +410,5 @@ class _Window:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _loss(ddpm, params, rng, images):
-    return ddpm.loss(params, rng, to_float(images))
+def _loss(ddpm, params, rng, images, labels=None):
+    return ddpm.loss(params, rng, to_float(images), labels=labels)

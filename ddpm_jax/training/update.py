@@ -101,7 +101,7 @@ def train_step(
     dropout from fold_in(fold_in(key(seed), step), i). With `pixels` [N,H,W,C], the batch holds
     places [B] in them. With `mesh`, the new state lies on it as `state_shardings` say. Within
     jax.pmap over `axis_name`, the batch is the rows of one device, and the update is made from the
-    mean over all devices. The batch's labels are not used yet.
+    mean over all devices. The batch's labels count where the model has classes.
     """
     config = ddpm.config
     optim = config.optim
@@ -110,7 +110,9 @@ def train_step(
     params = state.params
     if mesh is not None:  # Whole for the network; only what is kept is divided.
         params = jax.lax.with_sharding_constraint(params, replicated(mesh))
-    loss, gradient = _mean_gradient(ddpm, params, run_key(config, state.step), images, first_row)
+    labels = batch.label if config.model.num_classes else None
+    rng = run_key(config, state.step)
+    loss, gradient = _mean_gradient(ddpm, params, rng, images, labels, first_row)
     if optim.clip == "device":
         clip = optax.clip_by_global_norm(optim.clip_norm)
         gradient, _ = clip.update(gradient, optax.EmptyState())
@@ -128,24 +130,24 @@ def train_step(
     return new_state, {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
 
 
-def _mean_gradient(ddpm: DDPM, params, rng, images, first_row):
-    """(mean loss, its gradient) over uint8 `images` [B,H,W,C].
+def _mean_gradient(ddpm: DDPM, params, rng, images, labels, first_row):
+    """(mean loss, its gradient) over uint8 `images` [B,H,W,C] with `labels` [B] or None.
 
     Computed in train.accumulate parts one after the other.
     """
     parts = ddpm.config.train.accumulate
 
-    def mean_loss(params, rows, images):
+    def mean_loss(params, rows, images, labels):
         keys = example_keys(rng, rows)
         x_0 = to_float(images)
         if ddpm.config.data.flip:
             x_0 = random_flip(keys, x_0)
-        return ddpm.loss_of_examples(params, keys, x_0, train=True).mean()
+        return ddpm.loss_of_examples(params, keys, x_0, labels=labels, train=True).mean()
 
     value_and_grad = jax.value_and_grad(mean_loss)
     rows = first_row + jnp.arange(len(images), dtype=jnp.uint32)
     if parts == 1:
-        return value_and_grad(params, rows, images)
+        return value_and_grad(params, rows, images, labels)
 
     def add_part(total, part):
         return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
@@ -155,7 +157,7 @@ def _mean_gradient(ddpm: DDPM, params, rng, images, first_row):
         return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
     zero = jax.tree.map(jnp.zeros_like, (jnp.zeros((), jnp.float32), params))
-    total, _ = jax.lax.scan(add_part, zero, (divide(rows), divide(images)))
+    total, _ = jax.lax.scan(add_part, zero, jax.tree.map(divide, (rows, images, labels)))
     return jax.tree.map(lambda x: x / parts, total)
 
 

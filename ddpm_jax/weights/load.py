@@ -177,6 +177,8 @@ def weights_for(ddpm: DDPM, path: epath.PathLike, mesh: Mesh) -> Loaded:
     Raises UserError naming the fields by which its network is another or predicts something else.
     """
     loaded = load_weights(path, mesh=mesh)
+    if ddpm.config.model.num_classes and not loaded.ddpm.config.model.num_classes:
+        loaded = _with_classes(loaded, ddpm, mesh)
     if _network(loaded.ddpm) != _network(ddpm):
         differences = []
         for name in names_where(Config, lambda field: field.network):
@@ -191,6 +193,19 @@ def weights_for(ddpm: DDPM, path: epath.PathLike, mesh: Mesh) -> Loaded:
             path,
         )
     return loaded
+
+
+def _with_classes(loaded: Loaded, ddpm: DDPM, mesh: Mesh) -> Loaded:
+    """The model with the classes of `ddpm`, which so far all draw alike: their rows are zero."""
+    model = ddpm.config.model
+    config = loaded.ddpm.config
+    network = dataclasses.replace(
+        config.model, num_classes=model.num_classes, no_class=model.no_class
+    )
+    config = dataclasses.replace(config, model=network)
+    rows = np.zeros((model.class_rows, 4 * config.model.base_channels), np.float32)
+    params = {**loaded.params, "class_embedding": {"embedding": replicate(rows, mesh)}}
+    return loaded._replace(ddpm=DDPM(config), params=params)
 
 
 def _network(ddpm: DDPM):

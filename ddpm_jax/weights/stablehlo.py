@@ -25,6 +25,7 @@ import numpy as np
 from etils import epath
 from jax import export
 
+from ddpm_jax.calls.conditions import FREE
 from ddpm_jax.calls.programs import sample_batch
 from ddpm_jax.config import to_dict
 from ddpm_jax.ddpm import DDPM
@@ -88,7 +89,7 @@ def sampler_program(ddpm: DDPM, params: PyTree, sampler: Sampler) -> export.Expo
 
     def sample(flat, key, indices):
         rng = jax.random.wrap_key_data(key, impl="threefry2x32")
-        return sample_batch(ddpm, sampler, nested_params(flat), rng, indices)
+        return sample_batch(ddpm, sampler, nested_params(flat), FREE, rng, indices)
 
     return _export(sample, params, jax.ShapeDtypeStruct((2,), jnp.uint32), _batch((), jnp.uint32))
 
