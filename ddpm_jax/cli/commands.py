@@ -253,6 +253,7 @@ def _likelihood(args: list[str]) -> None:
         options.out,
         sampler=options.chain.sampler,
         first=first,
+        conditional=options.conditional,
     )
     _print_once(table(measured))
 
@@ -320,6 +321,7 @@ def _evaluate(args: list[str]) -> None:
         samples=options.samples,
         likelihood=options.likelihood,
         out=options.out,
+        guide=options.guide,
     )
     _print_once(table(result))
 
