@@ -120,7 +120,7 @@ def vary(
     """As `DDPM.vary`; `sampler` is resolved."""
     images = checked_images("images", images, ddpm.image_shape)
     check_concrete("vary", images=images)
-    timesteps = _lowest_steps(ddpm, sampler, strength)
+    timesteps = lowest_steps(ddpm, sampler, strength)
 
     def edit(params, keys, state, condition, of_rows, move):
         state = _diffuse(ddpm, timesteps, keys, of_rows(images), state)
@@ -130,7 +130,7 @@ def vary(
     return _drawn(ddpm, params, rng, len(images), sampler, len(timesteps), edit, "varying", drawing)
 
 
-def _lowest_steps(ddpm: Any, sampler: Sampler, strength: float) -> tuple[int, ...]:
+def lowest_steps(ddpm: Any, sampler: Sampler, strength: float) -> tuple[int, ...]:
     """The steps below `strength` of T that `sampler` takes; a number of steps lies among these."""
     if isinstance(strength, bool) or not 0 < strength <= 1:
         raise UserError(f"strength: must be above 0 and at most 1, got {shown(strength)}")
