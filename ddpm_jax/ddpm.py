@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import losses
-from ddpm_jax.calibration import Calibration, FixedVariance, cell_grid, likelihood_steps
-from ddpm_jax.calls import edits, programs
-from ddpm_jax.calls.batches import batches, checked_start, share_rows
+from ddpm_jax.calibration import Calibration
+from ddpm_jax.calls import bounds, choice, edits, programs
+from ddpm_jax.calls.batches import Drawing, batches, share_rows
 from ddpm_jax.calls.conditions import FREE, checked_labels, class_rows, conditions
-from ddpm_jax.calls.edits import Drawing
 from ddpm_jax.calls.inputs import (
     check_concrete,
     check_count,
@@ -27,7 +26,6 @@ from ddpm_jax.calls.inputs import (
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.segments import Progress, moving, watched
-from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import NO_CLASS
 from ddpm_jax.keys import (
     DROPOUT,
@@ -42,7 +40,7 @@ from ddpm_jax.keys import (
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
 from ddpm_jax.models import UNet
 from ddpm_jax.operators import Operator
-from ddpm_jax.sampler import MEASURED, NOTHING_TUNED, Sampler, Tuned, as_sampler, log_found
+from ddpm_jax.sampler import NOTHING_TUNED, Sampler, Tuned, as_sampler
 from ddpm_jax.samplers import start_state
 from ddpm_jax.schedule import Schedule, make_schedule
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree, Shaped
@@ -224,38 +222,7 @@ class DDPM:
         Steps of a measured grid are taken from what was measured of the weights. Raises UserError
         for what does not fit, or was not measured.
         """
-        diffusion = self.config.diffusion
-        sampler.check(diffusion)
-        if sampler.grid == "tuned" and sampler.strides(diffusion):
-            named = sampler.sampler is not None
-            found = self.tuned.find(sampler.simplest(diffusion) if named else sampler)
-            found.check(diffusion)
-            log_found(sampler, found)
-            sampler = found
-        if sampler.variance == "optimal":
-            self._calibrated("variance")
-        if sampler.grid == "likelihood" and sampler.strides(diffusion):
-            sampler = self._with_best_steps(sampler)
-        return sampler.simplest(diffusion)
-
-    def _with_best_steps(self, sampler: Sampler) -> Sampler:
-        """The sampler with the steps of the best likelihood in the place of their number."""
-        self._calibrated("grid")
-        variance: FixedVariance = "optimal"  # Also in place of a learned one, or of none.
-        own = sampler.variance_of(self.config.diffusion)
-        if sampler.name == "ancestral" and (own == "fixed_small" or own == "fixed_large"):
-            variance = own
-        steps = _best_steps(self, sampler.steps or 0, variance)
-        return dataclasses.replace(sampler, steps=None, grid=None, timesteps=steps)
-
-    def _calibrated(self, option: str) -> Calibration:
-        """The calibration. Raises UserError naming the option that needs it if there is none."""
-        if self.calibration is None:
-            raise UserError(
-                f"{option}: these weights have no calibration, which this needs; run "
-                "ddpm-jax calibrate RUN first, with the same --weights and --step"
-            )
-        return self.calibration
+        return choice.resolve(self, sampler)
 
     def sample(
         self,
@@ -346,6 +313,7 @@ class DDPM:
         The other arguments, and what image i depends on, are as in `sample`. Raises UserError for
         what does not fit, and TypeError for images that are not floats.
         """
+        images = checked_images("images", images, self.image_shape)
         T = self.schedule.num_timesteps
         steps = check_count("steps", steps)
         sampler = self.resolve(Sampler("ancestral", min(steps, T)))
@@ -377,6 +345,7 @@ class DDPM:
         depends on, are as in `sample`. Raises UserError for what does not fit, and TypeError for
         images that are not floats.
         """
+        images = checked_images("images", images, self.image_shape)
         chosen = self.resolve(as_sampler(sampler, **options))
         drawing = Drawing(labels, guidance, guidance_interval, start, batch_size, progress)
         return edits.vary(self, params, rng, images, strength, chosen, drawing)
@@ -527,36 +496,9 @@ class DDPM:
         """
         self.config.diffusion.check_bound()
         chosen = self.resolve_bound(as_sampler(sampler))
-        check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0, labels=labels)
-        params = checked_params(params, self.shapes)
-        check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
-        start = checked_start(start, len(x_0))
-        n = len(x_0)
-        condition = conditions(self.config.model, labels, n)
-        steps = chosen.timesteps_of(self.config.diffusion)
-        grid = cell_grid(self.image_shape)
-        shapes: list[tuple[int, ...]] = [(len(steps),), (len(steps),)]  # Of the terms and errors.
-        shapes += [(len(steps), *grid)] if cells else []
-        mesh = mesh_of(params)
-        kind = BitsAndCells if cells else BitsPerDim
-        result = kind(*(np.empty((n, *shape), np.float32) for shape in [(), (), *shapes]))
-        todo = list(batches(n, batch_size, mesh))
-        with moving(progress, len(todo) * len(steps), "likelihood") as move:
-            for rows, count in todo:
-                indices = place((start + rows).astype(np.uint32), mesh)
-                images = place(x_0[rows], mesh)
-                empty = tuple(
-                    place(np.zeros((len(rows), *shape), np.float32), mesh) for shape in shapes
-                )
-                of_rows = condition.of(rows, mesh)
-                sizes = grid[:2] if cells else None
-                args = (self, chosen, sizes, params, of_rows, rng, indices, images)
-                parts = watched(programs.bounds, args, empty, steps, move)
-                bits = programs.whole_bound(self, chosen, images, parts)
-                for field, of_batch in zip(result, fetch(bits), strict=True):
-                    field[rows[:count]] = of_batch[:count]
-        return result
+        drawing = Drawing(labels, start=start, batch_size=batch_size, progress=progress)
+        return bounds.bits_per_dim(self, params, rng, x_0, chosen, cells, drawing)
 
     def decoder_bits(
         self,
@@ -573,47 +515,10 @@ class DDPM:
 
         See `likelihood.decoder_bits`; the other arguments are as in `bits_per_dim`.
         """
-        params = checked_params(params, self.shapes)
-        check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
-        n = len(x_0)
-        condition = conditions(self.config.model, labels, n)
-        start = checked_start(start, n)
-        mesh = mesh_of(params)
-        result = np.empty((n, len(variances)), np.float32)
-        for rows, count in batches(n, batch_size, mesh):
-            indices = place((start + rows).astype(np.uint32), mesh)
-            images = place(x_0[rows], mesh)
-            table = np.float32(variances)
-            of_rows = condition.of(rows, mesh)
-            bits = programs.decoder_bits(self, params, of_rows, rng, indices, images, table)
-            result[rows[:count]] = fetch(bits)[:count]
-        return result
+        drawing = Drawing(labels, start=start, batch_size=batch_size)
+        return bounds.decoder_bits(self, params, rng, x_0, variances, drawing)
 
     def resolve_bound(self, sampler: Sampler) -> Sampler:
         """As `resolve`, for the chain of a bound. Raises UserError if it has none."""
-        known = sampler.grid not in MEASURED and (sampler.steps or 0) <= self.schedule.num_timesteps
-        if known:  # Before anything is said of the chain.
-            self._check_bounded(sampler)
-        chosen = self.resolve(sampler)
-        self._check_bounded(chosen)
-        return chosen
-
-    def _check_bounded(self, sampler: Sampler) -> None:
-        if sampler.name != "ancestral":
-            raise UserError(
-                f"sampler: {sampler.name} has no bound; leave it out or choose ancestral"
-            )
-        first = sampler.timesteps_of(self.config.diffusion)[0]
-        if first:
-            raise UserError(
-                f"timesteps: the bound's L_0 is of step 0, but this chain's first is step {first}; "
-                "choose the grid linspace, leading, quad, squares or likelihood"
-            )
-
-
-@functools.lru_cache(maxsize=64)
-def _best_steps(ddpm: DDPM, steps: int, variance: FixedVariance) -> tuple[int, ...]:
-    """The steps of the best likelihood; a second of work at T = 1000, so done once."""
-    mse = ddpm._calibrated("grid").mse
-    return tuple(likelihood_steps(ddpm.schedule, mse, steps, variance).tolist())
+        return choice.resolve_bound(self, sampler)

@@ -1,7 +1,7 @@
 """Batches of the images that a call makes, and their numbers."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,19 @@ from jax.sharding import Mesh
 from ddpm_jax.calls.inputs import check_count
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
+from ddpm_jax.devices.segments import Progress
 from ddpm_jax.shapes import PyTree
+
+
+class Drawing(NamedTuple):
+    """What many calls take beside their images, as in `DDPM.sample`."""
+
+    labels: Any = None
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    start: int = 0
+    batch_size: int | None = None
+    progress: Progress = False
 
 
 def checked_start(start: Any, n: int) -> int:

@@ -6,36 +6,25 @@ What `DDPM.inpaint`, `vary` and `restore` compute; the mathematics is in `editin
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from ddpm_jax import editing
 from ddpm_jax.calls import programs
-from ddpm_jax.calls.batches import batches, checked_start
+from ddpm_jax.calls.batches import Drawing, batches, checked_start
 from ddpm_jax.calls.conditions import Condition, conditions
-from ddpm_jax.calls.inputs import check_concrete, check_key, checked_images, checked_params
+from ddpm_jax.calls.inputs import check_concrete, check_key, checked_params
 from ddpm_jax.calls.programs import Finite, Images, Index, chain_of
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
-from ddpm_jax.devices.segments import Progress, are_finite, moving, watched
+from ddpm_jax.devices.segments import are_finite, moving, watched
 from ddpm_jax.errors import UserError, shown
 from ddpm_jax.operators import ImageOperator, Operator, mask
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.samplers import State, time_grid
 from ddpm_jax.schedule import strided
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Bool, Float, PyTree
-
-
-class Drawing(NamedTuple):
-    """What all edits take beside their images, as in `DDPM.sample`."""
-
-    labels: Any = None
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] | None = None
-    start: int = 0
-    batch_size: int | None = None
-    progress: Progress = False
 
 
 def inpaint(
@@ -49,7 +38,6 @@ def inpaint(
     drawing: Drawing,
 ) -> np.ndarray:
     """As `DDPM.inpaint`; `passes` are (resample, jump), and `sampler` is resolved."""
-    images = checked_images("images", images, ddpm.image_shape)
     check_concrete("inpaint", images=images, mask=known)
     masks = _checked_mask(known, images.shape)
     timesteps = sampler.timesteps_of(ddpm.config.diffusion)
@@ -118,7 +106,6 @@ def vary(
     drawing: Drawing,
 ) -> np.ndarray:
     """As `DDPM.vary`; `sampler` is resolved."""
-    images = checked_images("images", images, ddpm.image_shape)
     check_concrete("vary", images=images)
     timesteps = lowest_steps(ddpm, sampler, strength)
 
