@@ -11,8 +11,10 @@ import numpy as np
 
 from ddpm_jax import losses
 from ddpm_jax.calibration import Calibration, FixedVariance, cell_grid, likelihood_steps
-from ddpm_jax.calls import programs
+from ddpm_jax.calls import edits, programs
+from ddpm_jax.calls.batches import batches, checked_start, share_rows
 from ddpm_jax.calls.conditions import FREE, checked_labels, class_rows, conditions
+from ddpm_jax.calls.edits import Drawing
 from ddpm_jax.calls.inputs import (
     check_concrete,
     check_count,
@@ -24,7 +26,6 @@ from ddpm_jax.calls.inputs import (
 )
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
-from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import Progress, moving, watched
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import NO_CLASS
@@ -40,10 +41,11 @@ from ddpm_jax.keys import (
 )
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
 from ddpm_jax.models import UNet
+from ddpm_jax.operators import Operator
 from ddpm_jax.sampler import MEASURED, NOTHING_TUNED, Sampler, Tuned, as_sampler, log_found
 from ddpm_jax.samplers import start_state
 from ddpm_jax.schedule import Schedule, make_schedule
-from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree, Shaped
 
 Labels = Integer[Array, " b"] | int | None
 """The classes of images, -1 for no class: one for all of them, or one each."""
@@ -303,10 +305,10 @@ class DDPM:
         check_key(rng)
         mesh = mesh_of(params)
         result = np.empty((n, *self.image_shape), np.float32)
-        batches = list(_batches(n, batch_size, mesh))
+        todo = list(batches(n, batch_size, mesh))
         steps = chosen.timesteps_of(self.config.diffusion)[::-1]
-        with moving(progress, len(batches) * len(steps), "sampling") as move:
-            for rows, count in batches:
+        with moving(progress, len(todo) * len(steps), "sampling") as move:
+            for rows, count in todo:
                 indices = place((start + rows).astype(np.uint32), mesh)
                 keys, state = programs.begin(self, chosen, rng, indices)
                 clip = self.config.diffusion.clip
@@ -316,6 +318,100 @@ class DDPM:
         # The mean is not clipped where the network predicts it, and nothing without
         # diffusion.clip.
         return np.clip(result, -1, 1, out=result)
+
+    def inpaint(
+        self,
+        params: PyTree,
+        rng: AnyKey,
+        images: Float[Array, "b h w c"],
+        mask: Shaped[Array, "..."],
+        *,
+        steps: int = 250,
+        resample: int = 10,
+        jump: int = 10,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        start: int = 0,
+        batch_size: int | None = None,
+        progress: Progress = False,
+    ) -> np.ndarray:
+        """Images float32 [N,H,W,C] that are `images` where `mask` is 1, and drawn anew elsewhere.
+
+        RePaint (Lugmayr et al. 2022), see `editing.inpaint`: ancestral sampling with `steps` of the
+        T steps (all where there are fewer), which goes `jump` steps back up again and again, to
+        come down `resample` times in all; 250 steps call the network 2,410 times. `images` are
+        floats in [-1, 1], and `mask`, of bool or numbers from 0 to 1, is [H,W], [H,W,1] or
+        [1 or N,H,W,1]. Known pixels come back bit for bit.
+        The other arguments, and what image i depends on, are as in `sample`. Raises UserError for
+        what does not fit, and TypeError for images that are not floats.
+        """
+        T = self.schedule.num_timesteps
+        steps = check_count("steps", steps)
+        sampler = self.resolve(Sampler("ancestral", min(steps, T)))
+        passes = (check_count("resample", resample), check_count("jump", jump))
+        drawing = Drawing(labels, guidance, guidance_interval, start, batch_size, progress)
+        return edits.inpaint(self, params, rng, images, mask, sampler, passes, drawing)
+
+    def vary(
+        self,
+        params: PyTree,
+        rng: AnyKey,
+        images: Float[Array, "b h w c"],
+        strength: float,
+        *,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        start: int = 0,
+        batch_size: int | None = None,
+        sampler: Sampler | SamplerName | None = None,
+        progress: Progress = False,
+        **options: Any,
+    ) -> np.ndarray:
+        """Variations float32 [N,H,W,C] of `images` [N,H,W,C] in [-1, 1].
+
+        SDEdit (Meng et al. 2021), see `editing.vary`: the images are diffused by the first
+        `strength` of the T steps, and come back from there: near 0 they stay, at 1 nothing of them
+        is left. A number of `steps` lies among those alone. The other arguments, and what image i
+        depends on, are as in `sample`. Raises UserError for what does not fit, and TypeError for
+        images that are not floats.
+        """
+        chosen = self.resolve(as_sampler(sampler, **options))
+        drawing = Drawing(labels, guidance, guidance_interval, start, batch_size, progress)
+        return edits.vary(self, params, rng, images, strength, chosen, drawing)
+
+    def restore(
+        self,
+        params: PyTree,
+        rng: AnyKey,
+        y: Float[Array, "b h w c"],
+        operator: Operator,
+        *,
+        noise: float = 0.0,
+        r2: Float[Array, " T"] | None = None,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        start: int = 0,
+        batch_size: int | None = None,
+        sampler: Sampler | SamplerName | None = None,
+        progress: Progress = False,
+        **options: Any,
+    ) -> np.ndarray:
+        """Images x float32 [N,H,W,C] of which `operator` makes the damaged ones: y = A x + noise.
+
+        `operator` is one of `ddpm_jax.operators`: downscale, grey, mask or blur, or some put
+        together; `y` [N,h,w,c] is what it makes of images in [-1, 1], and `noise` the standard
+        deviation of the noise on it. Without noise A x = y (DDNM, Wang et al. 2022); with noise the
+        gradient of log p(y | x_t) leads there (PiGDM, Song et al. 2023), which takes about three
+        times as long. `r2` [T] is the variance of x_0 given x_t at each step, None for
+        1 - alphas_bar. See `editing.conditioned`. The other arguments, and what image i depends on,
+        are as in `sample`. Raises UserError for what does not fit.
+        """
+        chosen = self.resolve(as_sampler(sampler, **options))
+        drawing = Drawing(labels, guidance, guidance_interval, start, batch_size, progress)
+        return edits.restore(self, params, rng, y, operator, noise, r2, chosen, drawing)
 
     def reverse(
         self,
@@ -352,7 +448,7 @@ class DDPM:
                 args = (self, params, FREE, keys, np.int32(start))
                 return watched(programs.reverse, args, (x, x), steps, move)
 
-            return _share_rows(run, params, keys, x)
+            return share_rows(run, params, keys, x)
 
     def encode(
         self,
@@ -377,7 +473,7 @@ class DDPM:
                 args = (self, sampler, params, FREE)
                 return watched(programs.encode, args, x_0, steps_up, move)
 
-            return _share_rows(run, params, x_0)
+            return share_rows(run, params, x_0)
 
     def decode(
         self,
@@ -399,7 +495,7 @@ class DDPM:
                 args = (self, sampler, False, params, FREE, None)
                 return watched(programs.advance, args, state, steps_down, move).x
 
-            return _share_rows(run, params, x_T)
+            return share_rows(run, params, x_T)
 
     def _ddim(self, steps: int | None) -> Sampler:
         return self.resolve(Sampler("ddim", steps))
@@ -435,7 +531,7 @@ class DDPM:
         params = checked_params(params, self.shapes)
         check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
-        start = _checked_start(start, len(x_0))
+        start = checked_start(start, len(x_0))
         n = len(x_0)
         condition = conditions(self.config.model, labels, n)
         steps = chosen.timesteps_of(self.config.diffusion)
@@ -445,9 +541,9 @@ class DDPM:
         mesh = mesh_of(params)
         kind = BitsAndCells if cells else BitsPerDim
         result = kind(*(np.empty((n, *shape), np.float32) for shape in [(), (), *shapes]))
-        batches = list(_batches(n, batch_size, mesh))
-        with moving(progress, len(batches) * len(steps), "likelihood") as move:
-            for rows, count in batches:
+        todo = list(batches(n, batch_size, mesh))
+        with moving(progress, len(todo) * len(steps), "likelihood") as move:
+            for rows, count in todo:
                 indices = place((start + rows).astype(np.uint32), mesh)
                 images = place(x_0[rows], mesh)
                 empty = tuple(
@@ -482,10 +578,10 @@ class DDPM:
         x_0 = checked_images("x_0", x_0, self.image_shape)
         n = len(x_0)
         condition = conditions(self.config.model, labels, n)
-        start = _checked_start(start, n)
+        start = checked_start(start, n)
         mesh = mesh_of(params)
         result = np.empty((n, len(variances)), np.float32)
-        for rows, count in _batches(n, batch_size, mesh):
+        for rows, count in batches(n, batch_size, mesh):
             indices = place((start + rows).astype(np.uint32), mesh)
             images = place(x_0[rows], mesh)
             table = np.float32(variances)
@@ -521,28 +617,3 @@ def _best_steps(ddpm: DDPM, steps: int, variance: FixedVariance) -> tuple[int, .
     """The steps of the best likelihood; a second of work at T = 1000, so done once."""
     mse = ddpm._calibrated("grid").mse
     return tuple(likelihood_steps(ddpm.schedule, mse, steps, variance).tolist())
-
-
-def _checked_start(start: int, n: int) -> int:
-    start = check_count("start", start)
-    if start < 0 or start + n > 2**32:
-        raise ValueError(f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}")
-    return start
-
-
-def _batches(n: int, batch_size: int | None, mesh):
-    """Batches of at most `batch_size`, 64 a device by default; see `full_batches`."""
-    devices = mesh.size if mesh else 1
-    size = 64 * devices if batch_size is None else check_count("batch_size", batch_size)
-    return full_batches(n, size, shrink=True, multiple=devices)
-
-
-def _share_rows(call, params, *batched):
-    """call(*batched), by all devices where params are on a mesh of several."""
-    mesh = mesh_of(params)
-    if mesh is None:
-        return call(*batched)
-    n = len(batched[0])
-    ((rows, _),) = full_batches(n, n, multiple=mesh.size)
-    result = call(*(place(array[rows], mesh) for array in batched))
-    return jax.tree.map(lambda array: array[:n], fetch(result))
