@@ -143,7 +143,7 @@ class DDPM:
         params = checked_params(params, self.shapes)
         x_t = checked_images("x_t", x_t, self.image_shape)
         check_numbers("t", t, x_t.shape[0])
-        rows = self._class_rows(labels, len(x_t))
+        rows = self._class_rows(labels, x_t.shape[0])  # len takes no symbolic size.
         return jnp.asarray(self.network.apply({"params": params}, x_t, t, classes=rows))
 
     def _class_rows(self, labels: Labels, n: int):
