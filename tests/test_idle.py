@@ -10,6 +10,7 @@ from ddpm_jax.sampler import Sampler, _log_idle_grid
 from ddpm_jax.training.idle import idle_settings
 
 ATTENTION = "model.attention_resolutions"
+ALWAYS = {"num_classes": 10, "no_class": False}
 
 
 def said(config, streamed=True, held_out=9, devices=8, given=()):
@@ -55,6 +56,15 @@ def test_the_first_look_that_small32_advises_is_not_warned_of():
         ),
         ({"train": {"sample_every": 10**6}}, {}, "train.sample_every", "than train.steps 800000"),
         ({"train": {"eval_every": 10**6}}, {}, "train.eval_every", "after the last step alone"),
+        ({"model": {"no_class": False}}, {}, "model.no_class", "no classes at all"),
+        ({"train": {"label_dropout": 0.2}}, {}, "train.label_dropout", "has no classes"),
+        ({"train": {"label_dropout": 0.0}}, {}, "train.label_dropout", "has no classes"),
+        (
+            {"model": ALWAYS, "train": {"label_dropout": 0.2}},
+            {},
+            "train.label_dropout",
+            "keeps its label",
+        ),
         ({"train": {"log_every": 10**6}}, {}, "train.log_every", "after the last step alone"),
         ({"checkpoint": {"every": 10**6}}, {}, "checkpoint.every", "after the last step alone"),
     ],
@@ -65,6 +75,14 @@ def test_a_setting_that_cannot_act_is_named(change, where, name, words):
     other = with_(config, **change)
     found = said(other, **where, given=changed(config, other))
     assert list(found) == [name] and words in found[name]
+
+
+@pytest.mark.parametrize(
+    ("network", "rate"), [({"num_classes": 10}, 0.3), (ALWAYS, 0.0), (ALWAYS, 0.1), ({}, 0.1)]
+)
+def test_what_acts_on_labels_and_what_is_off_is_not_named(network, rate):
+    config = load_config("cifar10")
+    assert said(with_(config, model=network, train={"label_dropout": rate})) == {}
 
 
 def test_what_suits_a_longer_run_is_named_where_it_was_asked_for():

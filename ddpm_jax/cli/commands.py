@@ -265,6 +265,7 @@ def _likelihood(args: list[str]) -> None:
         options.out,
         sampler=options.chain.sampler,
         first=first,
+        conditional=options.conditional,
     )
     _print_once(table(measured))
 
@@ -332,6 +333,7 @@ def _evaluate(args: list[str]) -> None:
         samples=options.samples,
         likelihood=options.likelihood,
         out=options.out,
+        guide=options.guide,
     )
     _print_once(table(result))
 

@@ -150,6 +150,8 @@ class LikelihoodOptions(ModelOptions):
     """Measure the bound on the negative log-likelihood of a split; resumes if interrupted."""
 
     chain: Annotated[Chain, tyro.conf.arg(name="")] = Chain()
+    conditional: bool | None = None
+    """The bound given the images' labels (True) or no class (False); None for labels if any."""
     images: Positive | None = None
     """The first so many images of the split; None for all."""
     split: Split | None = None
@@ -233,9 +235,13 @@ class TuneOptions(ModelOptions):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions(ModelOptions):
-    """Compare samples with real images: IS, FID, KID, precision, recall; resumes if interrupted."""
+    """Compare samples with real images: IS, FID, KID, precision, recall; resumes if interrupted.
+
+    Without --labels, samples of a model with classes have labels in the images' proportions.
+    """
 
     sampler: SamplerFields = ANCESTRAL
+    guide: Annotated[Guide, tyro.conf.arg(name="")] = UNGUIDED
     data: OptionalSource = None
     """Real images, as digits, folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
     n: Annotated[int, Range(min=20, max=2**32), tyro.conf.arg(aliases=["-n"])] = 50_000

@@ -8,8 +8,8 @@ RUN/likelihood/SPLIT-STEP-WEIGHTS-seedN/
   errors.npz       sums of the squared errors for the calibration, see errors.py
   likelihood.json  the result, and curves.npz its curves over t
 
-The folder's name also says which chain it was, and how many of the images, where these are not the
-model's own and all.
+The folder's name also says which chain it was, how many of the images, and that no class was given,
+where these are not the model's own, all, and the images' labels.
 """
 
 import functools
@@ -29,6 +29,7 @@ from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.evaluation.errors import Errors, read_errors
+from ddpm_jax.evaluation.labels import labels_of
 from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.keys import seed_key
 from ddpm_jax.likelihood import BitsPerDim, rate
@@ -85,31 +86,37 @@ def measure(
     sampler: Sampler = ANCESTRAL,
     first: int | None = None,
     calibrating: bool = False,
+    conditional: bool | None = None,
 ) -> Likelihood:
     """The bound over all of `images`, `draws` times with fresh noise; resumes from existing parts.
 
     Earlier draws beyond `draws` count too. Draw d of image i of the split takes its noise from
     fold_in(fold_in(key(seed), d), i). `out` is the folder, by default one in the run's likelihood/.
     `sampler` is the chain that the bound is of. `first` says that `images` are only so many of the
-    split. The result has a calibration if `calibrating`, which measures again where parts lack what
+    split. `conditional` is that of `labels_of`: the bound is of p(image | label), or of p(image).
+    The result has a calibration if `calibrating`, which measures again where parts lack what
     that needs. Otherwise a run gets its calibration.npz where the whole chain is measured on
-    images that were not trained on, and more of them than before.
+    images that were not trained on, more of them than before, with their labels if they have any.
     Raises UserError if an argument cannot be used, the bound is infinite, or the folder holds parts
     of something else.
     """
     model.ddpm.config.diffusion.check_bound()
     sampler = model.ddpm.resolve_bound(sampler)
-    label = _label(model, images, seed, sampler)
-    folder = path_of(out) if out else _home(model, images, seed, sampler, first)
+    labels = labels_of(model.ddpm, images, conditional)
+    label = _label(model, images, seed, sampler, labels is not None)
+    folder = path_of(out) if out else _home(model, images, seed, sampler, first, labels is not None)
     claim(folder, "label.json", label, functools.partial(_label_of_today, model=model))
 
     steps = sampler.timesteps_of(model.ddpm.config.diffusion)
     count = len(images.indices)
     while _have(_files(folder, draws, 0, count)):
         draws += 1  # Measured before.
-    feeding = out is None and not calibrating and _is_calibrating(model, images, sampler)
+    usual = conditional is None or (labels is None) == (labels_of(model.ddpm, images) is None)
+    feeding = out is None and not calibrating and usual and _is_calibrating(model, images, sampler)
     errors = read_errors(folder, model.ddpm, count) if calibrating or feeding else None
-    parts = _Parts(folder, model, images, sampler, len(steps), batch_size, errors, calibrating)
+    parts = _Parts(
+        folder, model, images, labels, sampler, len(steps), batch_size, errors, calibrating
+    )
     rng = seed_key(seed)
     with progress_bar(total=draws * parts.steps, desc="likelihood", unit="step") as progress:
         for draw in range(draws):
@@ -132,14 +139,16 @@ def keep_calibration(
     file: epath.PathLike, model: Loaded, images: Images, seed: int, calibration: Calibration
 ) -> None:
     """Writes what was measured of `model` on `images` into `file`, and says so."""
-    write_calibration(file, model, calibration, about_images(images, seed))
+    write_calibration(file, model, calibration, about_images(model, images, seed))
     log.info("%s: calibration by %d images", file, calibration.images)
 
 
-def about_images(images: Images, seed: int) -> dict[str, Any]:
+def about_images(model: Loaded, images: Images, seed: int) -> dict[str, Any]:
     """How a calibration was measured, for its file."""
     fingerprint = images.source.fingerprint
-    return {"seed": seed, "split": images.split, "data_fingerprint": fingerprint}
+    with_labels = labels_of(model.ddpm, images) is not None
+    split = f"{images.split}, with labels" if with_labels else images.split
+    return {"seed": seed, "split": split, "data_fingerprint": fingerprint}
 
 
 def table(likelihood: Likelihood) -> str:
@@ -155,7 +164,8 @@ def table(likelihood: Likelihood) -> str:
     }
     lines = [
         f"{summary['split']}, {summary['images']} images, {weights}, {draws_of(summary)}",
-        _words_of_chain(summary["chain"], summary["diffusion"]["num_timesteps"]),
+        _words_of_chain(summary["chain"], summary["diffusion"]["num_timesteps"])
+        + _words_of_labels(summary),
         f"{'':28}bits/dim{'  standard error over draws' if error else ''}",
     ]
     for name, words in rows.items():
@@ -180,7 +190,20 @@ def _words_of_chain(chain: dict, T: int) -> str:
     )
 
 
-def _label(model: Loaded, images: Images, seed: int, sampler: Sampler = ANCESTRAL) -> dict:
+def _words_of_labels(summary: dict) -> str:
+    """Of a model with classes, whether the bound is that of images with theirs."""
+    if "conditional" not in summary:
+        return ""
+    return f", {'given the labels' if summary['conditional'] else 'no class'}"
+
+
+def _label(
+    model: Loaded,
+    images: Images,
+    seed: int,
+    sampler: Sampler = ANCESTRAL,
+    conditional: bool = False,
+) -> dict:
     """The description of the parts; only parts with the same label are combined."""
     label = {
         **model.label,
@@ -197,6 +220,8 @@ def _label(model: Loaded, images: Images, seed: int, sampler: Sampler = ANCESTRA
         group, _, field = name.partition(".")
         if group in label:
             label[group][field] = config[group][field]
+    if model.ddpm.config.model.num_classes:
+        label["conditional"] = conditional
     return label
 
 
@@ -223,6 +248,7 @@ def _home(
     seed: int,
     sampler: Sampler = ANCESTRAL,
     first: int | None = None,
+    conditional: bool = False,
 ) -> epath.Path:
     split: str = images.split
     if split == "test":
@@ -235,6 +261,8 @@ def _home(
         steps = chain["timesteps"]
         hashed = hashlib.blake2b(json.dumps(chain).encode(), digest_size=4).hexdigest()
         name += f"-{'all' if steps is None else len(steps)}-{chain['variance']}-{hashed}"
+    if model.ddpm.config.model.num_classes and not conditional:
+        name += "-no-class"
     return model.home / "likelihood" / name
 
 
@@ -284,6 +312,8 @@ class _Parts(NamedTuple):
     folder: epath.Path
     model: Loaded
     images: Images
+    labels: np.ndarray | None
+    """Those of the images, or None for no class."""
     sampler: Sampler
     chain: int
     """S, the steps of the chain."""
@@ -310,9 +340,18 @@ class _Parts(NamedTuple):
         batches = full_batches(n, self.size, shrink=True, multiple=self.model.devices)
         return self.chain * sum(1 for _ in batches)
 
+    def _labels(self, start: int, stop: int) -> np.ndarray | None:
+        return None if self.labels is None else self.labels[start:stop]
+
     def _decoder_bits(self, key, x_0, start: int) -> np.ndarray:
         return self.model.ddpm.decoder_bits(
-            self.model.params, key, x_0, DECODER_VARIANCES, start=start, batch_size=self.size
+            self.model.params,
+            key,
+            x_0,
+            DECODER_VARIANCES,
+            labels=self._labels(start, start + len(x_0)),
+            start=start,
+            batch_size=self.size,
         )
 
     def make(self, draw: int, key, progress) -> None:
@@ -332,6 +371,7 @@ class _Parts(NamedTuple):
                 self.model.params,
                 key,
                 x_0,
+                labels=self._labels(start, stop),
                 start=start,
                 batch_size=self.size,
                 sampler=self.sampler,

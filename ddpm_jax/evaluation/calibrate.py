@@ -46,7 +46,7 @@ def calibrate(
     measured = measure(model, images, 1, seed, batch_size, parts, first=first, calibrating=True)
     calibration = measured.calibration
     assert calibration is not None  # That is what `calibrating` asks for.
-    calibrated = model.calibrated(calibration, about_images(images, seed))
+    calibrated = model.calibrated(calibration, about_images(model, images, seed))
     if file.suffix == ".safetensors":
         export(file, calibrated, "safetensors")
     else:

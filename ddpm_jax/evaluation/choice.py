@@ -154,7 +154,7 @@ def calibrated(model: Loaded, images: Images, first: int | None, seed: int) -> L
     calibration = measure(model, images, 1, seed, first=first, calibrating=True).calibration
     assert calibration is not None  # That is what `calibrating` asks for.
     keep_calibration(path_of(model.path) / CALIBRATION, model, images, seed, calibration)
-    return model.calibrated(calibration, about_images(images, seed))
+    return model.calibrated(calibration, about_images(model, images, seed))
 
 
 def stochastic(optimal: bool) -> list[Sampler]:

@@ -1,6 +1,6 @@
 """How good a model's samples are: the row of the paper's Table 1, and KID, precision and recall.
 
-RUN/evaluation/STEP-WEIGHTS-SAMPLER-seedN/
+RUN/evaluation/STEP-WEIGHTS-SAMPLER-seedN/, of a model with classes STEP-...-guidanceW-HASH/
   samples/         as `ddpm-jax sample --out` makes them, and may have made them
   features-.../    one file for every few images
   KIND-N-SETS.json the result, with all that it depends on
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.config import Split, to_dict
 from ddpm_jax.data import load_source
 from ddpm_jax.data.decode import decode
@@ -24,16 +25,19 @@ from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import metrics
 from ddpm_jax.evaluation.bound import measure
+from ddpm_jax.evaluation.classes import lines_of, of_classes
 from ddpm_jax.evaluation.features import (
     Extractor,
     Features,
     Reference,
     cache_root,
+    compared,
     features_of,
     inception,
     proxy,
     reference_of,
 )
+from ddpm_jax.evaluation.labels import guide_for
 from ddpm_jax.evaluation.paper import results_of
 from ddpm_jax.evaluation.sample import checked_sampler, fill_folder, image_file
 from ddpm_jax.evaluation.splits import Images, read_split
@@ -59,6 +63,7 @@ def evaluate(
     samples: epath.PathLike | None = None,
     likelihood: bool = True,
     out: epath.PathLike | None = None,
+    guide: Guide = UNGUIDED,
 ) -> dict[str, Any]:
     """Compares images 0, ..., n - 1 of key(seed) with real ones; resumes with what is there.
 
@@ -66,19 +71,22 @@ def evaluate(
     tfds:NAME, whose test split counts too), by default those that the run was trained on and those
     that it was not. Features are FID's InceptionV3's with the weights of `inception_file`, or else
     those of a small classifier trained on the images' labels; its numbers are called proxy.
-    `samples` is a folder of `ddpm-jax sample`, filled up if images are missing. `likelihood`
-    measures the bound on the images that were not trained on, as `ddpm-jax likelihood` does.
+    `samples` is a folder of `ddpm-jax sample`, filled up if images are missing. If `guide` has no
+    labels, those of samples of a model with classes are `guide_for`'s. `likelihood` measures the
+    bound on the images that were not trained on, as `ddpm-jax likelihood` does.
     Raises UserError for what cannot be used.
     """
     config = model.ddpm.config
     sampler = checked_sampler(sampler, model)
     if likelihood:
         config.diffusion.check_bound()
-    folder = path_of(out) if out else model.home / "evaluation" / _name(model, sampler, seed)
+    home = None if out else model.home / "evaluation"
 
     mesh = make_mesh()
     sets = real_images(model, data)
     train = sets[0]
+    guide = guide_for(model.ddpm, train, guide)
+    folder = home / _name(model, sampler, seed, guide) if home else path_of(out)
     root = cache_root(train.source, folder / "real")
     if inception_file:
         extractor = inception(inception_file, mesh)
@@ -89,13 +97,14 @@ def evaluate(
         for images in sets
     }
     place = path_of(samples) if samples else folder / "samples"
-    fill_folder(place, model, n, seed, sampler, batch_size or 64 * model.devices)
+    fill_folder(place, model, n, seed, sampler, batch_size or 64 * model.devices, guide)
     drawn = _features_of_samples(extractor, model, place, n, folder)
     result = {
         "run": str(model.path),
         **model.label,
         "seed": seed,
         **sampler.recorded(config.diffusion),
+        **guide.recorded,
         "samples": n,
         "diffusion": to_dict(config)["diffusion"],
         "features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about},
@@ -107,6 +116,10 @@ def evaluate(
         "paper": results_of(config, data or config.data.source),
         "values": _compare(drawn, references, extractor.kind),
     }
+    labels = guide.of(np.arange(n))["labels"]
+    own = train.source.labels
+    if labels is not None and own is not None:
+        result |= _by_class(drawn, labels, own[train.indices], references["train"], result)
     file = folder / f"{extractor.kind}-{n}-{_hash_of(sets)}.json"
     if likelihood:
         _write(file, result)  # The likelihood may take long.
@@ -126,15 +139,18 @@ def table(result: dict[str, Any]) -> str:
     weights = words_of(result["weights"], result["step"])
     steps = "" if result["steps"] is None else f" of {result['steps']} steps"
     sets = [f"{each['images']} images of {each['split']}" for each in result["references"]]
+    width = max(28, *(len(value["title"]) + 1 for value in result["values"].values()))
     lines = [
-        f"{result['run']}: {weights}, {result['sampler']}{steps}",
+        f"{result['run']}: {weights}, {result['sampler']}{steps}{_words_of_guide(result)}",
         f"{result['samples']} samples of seed {result['seed']} against {', '.join(sets)}",
         f"features: {features['kind']}, sha256 {features['sha256'][:16]}",
-        f"{'':28}{'here':>10}{'error':>10}{'  the paper' if paper else ''}",
+        f"{'':{width}}{'here':>10}{'error':>10}{'  the paper' if paper else ''}",
     ]
     for name, value in result["values"].items():
         numbers = f"{value['value']:10.5f}{value['error']:10.5f}"
-        lines.append(f"{value['title']:28}{numbers}  {paper.get(name, '')}".rstrip())
+        lines.append(f"{value['title']:{width}}{numbers}  {paper.get(name, '')}".rstrip())
+    if result.get("classes"):
+        lines += lines_of(result["classes"], "proxy KID" if is_proxy else "KID")
     if is_proxy:
         lines += [
             "proxy: features of a small classifier of these images, which classifies "
@@ -143,6 +159,17 @@ def table(result: dict[str, Any]) -> str:
             "pass --inception PATH.",
         ]
     return "\n".join(lines)
+
+
+def _words_of_guide(result: dict[str, Any]) -> str:
+    """For example ", guidance 2.0 at 0 <= t < 500"; nothing of 1."""
+    if result.get("guidance", 1) == 1:
+        return ""
+    words = f", guidance {result['guidance']}"
+    if result["guidance_interval"] is None:
+        return words
+    lo, hi = result["guidance_interval"]
+    return f"{words} at {lo} <= t < {hi}"
 
 
 def _write(file: epath.Path, result: dict[str, Any]) -> None:
@@ -157,7 +184,7 @@ def _reference(images: Images) -> dict[str, Any]:
     }
 
 
-def _name(model: Loaded, sampler: Sampler, seed: int) -> str:
+def _name(model: Loaded, sampler: Sampler, seed: int, guide: Guide = UNGUIDED) -> str:
     """Of the folder for what is made with these."""
     options = sampler.options
     if sampler.timesteps is not None:  # A thousand numbers are no name.
@@ -165,7 +192,11 @@ def _name(model: Loaded, sampler: Sampler, seed: int) -> str:
         digest = hashlib.blake2b(steps.tobytes(), digest_size=4).hexdigest()
         options["timesteps"] = f"{len(steps)}steps-{digest}"
     drawn_by = [str(option) for option in options.values() if option is not None]
-    return "-".join([f"{model.step:08d}", model.kind, *drawn_by, f"seed{seed}"])
+    shown = []
+    if guide.recorded:
+        hashed = hashlib.blake2b(json.dumps(guide.recorded).encode(), digest_size=4).hexdigest()
+        shown = [f"guidance{guide.guidance:g}", hashed]
+    return "-".join([f"{model.step:08d}", model.kind, *drawn_by, f"seed{seed}", *shown])
 
 
 def _hash_of(sets: list[Images]) -> str:
@@ -272,6 +303,28 @@ def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> 
     return values
 
 
+def _by_class(
+    drawn: Features, labels: np.ndarray, real: np.ndarray, reference: Reference, result: dict
+) -> dict[str, Any]:
+    """The classes' figures, and how many of the samples the proxy names by their label.
+
+    `labels` are those of the samples, `real` those of the images trained on.
+    """
+    named = None
+    values = result["values"]
+    has_label = labels >= 0
+    if result["features"]["kind"] == "proxy" and has_label.any():
+        named = np.unique(real)[drawn.logits.argmax(axis=1)]
+        right = float((named == labels)[has_label].mean())
+        count = int(has_label.sum())
+        error = float(np.sqrt(right * (1 - right) / count))
+        words = f"binomial, {count} samples with a label"
+        values = {**values, "proxy_named_right": _value("proxy named right", right, error, words)}
+    of_reference = real[compared(len(real))]
+    rows = of_classes(drawn.features, labels, reference.features, of_reference, named)
+    return {"values": values, "classes": rows}
+
+
 def warn_of_few(n: int, references: dict[Split, Reference]) -> None:
     """Logs where `n` samples, or the real images, are fewer than the features that FID takes."""
     dim = next(iter(references.values())).features.shape[1]
@@ -304,7 +357,8 @@ def _likelihood(model: Loaded, sets, seed, batch_size, folder) -> dict[str, dict
     summary = measure(model, images, seed=seed, batch_size=batch_size, out=folder).summary
     error = summary["standard_error_over_images"]
     error_is = f"standard error over the {len(images.indices)} images"
-    title = f"NLL ({images.split}), bits/dim <="
+    given = " | label" if summary.get("conditional") else ""
+    title = f"NLL ({images.split}{given}), bits/dim <="
     return {f"nll_{images.split}": _value(title, summary["total"], error, error_is)}
 
 

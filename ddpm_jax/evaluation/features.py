@@ -153,8 +153,7 @@ def reference_of(
         files = _reference_parts(extractor, source, indices, folder)
         parts = _read_parts(files, len(indices), ("features",))
         kept = statistics(part["features"] for part in parts)._asdict()
-        bits = np.random.Philox(key=[0, len(indices)]).random_raw(len(indices))
-        chosen = np.sort(np.argsort(bits, kind="stable")[:COMPARED])
+        chosen = compared(len(indices))
         rows = []
         parts = _read_parts(files, len(indices), ("features",))
         for start, part in zip(range(0, len(indices), PART), parts, strict=True):
@@ -165,6 +164,12 @@ def reference_of(
     wait_for_all("statistics")
     kept = _read_statistics(file, len(indices))
     return Reference(Statistics(kept["mean"], kept["covariance"], len(indices)), kept["features"])
+
+
+def compared(count: int) -> np.ndarray:
+    """The places, ascending, of those of `count` real images whose features a Reference has."""
+    bits = np.random.Philox(key=[0, count]).random_raw(count)
+    return np.sort(np.argsort(bits, kind="stable")[:COMPARED])
 
 
 def all_features(

@@ -28,7 +28,7 @@ def results_of(config: Config, data: str) -> dict[str, str]:
     """
     diffusion = config.diffusion
     words = data.lower()
-    if diffusion.schedule != "linear":
+    if diffusion.schedule != "linear" or config.model.num_classes:
         return {}
     if config.data.image_shape == (32, 32, 3) and re.search(r"cifar-?10(?![0-9_])", words):
         return CIFAR10.get((diffusion.prediction, diffusion.loss, diffusion.learns_variance), {})

@@ -136,7 +136,8 @@ def fill_folder(
         raise UserError(f"out: a PNG has 1 or 3 channels, not {channels}; choose an .npz")
     sampler = checked_sampler(sampler, model)
     label = {**model.label, "seed": seed, **sampler.recorded(model.ddpm.config.diffusion)}
-    label |= json.loads(json.dumps(guide.recorded))
+    if model.ddpm.config.model.num_classes:
+        label |= {"labels": None, **json.loads(json.dumps(guide.recorded))}
     errors = digest_of_errors(model.ddpm, sampler)
     if errors is not None:  # Other errors, other variances, other images.
         label["calibration"] = errors

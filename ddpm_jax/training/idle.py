@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
-from ddpm_jax.config import Config, Data, value_of
+from ddpm_jax.config import Config, Data, Train, value_of
 
 EVERY = ("train.log_every", "train.eval_every", "train.sample_every", "checkpoint.every")
 """Settings that space work over the updates; it is also done after the last one."""
@@ -27,7 +27,10 @@ def idle_settings(
 def _of_network(config: Config) -> Iterator[str]:
     side = min(config.data.image_shape[:2])
     levels = [side >> level for level in range(len(config.model.channel_multipliers))]
-    none = [size for size in config.model.attention_resolutions if size not in levels]
+    model = config.model
+    if not model.num_classes and not model.no_class:
+        yield "model.no_class: this model has no classes at all (model.num_classes)"
+    none = [size for size in model.attention_resolutions if size not in levels]
     if none:
         yield (
             f"model.attention_resolutions: no level has the resolution {_words(none)}, so it adds "
@@ -60,6 +63,7 @@ def _of_training(
             f"optim.warmup_steps: {optim.warmup_steps} is more than train.steps {train.steps}, so "
             f"the learning rate only rises to {rate:.2g}"
         )
+    yield from _of_classes(config)
     evaluates = train.eval_every > 0 and held_out > 0
     if "train.eval_every" in given and train.eval_every and not held_out:
         yield "train.eval_every: no images are held out (data.holdout), so no loss is measured"
@@ -73,6 +77,16 @@ def _of_training(
             )
     if config.parallel.mode == "pmap" and devices == 1:
         yield "parallel.mode: on one device, pmap computes what jit does"
+
+
+def _of_classes(config: Config) -> Iterator[str]:
+    rate = config.train.label_dropout
+    if rate == Train().label_dropout:
+        return
+    if not config.model.num_classes:
+        yield "train.label_dropout: this model has no classes (model.num_classes), so no labels"
+    elif rate and not config.model.no_class:
+        yield "train.label_dropout: model.no_class is off, so every image keeps its label"
 
 
 def _words(numbers: list[int]) -> str:
