@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import losses
-from ddpm_jax.calibration import Calibration, FixedVariance, cell_grid, likelihood_steps
-from ddpm_jax.calls import programs
+from ddpm_jax.calibration import Calibration
+from ddpm_jax.calls import bounds, choice, edits, programs
+from ddpm_jax.calls.batches import Drawing, batches, share_rows
 from ddpm_jax.calls.conditions import Condition, checked_labels, class_rows, conditions
 from ddpm_jax.calls.inputs import (
     check_concrete,
@@ -24,9 +25,7 @@ from ddpm_jax.calls.inputs import (
 )
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
-from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import Progress, moving, watched
-from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import NO_CLASS
 from ddpm_jax.keys import (
     DROPOUT,
@@ -40,10 +39,11 @@ from ddpm_jax.keys import (
 )
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
 from ddpm_jax.models import UNet
-from ddpm_jax.sampler import MEASURED, NOTHING_TUNED, Sampler, Tuned, as_sampler, log_found
+from ddpm_jax.operators import Operator
+from ddpm_jax.sampler import NOTHING_TUNED, Sampler, Tuned, as_sampler
 from ddpm_jax.samplers import start_state
 from ddpm_jax.schedule import Schedule, make_schedule
-from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int, Integer, PyTree, Shaped
 
 Labels = Integer[Array, " b"] | int | None
 """The classes of images, -1 for no class: one for all of them, or one each."""
@@ -143,7 +143,7 @@ class DDPM:
         params = checked_params(params, self.shapes)
         x_t = checked_images("x_t", x_t, self.image_shape)
         check_numbers("t", t, x_t.shape[0])
-        rows = self._class_rows(labels, len(x_t))
+        rows = self._class_rows(labels, x_t.shape[0])  # len takes no symbolic size.
         return jnp.asarray(self.network.apply({"params": params}, x_t, t, classes=rows))
 
     def _class_rows(self, labels: Labels, n: int):
@@ -222,38 +222,7 @@ class DDPM:
         Steps of a measured grid are taken from what was measured of the weights. Raises UserError
         for what does not fit, or was not measured.
         """
-        diffusion = self.config.diffusion
-        sampler.check(diffusion)
-        if sampler.grid == "tuned" and sampler.strides(diffusion):
-            named = sampler.sampler is not None
-            found = self.tuned.find(sampler.simplest(diffusion) if named else sampler)
-            found.check(diffusion)
-            log_found(sampler, found)
-            sampler = found
-        if sampler.variance == "optimal":
-            self._calibrated("variance")
-        if sampler.grid == "likelihood" and sampler.strides(diffusion):
-            sampler = self._with_best_steps(sampler)
-        return sampler.simplest(diffusion)
-
-    def _with_best_steps(self, sampler: Sampler) -> Sampler:
-        """The sampler with the steps of the best likelihood in the place of their number."""
-        self._calibrated("grid")
-        variance: FixedVariance = "optimal"  # Also in place of a learned one, or of none.
-        own = sampler.variance_of(self.config.diffusion)
-        if sampler.name == "ancestral" and (own == "fixed_small" or own == "fixed_large"):
-            variance = own
-        steps = _best_steps(self, sampler.steps or 0, variance)
-        return dataclasses.replace(sampler, steps=None, grid=None, timesteps=steps)
-
-    def _calibrated(self, option: str) -> Calibration:
-        """The calibration. Raises UserError naming the option that needs it if there is none."""
-        if self.calibration is None:
-            raise UserError(
-                f"{option}: these weights have no calibration, which this needs; run "
-                "ddpm-jax calibrate RUN first, with the same --weights and --step"
-            )
-        return self.calibration
+        return choice.resolve(self, sampler)
 
     def sample(
         self,
@@ -303,10 +272,10 @@ class DDPM:
         check_key(rng)
         mesh = mesh_of(params)
         result = np.empty((n, *self.image_shape), np.float32)
-        batches = list(_batches(n, batch_size, mesh))
+        todo = list(batches(n, batch_size, mesh))
         steps = chosen.timesteps_of(self.config.diffusion)[::-1]
-        with moving(progress, len(batches) * len(steps), "sampling") as move:
-            for rows, count in batches:
+        with moving(progress, len(todo) * len(steps), "sampling") as move:
+            for rows, count in todo:
                 indices = place((start + rows).astype(np.uint32), mesh)
                 keys, state = programs.begin(self, chosen, rng, indices)
                 clip = self.config.diffusion.clip
@@ -316,6 +285,102 @@ class DDPM:
         # The mean is not clipped where the network predicts it, and nothing without
         # diffusion.clip.
         return np.clip(result, -1, 1, out=result)
+
+    def inpaint(
+        self,
+        params: PyTree,
+        rng: AnyKey,
+        images: Float[Array, "b h w c"],
+        mask: Shaped[Array, "..."],
+        *,
+        steps: int = 250,
+        resample: int = 10,
+        jump: int = 10,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        start: int = 0,
+        batch_size: int | None = None,
+        progress: Progress = False,
+    ) -> np.ndarray:
+        """Images float32 [N,H,W,C] that are `images` where `mask` is 1, and drawn anew elsewhere.
+
+        RePaint (Lugmayr et al. 2022), see `editing.inpaint`: ancestral sampling with `steps` of the
+        T steps (all where there are fewer), which goes `jump` steps back up again and again, to
+        come down `resample` times in all; 250 steps call the network 2,410 times. `images` are
+        floats in [-1, 1], and `mask`, of bool or numbers from 0 to 1, is [H,W], [H,W,1] or
+        [1 or N,H,W,1]. Known pixels come back bit for bit.
+        The other arguments, and what image i depends on, are as in `sample`. Raises UserError for
+        what does not fit, and TypeError for images that are not floats.
+        """
+        images = checked_images("images", images, self.image_shape)
+        T = self.schedule.num_timesteps
+        steps = check_count("steps", steps)
+        sampler = self.resolve(Sampler("ancestral", min(steps, T)))
+        passes = (check_count("resample", resample), check_count("jump", jump))
+        drawing = Drawing(labels, guidance, guidance_interval, start, batch_size, progress)
+        return edits.inpaint(self, params, rng, images, mask, sampler, passes, drawing)
+
+    def vary(
+        self,
+        params: PyTree,
+        rng: AnyKey,
+        images: Float[Array, "b h w c"],
+        strength: float,
+        *,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        start: int = 0,
+        batch_size: int | None = None,
+        sampler: Sampler | SamplerName | None = None,
+        progress: Progress = False,
+        **options: Any,
+    ) -> np.ndarray:
+        """Variations float32 [N,H,W,C] of `images` [N,H,W,C] in [-1, 1].
+
+        SDEdit (Meng et al. 2021), see `editing.vary`: the images are diffused by the first
+        `strength` of the T steps, and come back from there: near 0 they stay, at 1 nothing of them
+        is left. A number of `steps` lies among those alone. The other arguments, and what image i
+        depends on, are as in `sample`. Raises UserError for what does not fit, and TypeError for
+        images that are not floats.
+        """
+        images = checked_images("images", images, self.image_shape)
+        chosen = self.resolve(as_sampler(sampler, **options))
+        drawing = Drawing(labels, guidance, guidance_interval, start, batch_size, progress)
+        return edits.vary(self, params, rng, images, strength, chosen, drawing)
+
+    def restore(
+        self,
+        params: PyTree,
+        rng: AnyKey,
+        y: Float[Array, "b h w c"],
+        operator: Operator,
+        *,
+        noise: float = 0.0,
+        r2: Float[Array, " T"] | None = None,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        start: int = 0,
+        batch_size: int | None = None,
+        sampler: Sampler | SamplerName | None = None,
+        progress: Progress = False,
+        **options: Any,
+    ) -> np.ndarray:
+        """Images x float32 [N,H,W,C] of which `operator` makes the damaged ones: y = A x + noise.
+
+        `operator` is one of `ddpm_jax.operators`: downscale, grey, mask or blur, or some put
+        together; `y` [N,h,w,c] is what it makes of images in [-1, 1], and `noise` the standard
+        deviation of the noise on it. Without noise A x = y (DDNM, Wang et al. 2022); with noise the
+        gradient of log p(y | x_t) leads there (PiGDM, Song et al. 2023), which takes about three
+        times as long. `r2` [T] is the variance of x_0 given x_t at each step, None for
+        1 - alphas_bar. See `editing.conditioned`. The other arguments, and what image i depends on,
+        are as in `sample`. Raises UserError for what does not fit.
+        """
+        chosen = self.resolve(as_sampler(sampler, **options))
+        drawing = Drawing(labels, guidance, guidance_interval, start, batch_size, progress)
+        return edits.restore(self, params, rng, y, operator, noise, r2, chosen, drawing)
 
     def reverse(
         self,
@@ -354,7 +419,7 @@ class DDPM:
                 args = (self, params, Condition(*labels), keys, np.int32(start))
                 return watched(programs.reverse, args, (x, x), steps, move)
 
-            return _share_rows(run, params, keys, x, *self._given(labels, len(x)))
+            return share_rows(run, params, keys, x, *self._given(labels, len(x)))
 
     def encode(
         self,
@@ -380,7 +445,7 @@ class DDPM:
                 args = (self, sampler, params, Condition(*labels))
                 return watched(programs.encode, args, x_0, steps_up, move)
 
-            return _share_rows(run, params, x_0, *self._given(labels, len(x_0)))
+            return share_rows(run, params, x_0, *self._given(labels, len(x_0)))
 
     def decode(
         self,
@@ -403,7 +468,7 @@ class DDPM:
                 args = (self, sampler, False, params, Condition(*labels), None)
                 return watched(programs.advance, args, state, steps_down, move).x
 
-            return _share_rows(run, params, x_T, *self._given(labels, len(x_T)))
+            return share_rows(run, params, x_T, *self._given(labels, len(x_T)))
 
     def _given(self, labels: Labels, n: int) -> list[np.ndarray]:
         """The labels of n images, checked; nothing for no class."""
@@ -440,36 +505,9 @@ class DDPM:
         """
         self.config.diffusion.check_bound()
         chosen = self.resolve_bound(as_sampler(sampler))
-        check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0, labels=labels)
-        params = checked_params(params, self.shapes)
-        check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
-        start = _checked_start(start, len(x_0))
-        n = len(x_0)
-        condition = conditions(self.config.model, labels, n)
-        steps = chosen.timesteps_of(self.config.diffusion)
-        grid = cell_grid(self.image_shape)
-        shapes: list[tuple[int, ...]] = [(len(steps),), (len(steps),)]  # Of the terms and errors.
-        shapes += [(len(steps), *grid)] if cells else []
-        mesh = mesh_of(params)
-        kind = BitsAndCells if cells else BitsPerDim
-        result = kind(*(np.empty((n, *shape), np.float32) for shape in [(), (), *shapes]))
-        batches = list(_batches(n, batch_size, mesh))
-        with moving(progress, len(batches) * len(steps), "likelihood") as move:
-            for rows, count in batches:
-                indices = place((start + rows).astype(np.uint32), mesh)
-                images = place(x_0[rows], mesh)
-                empty = tuple(
-                    place(np.zeros((len(rows), *shape), np.float32), mesh) for shape in shapes
-                )
-                of_rows = condition.of(rows, mesh)
-                sizes = grid[:2] if cells else None
-                args = (self, chosen, sizes, params, of_rows, rng, indices, images)
-                parts = watched(programs.bounds, args, empty, steps, move)
-                bits = programs.whole_bound(self, chosen, images, parts)
-                for field, of_batch in zip(result, fetch(bits), strict=True):
-                    field[rows[:count]] = of_batch[:count]
-        return result
+        drawing = Drawing(labels, start=start, batch_size=batch_size, progress=progress)
+        return bounds.bits_per_dim(self, params, rng, x_0, chosen, cells, drawing)
 
     def decoder_bits(
         self,
@@ -486,72 +524,10 @@ class DDPM:
 
         See `likelihood.decoder_bits`; the other arguments are as in `bits_per_dim`.
         """
-        params = checked_params(params, self.shapes)
-        check_key(rng)
         x_0 = checked_images("x_0", x_0, self.image_shape)
-        n = len(x_0)
-        condition = conditions(self.config.model, labels, n)
-        start = _checked_start(start, n)
-        mesh = mesh_of(params)
-        result = np.empty((n, len(variances)), np.float32)
-        for rows, count in _batches(n, batch_size, mesh):
-            indices = place((start + rows).astype(np.uint32), mesh)
-            images = place(x_0[rows], mesh)
-            table = np.float32(variances)
-            of_rows = condition.of(rows, mesh)
-            bits = programs.decoder_bits(self, params, of_rows, rng, indices, images, table)
-            result[rows[:count]] = fetch(bits)[:count]
-        return result
+        drawing = Drawing(labels, start=start, batch_size=batch_size)
+        return bounds.decoder_bits(self, params, rng, x_0, variances, drawing)
 
     def resolve_bound(self, sampler: Sampler) -> Sampler:
         """As `resolve`, for the chain of a bound. Raises UserError if it has none."""
-        known = sampler.grid not in MEASURED and (sampler.steps or 0) <= self.schedule.num_timesteps
-        if known:  # Before anything is said of the chain.
-            self._check_bounded(sampler)
-        chosen = self.resolve(sampler)
-        self._check_bounded(chosen)
-        return chosen
-
-    def _check_bounded(self, sampler: Sampler) -> None:
-        if sampler.name != "ancestral":
-            raise UserError(
-                f"sampler: {sampler.name} has no bound; leave it out or choose ancestral"
-            )
-        first = sampler.timesteps_of(self.config.diffusion)[0]
-        if first:
-            raise UserError(
-                f"timesteps: the bound's L_0 is of step 0, but this chain's first is step {first}; "
-                "choose the grid linspace, leading, quad, squares or likelihood"
-            )
-
-
-@functools.lru_cache(maxsize=64)
-def _best_steps(ddpm: DDPM, steps: int, variance: FixedVariance) -> tuple[int, ...]:
-    """The steps of the best likelihood; a second of work at T = 1000, so done once."""
-    mse = ddpm._calibrated("grid").mse
-    return tuple(likelihood_steps(ddpm.schedule, mse, steps, variance).tolist())
-
-
-def _checked_start(start: int, n: int) -> int:
-    start = check_count("start", start)
-    if start < 0 or start + n > 2**32:
-        raise ValueError(f"start: must satisfy 0 <= start <= start + images <= 2**32, got {start}")
-    return start
-
-
-def _batches(n: int, batch_size: int | None, mesh):
-    """Batches of at most `batch_size`, 64 a device by default; see `full_batches`."""
-    devices = mesh.size if mesh else 1
-    size = 64 * devices if batch_size is None else check_count("batch_size", batch_size)
-    return full_batches(n, size, shrink=True, multiple=devices)
-
-
-def _share_rows(call, params, *batched):
-    """call(*batched), by all devices where params are on a mesh of several."""
-    mesh = mesh_of(params)
-    if mesh is None:
-        return call(*batched)
-    n = len(batched[0])
-    ((rows, _),) = full_batches(n, n, multiple=mesh.size)
-    result = call(*(place(array[rows], mesh) for array in batched))
-    return jax.tree.map(lambda array: array[:n], fetch(result))
+        return choice.resolve_bound(self, sampler)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from ddpm_jax import DDPM, UserError, make_schedule
 from ddpm_jax.calibration import Calibration, cell_grid, likelihood_steps, optimal_variance
-from ddpm_jax.ddpm import _best_steps
+from ddpm_jax.calls import choice
 from ddpm_jax.likelihood import bits_per_dim
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.schedule import strided
@@ -181,13 +181,13 @@ def test_the_best_steps_of_a_model_are_sought_once(tiny, monkeypatch):
         calls.append(mse[0])
         return np.array([0, 9])
 
-    monkeypatch.setattr("ddpm_jax.ddpm.likelihood_steps", sought)
-    _best_steps.cache_clear()
+    monkeypatch.setattr("ddpm_jax.calls.choice.likelihood_steps", sought)
+    choice.best_steps.cache_clear()
     for mse in (MSE, MSE, 2 * MSE):
         ddpm = with_errors(tiny, mse)
         assert ddpm.resolve(Sampler(steps=2, grid="likelihood")).timesteps == (0, 9)
     assert calls == [MSE[0], 2 * MSE[0]]
-    _best_steps.cache_clear()
+    choice.best_steps.cache_clear()
 
 
 def test_what_has_no_bound_or_no_calibration_gets_one_line(tiny):

@@ -270,6 +270,12 @@ def test_the_command_draws_labels_in_turn_a_row_each(config, pictures, labels, t
     rng = jax.random.key(0, impl="threefry2x32")
     expected = ddpm.sample(params, rng, 5, labels=[2, 0, 2, 0, 2], guidance=3, steps=4)
     assert np.abs(drawn["images"] - (expected + 1) * 127.5).max() <= 1
+    # A file of the run is the same model.
+    exported = f"{tmp_path}/model.safetensors"
+    assert main(["export", str(run), "--out", exported]) == 0
+    again, found = load(exported)
+    assert again.config.model == ddpm.config.model and again.config.model.num_classes == CLASSES
+    assert_same(found, params)
     assert main([*args, "-n", "5", "--out", str(tmp_path / "x.png")]) == 0
     picture = np.asarray(Image.open(tmp_path / "x.png"))
     assert picture.shape == (2 * 51 + 3, 3 * 51 + 3)

@@ -222,6 +222,13 @@ def test_the_rows_of_table_2_differ_in_what_they_learn_alone():
         assert config == dataclasses.replace(cifar10, diffusion=config.diffusion, optim=optim)
 
 
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10"])
+def test_a_config_with_classes_differs_in_them_alone(name):
+    base = load_config(name)
+    model = dataclasses.replace(base.model, num_classes=10)
+    assert load_config(f"{name}_class") == dataclasses.replace(base, model=model)
+
+
 def test_the_script_of_table_2_trains_the_same_six_on_the_digits():
     script = runpy.run_path(str(Path(__file__).parent.parent / "scripts/table2.py"))
     assert [name for name, _ in script["ROWS"].values()] == list(TABLE_2)

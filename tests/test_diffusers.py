@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import DDPM, UserError, load_config, samplers, to_uint8
+from ddpm_jax import DDPM, UserError, load, load_config, samplers, to_uint8
 from ddpm_jax.config import Config, Data, Diffusion, Model
 from ddpm_jax.schedule import strided
 from ddpm_jax.weights import architecture
@@ -308,6 +308,109 @@ def test_its_pipeline_draws_the_same_picture_from_what_is_written(library, tmp_p
         assert again == config
         jax.tree.map(np.testing.assert_array_equal, found, params)
     assert len(list((tmp_path / "20KB/unet").glob("*-of-*.safetensors"))) > 2
+
+
+CLASSED = {"sample_size": 8, "block_out_channels": [16, 32], "attention": [1]}
+CLASSED |= {"norm_num_groups": 8, "layers_per_block": 1, "num_class_embeds": 5}
+
+
+def outputs_of(library, unet, x, t, rows):
+    """The library's output for rows of its class embedding, and that in float64."""
+    images, labels = to_torch(library, x), library.torch.from_numpy(np.array(rows, np.int64))
+    steps = library.torch.from_numpy(t)
+    with library.torch.no_grad():
+        expected = of_torch(unet(images, steps, labels).sample)
+        exact = of_torch(unet.double()(images.double(), steps, labels).sample)
+    unet.float()
+    return expected, exact
+
+
+def mark(folder):
+    """Says that the last row of the pipeline's class embedding is that of no class."""
+    file = folder / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"no_class_row": True}))
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_outputs_with_classes_are_the_librarys(library, tmp_path, marked):
+    """Read, and what is written of that read again by the library."""
+    unet = make_unet(library, **CLASSED)
+    pipeline = library.diffusers.DDPMPipeline(unet, library.diffusers.DDPMScheduler())
+    pipeline.save_pretrained(tmp_path)
+    if marked:
+        mark(tmp_path)
+    ddpm, params = load(tmp_path)
+    model = ddpm.config.model
+    assert (model.num_classes, model.no_class) == (5 - marked, marked)
+
+    labels, rows = np.int32([3, 0, 1, 2]), [3, 0, 1, 2]
+    if marked:
+        labels, rows = np.int32([3, -1, 0, -1]), [3, 4, 0, 4]
+    t = np.array([0, 1, 500, 999], np.int32)
+    x = np.random.default_rng(0).standard_normal((4, *ddpm.image_shape), np.float32)
+    found = jax.jit(ddpm.denoise)(params, x, t, labels)
+    expected, exact = outputs_of(library, unet, x, t, rows)
+    print(f"classes: {error(found, expected):.2g}, from float64 {error(found, exact):.2g}")
+    assert error(found, exact) < 5e-6 and error(found, expected) < 1e-5
+    other, _ = outputs_of(library, unet, x, t, np.roll(rows, 1))
+    assert error(other, expected) > 0.01  # The classes are seen.
+
+    write_diffusers(tmp_path / "ours", ddpm.config, params)
+    theirs = library.diffusers.DDPMPipeline.from_pretrained(tmp_path / "ours").unet.eval()
+    again, _ = outputs_of(library, theirs, x, t, rows)
+    np.testing.assert_array_equal(again, expected)
+    # The library keeps our marker in what it saves.
+    theirs.save_pretrained(tmp_path / "saved")
+    config, kept = read_diffusers(tmp_path / "saved")
+    assert config.model == model
+    jax.tree.map(np.testing.assert_array_equal, kept, jax.tree.map(np.asarray, params))
+
+
+def test_its_pipeline_gives_no_labels(library, tmp_path):
+    """This is why a warning is logged where a model with classes is written."""
+    unet = make_unet(library, **CLASSED)
+    pipeline = library.diffusers.DDPMPipeline(unet, library.diffusers.DDPMScheduler(10))
+    with pytest.raises(ValueError, match="class_labels should be provided"):
+        pipeline(num_inference_steps=1)
+
+
+@pytest.mark.parametrize("kind", ["timestep", "identity"])
+def test_its_other_embeddings_of_classes_are_refused(library, tmp_path, kind):
+    unet = make_unet(library, **(CLASSED | {"class_embed_type": kind}))
+    unet.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f'class_embed_type is "{kind}"; it must be null'):
+        read_diffusers(tmp_path)
+
+
+def test_a_guided_chain_is_that_of_the_librarys_network(library, tmp_path):
+    """Two calls of its U-Net, put together here, with its scheduler."""
+    scheduler = library.diffusers.DDIMScheduler()
+    unet, _, _, keys, x_T = make_chain(library, tmp_path, scheduler, num_class_embeds=5)
+    mark(tmp_path)
+    ddpm, params = load(tmp_path)
+    use_our_table(library, scheduler, ddpm)
+
+    def guided(x, t):
+        of_label, of_none = (
+            unet(x, t, library.torch.tensor(rows)).sample for rows in ([2, 0, 3], [4, 4, 4])
+        )
+        return types.SimpleNamespace(sample=of_none + 3 * (of_label - of_none))
+
+    options = {"eta": 0.0, "use_clipped_model_output": True}
+    noise_at = noises(keys, ddpm)
+    expected = walk(library, guided, scheduler, x_T, 20, noise_at, lambda noise: options)[-1]
+    images = ddpm.sample(
+        params,
+        jax.random.key(0),
+        3,
+        labels=[2, 0, 3],
+        guidance=3,
+        sampler="ddim",
+        steps=20,
+        grid="leading",
+    )
+    print(f"guided: {error(images, np.clip(expected, -1, 1)):.2g}")
+    np.testing.assert_allclose(images, np.clip(expected, -1, 1), atol=1e-4)
 
 
 def test_its_old_attention_names_are_read(library, tmp_path):

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
-from conftest import messages, refused
+from conftest import messages, refused, with_
 from safetensors.numpy import load_file, save_file
 from test_train import assert_equal_trees
 
@@ -16,7 +17,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.training import train
 from ddpm_jax.weights.load import load_weights, weights_for
-from ddpm_jax.weights.single_file import read_single_file
+from ddpm_jax.weights.single_file import read_single_file, write_single_file
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +214,46 @@ def test_other_betas_are_said(tiny, run, caplog):
     diffusion = dataclasses.replace(tiny.diffusion, schedule="const", beta_start=None)
     weights_for(DDPM(dataclasses.replace(tiny, diffusion=diffusion)), run, make_mesh(1))
     assert "other betas" in messages(caplog)[0]
+
+
+FROM = {"weights": "ema", "step": 2, "data_fingerprint": None}
+
+
+@pytest.mark.parametrize("no_class", [True, False])
+def test_a_file_of_a_model_with_classes_draws_the_same(tiny, tmp_path, no_class):
+    config = with_(tiny, model={"num_classes": 3, "no_class": no_class})
+    rng = np.random.default_rng(0)
+    ddpm = DDPM(config)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), ddpm.shapes)
+    file = tmp_path / "x.safetensors"
+    write_single_file(file, config, params, FROM)
+    again, found = load(file)
+    assert again.config == config
+    assert_equal_trees(found, params)
+    rows = load_file(file)["class_embedding.embedding"]
+    np.testing.assert_array_equal(rows, params["class_embedding"]["embedding"])
+    assert rows.shape == (3 + no_class, 16)
+    if no_class:
+        options = {"labels": [2, -1], "guidance": 3, "sampler": "ddim", "steps": 2}
+        np.testing.assert_array_equal(
+            again.sample(found, jax.random.key(0), 2, **options),
+            ddpm.sample(params, jax.random.key(0), 2, **options),
+        )
+
+
+def test_a_file_whose_classes_are_not_counted_is_refused(tiny, tmp_path, capsys):
+    file = tmp_path / "x.safetensors"
+    config = with_(tiny, model={"num_classes": "auto"})
+    write_single_file(file, config, {"a": np.zeros(1)}, FROM)
+    assert "x.safetensors: does not describe its model" in refused(capsys, "sample", file)
+
+
+def test_rows_of_classes_are_not_taken_for_those_of_no_class(tiny, tmp_path):
+    """Four rows are four classes, or three and no class."""
+    config = with_(tiny, model={"num_classes": 4, "no_class": False})
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), DDPM(config).shapes)
+    write_single_file(tmp_path / "x.safetensors", config, params, FROM)
+    ddpm = DDPM(with_(tiny, model={"num_classes": 3}))
+    with pytest.raises(UserError, match=r"model\.num_classes is 4 there, but 3 in this config"):
+        weights_for(ddpm, tmp_path / "x.safetensors", make_mesh(1))
+    assert weights_for(DDPM(config), tmp_path / "x.safetensors", make_mesh(1)).step == 2

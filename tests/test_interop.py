@@ -1,6 +1,7 @@
 """Weights in and out without the other libraries: names, axes, what is refused, the round trip."""
 
 import dataclasses
+import functools
 import json
 import logging
 import re
@@ -13,8 +14,8 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import messages
-from safetensors.numpy import save
+from conftest import messages, with_
+from safetensors.numpy import load_file, save
 
 from ddpm_jax import DDPM, Config, UserError
 from ddpm_jax.config import Data, Diffusion, Model
@@ -355,7 +356,22 @@ ABSENT = object()
             'resnet_time_scale_shift is "scale_shift"; it must be "default"',
         ),
         ({"class_embed_type": "timestep"}, 'class_embed_type is "timestep"; it must be null'),
-        ({"num_class_embeds": 10}, "num_class_embeds is 10; it must be null"),
+        ({"class_embed_type": "identity"}, 'class_embed_type is "identity"; it must be null'),
+        ({"num_class_embeds": 0}, "num_class_embeds is 0; it must be a whole number of at least 1"),
+        ({"num_class_embeds": 1.5}, "num_class_embeds is 1.5; it must be a whole number of at"),
+        ({"num_class_embeds": 70_000}, "model.num_classes: must be at least 1 and at most 65536"),
+        (
+            {"num_class_embeds": 1, "no_class_row": True},
+            "num_class_embeds is 1; it must be at least 2, as no_class_row is true",
+        ),
+        (
+            {"num_class_embeds": 4, "no_class_row": "yes"},
+            'no_class_row is "yes"; it must be true or false',
+        ),
+        (
+            {"no_class_row": True},
+            "no_class_row is true; it must be false, as num_class_embeds is null",
+        ),
         ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor is 1.4; it must be 1"),
         ({"mid_block_type": None}, 'mid_block_type is null; it must be "UNetMidBlock2D"'),
         ({"center_input_sample": True}, "center_input_sample is true; it must be false"),
@@ -589,6 +605,63 @@ def test_bfloat16_models_are_written_as_float32(tmp_path, params):
     again, found = read_diffusers(tmp_path)
     assert again == CONFIG
     assert_same(found, params)
+
+
+def with_rows(params, rows):
+    """The parameters with a class embedding."""
+    table = np.random.default_rng(4).standard_normal((rows, 16), np.float32)
+    return {**params, "class_embedding": {"embedding": table}}
+
+
+@pytest.mark.parametrize("no_class", [True, False])
+def test_a_folder_with_classes_comes_back(tmp_path, params, no_class, caplog):
+    """With 16 rows of 16 numbers: turned over, the embedding would fit, too."""
+    config = with_(CONFIG, model={"num_classes": 16 - no_class, "no_class": no_class})
+    params = with_rows(params, 16)
+    with caplog.at_level(logging.WARNING):
+        write_diffusers(tmp_path, config, params)
+    rows = "0 to 14, or 15 for no class" if no_class else "0 to 15"
+    (said,) = messages(caplog)
+    assert said.endswith(f"gives the U-Net no labels; call its unet with class_labels={rows}")
+    unet = json.loads((tmp_path / "unet/config.json").read_text())
+    assert unet["num_class_embeds"] == 16
+    assert {name for name in unet if name not in architecture.UNET} == {"_class_name"} | (
+        {"no_class_row"} if no_class else set()
+    )
+    tensor = load_file(tmp_path / "unet" / WEIGHTS)["class_embedding.weight"]
+    np.testing.assert_array_equal(tensor, params["class_embedding"]["embedding"])
+    again, found = read_diffusers(tmp_path)
+    assert again == config
+    assert_same(found, params)
+
+
+@pytest.mark.parametrize("marker", [{}, {"no_class_row": False}, {"no_class_row": None}])
+def test_without_the_marker_every_row_is_a_class(tmp_path, tensors, params, marker):
+    params = with_rows(params, 3)
+    weights = save(tensors | {"class_embedding.weight": params["class_embedding"]["embedding"]})
+    folder = write(tmp_path, unet=UNET | {"num_class_embeds": 3} | marker, weights=weights)
+    loaded = load_weights(folder)
+    model = loaded.ddpm.config.model
+    assert (model.num_classes, model.no_class) == (3, False)
+    assert_same(jax.tree.map(np.asarray, loaded.params), params)
+    key = jax.random.key(0)
+    for options, words in [
+        ({"labels": 1, "guidance": 2}, "guidance: needs a model that knows images without a class"),
+        ({"labels": 3}, "labels: must be from 0 to 2, got 3"),
+        ({}, "labels: this model knows no images without a class; give labels from 0 to 2"),
+    ]:
+        sample = functools.partial(loaded.ddpm.sample, **options)
+        said = refusal(sample, loaded.params, key, 2)
+        assert said.startswith(words)
+
+
+def test_a_class_embedding_that_does_not_fit_is_named(tmp_path, tensors):
+    folder = write(tmp_path, unet=UNET | {"num_class_embeds": 3}, weights=save(tensors))
+    assert "class_embedding.weight is missing" in refusal(read_diffusers, folder)
+    rows = np.ones((16, 3), np.float32)
+    (folder / WEIGHTS).write_bytes(save(tensors | {"class_embedding.weight": rows}))
+    said = refusal(read_diffusers, folder)
+    assert "class_embedding.weight has shape [16, 3], but must be [3, 16] by its JSON" in said
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ def test_every_shipped_config_builds_with_the_papers_number_of_parameters(name):
     assert jax.eval_shape(ddpm.denoise, shapes, x, t).shape == (*x.shape[:-1], channels)
     counts = {"digits": 284_513, "small32": 1_113_955, "fashion_mnist": 1_112_801}
     counts |= {"cifar10_improved": 49_066_246}
+    # A class is a row of the width of the time embedding; no class is one more.
+    counts |= {"digits_class": 284_513 + 11 * 128, "fashion_mnist_class": 1_112_801 + 11 * 128}
+    counts |= {"cifar10_class": 35_746_307 + 11 * 512}
     counts |= dict.fromkeys(
         ["cifar10", "cifar10_mean_vlb_fixed", "cifar10_mean_mse", "cifar10_eps_vlb_fixed"],
         35_746_307,

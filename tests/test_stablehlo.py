@@ -1,6 +1,7 @@
 """Exported programs: without this package, the images that it draws, to the last bit."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import with_
 from jax import export
 
 from ddpm_jax import DDPM, UserError, to_uint8
@@ -28,15 +30,19 @@ def run_example(*args):
     return subprocess.run([str(arg) for arg in command], capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def model(tiny):
-    """A network that is not a fresh one, whose last layer is 0."""
-    ddpm = DDPM(tiny)
+def of(config):
+    """(ddpm, params): a network that is not a fresh one, whose last layer is 0."""
+    ddpm = DDPM(config)
     keys = iter(jax.random.split(jax.random.key(5), 200))
     params = jax.tree.map(
         lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), ddpm.init(next(keys))
     )
     return ddpm, params
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return of(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +120,124 @@ def test_what_cannot_be_exported_or_run_gets_one_line(model, exported, tmp_path)
         # Libraries may write lines of their own before.
         assert done.returncode == 1 and says in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+
+CLASSES = 3
+LABELS = np.int32([2, -1, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def with_classes(tiny):
+    """A model whose classes draw differently."""
+    ddpm, params = of(with_(tiny, model={"num_classes": CLASSES}))
+    rows = 3 * jax.random.normal(jax.random.key(6), (CLASSES + 1, 16))
+    return ddpm, {**params, "class_embedding": {"embedding": rows}}
+
+
+@pytest.fixture(scope="module")
+def exported_classes(with_classes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classes") / "model"
+    write_stablehlo(folder, *with_classes, {}, Sampler("ddim", 4))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(with_classes):
+    """{guidance: images of LABELS}, by `DDPM.sample`."""
+    ddpm, params = with_classes
+    options = {"labels": LABELS, "sampler": "ddim", "steps": 4}
+    return {
+        guidance: ddpm.sample(params, jax.random.key(3), 4, guidance=guidance, **options)
+        for guidance in (1.0, 3.0)
+    }
+
+
+def about_of(folder):
+    return json.loads((folder / "about.json").read_text())
+
+
+def run_here(monkeypatch, *args):
+    """The example in this process, which takes a tenth of the time of one of its own."""
+    monkeypatch.setattr("sys.argv", [str(arg) for arg in (EXAMPLE, *args)])
+    return runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+
+def test_one_program_serves_every_label_and_guidance(with_classes, exported_classes, drawn, rng):
+    ddpm, params = with_classes
+    flat = dict(np.load(exported_classes / "params.npz"))
+    program = jax.jit(read(exported_classes, "sampler").call)
+    indices = np.arange(4, dtype=np.uint32)
+    for guidance, expected in drawn.items():
+        images = program(flat, np.uint32([0, 3]), indices, LABELS, np.float32(guidance))
+        np.testing.assert_allclose(images, expected, atol=1e-5)
+    moved = np.abs(drawn[1.0] - drawn[3.0]).max(axis=(1, 2, 3))
+    assert moved[1] < 1e-5 and (moved[[0, 2, 3]] > 0.01).all()  # No class leads nowhere.
+    x_t, t = rng.normal(size=(4, 8, 8, 1)).astype(np.float32), np.int32([0, 9, 4, 4])
+    np.testing.assert_array_equal(
+        jax.jit(read(exported_classes, "denoiser").call)(flat, x_t, t, LABELS),
+        jax.jit(ddpm.denoise)(params, x_t, t, LABELS),
+    )
+
+
+def test_about_says_what_the_programs_of_classes_take(exported, exported_classes):
+    about = about_of(exported_classes)
+    sampler, denoiser = about["programs"].values()
+    assert "indices uint32 [B], labels int32 [B], guidance float32 [])" in sampler
+    assert "t int32 [B], labels int32 [B])" in denoiser
+    assert about["classes"] == {"number": CLASSES, "no_class": True}
+    assert about["inputs"]["labels"] == "the classes of the images, 0 to 2, or -1 for no class"
+    assert "the batch of the network is doubled whatever it is" in about["inputs"]["guidance"]
+    without = about_of(exported)
+    assert "labels" not in json.dumps(without["programs"])
+    assert not {"classes", "inputs"} & without.keys()
+
+
+def test_the_example_draws_classes(exported_classes, drawn, tmp_path, monkeypatch):
+    file = tmp_path / "x.npz"
+    options = (exported_classes, "-n", 3, "--seed", 3, "--batch-size", 4, "--out", file)
+    run_here(monkeypatch, *options, "--labels", *LABELS, "--guidance", 3)
+    written = np.load(file)
+    assert written["labels"].tolist() == [2, -1, 0]
+    levels = np.int32(written["images"]) - to_uint8(drawn[3.0])[:3]
+    assert np.abs(levels).max() <= 1
+    run_here(monkeypatch, *options)  # Without labels, no class for all.
+    written = np.load(file)
+    levels = np.int32(written["images"]) - to_uint8(drawn[1.0])[:3]
+    assert written.files == ["images"] and np.abs(levels[1]).max() <= 1 < np.abs(levels).max()
+
+
+def test_a_model_that_knows_no_images_without_a_class_takes_labels_alone(tiny, monkeypatch):
+    monkeypatch.setattr("ddpm_jax.weights.stablehlo.PLATFORMS", ("cpu",))
+    ddpm, params = of(with_(tiny, model={"num_classes": CLASSES, "no_class": False}))
+    program = sampler_program(ddpm, params, Sampler("ddim", 2))
+    args = (flat_params(params), np.uint32([0, 3]), np.arange(2, dtype=np.uint32))
+    images = jax.jit(program.call)(*args, np.int32([2, 0]))
+    expected = ddpm.sample(params, jax.random.key(3), 2, labels=[2, 0], sampler="ddim", steps=2)
+    np.testing.assert_array_equal(images, expected)
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "words"),
+    [
+        (None, ["--labels", 1], "--labels, --guidance: this model was trained without classes"),
+        (None, ["--guidance", 1], "--labels, --guidance: this model was trained without classes"),
+        (True, ["--labels", 0, 3], "--labels: must be from 0 to 2, or -1 for no class, got 3"),
+        (True, ["--labels", -2], "--labels: must be from 0 to 2, or -1 for no class, got -2"),
+        (True, ["--guidance", 2], "--guidance: leads images towards their class; give --labels"),
+        (True, ["--labels", 1, "--guidance", "nan"], "--guidance: must be a finite number"),
+        (False, ["--labels", -1], "--labels: must be from 0 to 2, got -1"),
+        (False, [], "--labels: this model knows no images without a class; give some of 0 to 2"),
+        (False, ["--labels", 1, "--guidance", 2], "--guidance: this model knows no images without"),
+    ],
+)
+def test_labels_that_do_not_fit_the_programs_get_one_line(
+    tmp_path, monkeypatch, classes, options, words
+):
+    """Before a program is read."""
+    about = {"sha256": {}}
+    if classes is not None:
+        about["classes"] = {"number": CLASSES, "no_class": classes}
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    with pytest.raises(SystemExit) as end:
+        run_here(monkeypatch, tmp_path, "--out", tmp_path / "x.npz", *options)
+    assert str(end.value).startswith(words) and "\n" not in str(end.value)

@@ -56,8 +56,8 @@ def checked_images(name: str, x: Any, image_shape: tuple[int, ...]) -> Any:
     if not jax.numpy.issubdtype(x.dtype, np.floating):
         raise TypeError(f"{name}: must be floats in [-1, 1], got {x.dtype}; use x / 127.5 - 1")
     if x.ndim == 4 and x.shape[1:] == image_shape:
-        if name == "x_0":
-            warn_of_range(x)
+        if name in ("x_0", "images"):
+            warn_of_range(x, name)
         return x.astype(np.float32)
     H, W, C = image_shape
     remedy = "pass images of the model's data.image_shape"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax import likelihood
 from ddpm_jax.calibration import optimal_variance
@@ -240,11 +241,17 @@ def whole_bound(
 
 
 def chain_of(
-    ddpm: Any, sampler: Sampler, params: PyTree, condition: Condition
+    ddpm: Any,
+    sampler: Sampler,
+    params: PyTree,
+    condition: Condition,
+    steps: tuple[int, ...] | None = None,
 ) -> tuple[Schedule, DenoiseFn, dict[str, Any]]:
-    """(schedule, denoise_fn, the method's options) of the chain that `sampler` takes."""
+    """(schedule, denoise_fn, the method's options) of the chain that `sampler` takes.
+
+    `steps` are those of the T that it takes, where they are not the sampler's own.
+    """
     diffusion = ddpm.config.diffusion
-    schedule = ddpm.schedule
     prediction = diffusion.prediction
     variance = sampler.variance_of(diffusion)
     channels = ddpm.image_shape[-1]
@@ -256,9 +263,10 @@ def chain_of(
 
     measured = variance == "optimal"
     if measured or sampler.strides(diffusion):
-        denoise_fn = x_0_denoiser(schedule, denoise_fn, prediction=prediction)
+        denoise_fn = x_0_denoiser(ddpm.schedule, denoise_fn, prediction=prediction)
         prediction = "x_0"
-        schedule = strided(schedule, sampler.timesteps_of(diffusion))
+    taken = sampler.timesteps_of(diffusion) if steps is None else np.array(steps)
+    schedule = strided(ddpm.schedule, taken)
     options = {
         "prediction": prediction,
         "variance": _best_variance(ddpm, schedule) if measured else variance,

@@ -35,6 +35,15 @@ FIGURES = {
     "schedule": "Schedules",
 }
 
+# The edits likewise: the class of each in ddpm_jax.cli.edit.
+EDITS = {
+    "inpaint": "Inpaint",
+    "vary": "Vary",
+    "upscale": "Upscale",
+    "colourise": "Colourise",
+    "deblur": "Deblur",
+}
+
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C has ended, as shells know it."""
 
@@ -44,6 +53,9 @@ USAGE = """usage: ddpm-jax COMMAND ...
                    {configs}
   plan CONFIG      estimate memory, FLOPs and hours of a run; writes nothing
   sample RUN       draw images from a trained model
+  edit NAME RUN IMAGE
+                   change images with a trained model; NAME is one of
+                   {edits}
   likelihood RUN   measure the bits per dimension of a split
   calibrate RUN    measure what --variance optimal and --grid likelihood need
   tune RUN         find the best sampler of few steps, such as 10
@@ -331,6 +343,24 @@ def _evaluate(args: list[str]) -> None:
     _print_once(table(result))
 
 
+def _edit(args: list[str]) -> None:
+    name, *args = args or [""]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return
+    if name not in EDITS:
+        raise UserError(
+            f"edit: {name!r} is not one of {', '.join(EDITS)}; run ddpm-jax edit NAME RUN IMAGE "
+            "[--options]"
+        )
+    from ddpm_jax.cli import edit
+    from ddpm_jax.cli.parsing import parse
+
+    options = parse(getattr(edit, EDITS[name]), args, f"ddpm-jax edit {name}")
+    _start(options.launch)
+    options.write(_load(options))
+
+
 def _figure(args: list[str]) -> None:
     name, *args = args or [""]
     if name in ("-h", "--help"):
@@ -353,6 +383,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "plan": _plan,
     "sample": _sample,
+    "edit": _edit,
     "likelihood": _likelihood,
     "evaluate": _evaluate,
     "figure": _figure,
@@ -380,7 +411,9 @@ def _print_once(text: str) -> None:
 
 
 def _usage() -> str:
-    return USAGE.format(configs=_lines(shipped_configs()), figures=_lines(FIGURES))
+    return USAGE.format(
+        configs=_lines(shipped_configs()), figures=_lines(FIGURES), edits=_lines(EDITS)
+    )
 
 
 def _lines(names) -> str:

@@ -12,6 +12,7 @@ SMALLER = {
     "data.cache_mb and data.workers take memory of the host",
     "plan": "plan a smaller model",
     "sample": "lower --batch-size, or -n if all images go into one file",
+    "edit": "lower --batch-size, or edit fewer images at once",
     "likelihood": "lower --batch-size",
     "calibrate": "lower --batch-size",
     "tune": "lower --batch-size, or --images",

@@ -31,6 +31,8 @@ class Decoded(NamedTuple):
     """uint8 [H,W,C]."""
     anew: bool
     """Whether version 1 of decoding made other pixels of it."""
+    size: tuple[int, int]
+    """The image's own (height, width)."""
 
 
 def decode(
@@ -62,8 +64,9 @@ def decode_file(file: bytes, image_shape: tuple[int, int, int], ending: str) -> 
             f"is {image.width}x{image.height} pixels, smaller than data.image_shape "
             f"{width}x{height}"
         )
+    size = (image.height, image.width)
     image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return Decoded(np.asarray(image, np.uint8).reshape(image_shape), anew)
+    return Decoded(np.asarray(image, np.uint8).reshape(image_shape), anew, size)
 
 
 def check_channels(image_shape: tuple[int, int, int]) -> None:

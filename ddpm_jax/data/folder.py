@@ -106,7 +106,7 @@ class _Decoder(WithLimits):
     def __call__(self, name: str) -> _Image:
         file = self.read(name)
         try:
-            pixels, anew = decode_file(file, self.image_shape, name)
+            pixels, anew, _ = decode_file(file, self.image_shape, name)
         except Exception as error:  # Pillow raises many kinds, without a common base class.
             if is_of_machine(error):
                 raise cannot_read(shown(name), error) from error

@@ -37,8 +37,10 @@ def to_float(images: UInt8[Array, "*shape"]) -> Float32[Array, "*shape"]:
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-def warn_of_range(x: jax.Array | np.ndarray) -> None:
-    """Warns of images x_0 that are never negative: they are in [0, 1] or so, not in [-1, 1].
+def warn_of_range(x: jax.Array | np.ndarray, name: str = "x_0") -> None:
+    """Warns of images that are never negative: they are in [0, 1] or so, not in [-1, 1].
+
+    `name` is what the caller's argument is called.
 
     Nothing is known of the values inside jit, or of those that other hosts hold.
     """
@@ -49,7 +51,7 @@ def warn_of_range(x: jax.Array | np.ndarray) -> None:
     high = float(values.max())
     if 0 <= low < high:
         warnings.warn(
-            f"x_0 is in [{low:.3g}, {high:.3g}], and images are meant to be in [-1, 1]; use "
+            f"{name} is in [{low:.3g}, {high:.3g}], and images are meant to be in [-1, 1]; use "
             "2 * x - 1 for images in [0, 1], x / 127.5 - 1 for levels up to 255",
             stacklevel=4,
         )

@@ -3,7 +3,7 @@
 An absent field has the library's default, which often differs from the paper's network. A value
 that this package does not support is refused, and the field named. So is an unknown field of a
 U-Net, unless it is null; fields that a scheduler's class does not take are ignored, as the library
-does. Names that begin with _ are the library's own notes.
+does. Names that begin with _ are the library's own notes. `no_class_row` is a field of ours.
 
 The steps of a shorter chain (`timestep_spacing`, `steps_offset`) are not part of the model here, so
 these fields may have any value: `DDPM.sample` takes `steps` and `grid`. Its grids `leading` and
@@ -51,6 +51,11 @@ UNET = {
 }
 """The library's defaults for UNet2DModel. Only a refused time embedding uses the last field."""
 
+NO_CLASS_ROW = "no_class_row"
+"""Our own field of a U-Net with classes: true where the last of its `num_class_embeds` rows is that
+of no class. The library warns that it ignores the field, saves it again, and counts the row as one
+more class."""
+
 PAPER = {
     "center_input_sample": False,
     "time_embedding_type": "positional",
@@ -65,7 +70,6 @@ PAPER = {
     "resnet_time_scale_shift": "default",
     "add_attention": True,
     "class_embed_type": None,
-    "num_class_embeds": None,
 }
 """The values that these fields must have to describe the paper's network."""
 
@@ -224,7 +228,10 @@ def write_config(config: Config) -> tuple[dict, dict]:
         "act_fn": "silu",
         "attention_head_dim": None,
         "norm_num_groups": model.norm_groups,
+        "num_class_embeds": model.class_rows or None,
     }
+    if model.num_classes and model.no_class:
+        unet[NO_CLASS_ROW] = True
     scheduler = {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": diffusion.num_timesteps,
@@ -263,7 +270,23 @@ def _read_model(fields: Fields) -> Model:
         ),
         dropout=fields["dropout"],
         norm_groups=fields.count("norm_num_groups"),
+        **_read_classes(fields),
     )
+
+
+def _read_classes(fields: Fields) -> dict[str, Any]:
+    """K rows are K classes; with NO_CLASS_ROW they are K - 1, and no class."""
+    marked = fields.values.get(NO_CLASS_ROW) or False
+    if not isinstance(marked, bool):
+        fields.refuse(NO_CLASS_ROW, "true or false")
+    if fields["num_class_embeds"] is None:
+        if marked:
+            fields.refuse(NO_CLASS_ROW, "false, as num_class_embeds is null")
+        return {}
+    rows = fields.count("num_class_embeds")
+    if rows == 1 and marked:
+        fields.refuse("num_class_embeds", f"at least 2, as {NO_CLASS_ROW} is true")
+    return {"num_classes": rows - marked, "no_class": marked}
 
 
 def _read_attention(fields: Fields, widths: list[int]) -> list[bool]:

@@ -13,13 +13,20 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save
 
-from ddpm_jax.config import Config
+from ddpm_jax.config import Config, Model
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError, one_line
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.files import path_of, read_json, write_file
 from ddpm_jax.storage.measured import NOTHING_MEASURED, Measured, files_of, identity_of
-from ddpm_jax.weights.architecture import SCHEDULERS, UNET, Fields, read_config, write_config
+from ddpm_jax.weights.architecture import (
+    NO_CLASS_ROW,
+    SCHEDULERS,
+    UNET,
+    Fields,
+    read_config,
+    write_config,
+)
 from ddpm_jax.weights.tensors import from_params, read_tensors, to_params
 
 log = logging.getLogger(__name__)
@@ -75,7 +82,8 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
             "%s: this U-Net has no scheduler; using the paper's: linear betas, fixed_large",
             folder,
         )
-    config = read_config(_read_fields(unet / "config.json", {"UNet2DModel": UNET}), scheduler)
+    known = {"UNet2DModel": UNET | {NO_CLASS_ROW: False}}
+    config = read_config(_read_fields(unet / "config.json", known), scheduler)
     return config, to_params(_read_weights(unet), DDPM(config).shapes, unet)
 
 
@@ -90,6 +98,8 @@ def write_diffusers(
     What was measured of them lies in files of our own beside it.
 
     Settings that only matter for training (loss, data, optimiser) and model.dtype are not saved.
+    For a model with classes a warning is logged: DDPMPipeline loads it, but calls the U-Net without
+    labels, which the U-Net refuses.
     Raises UserError naming the field of `config` that has no equivalent in the library.
     """
     folder = path_of(path)
@@ -108,6 +118,19 @@ def write_diffusers(
             write_file(folder / name, content)
     # Last, because this file makes the folder a pipeline.
     write_file(folder / "model_index.json", _json(index))
+    if config.model.num_classes:
+        log.warning(
+            "%s: diffusers' DDPMPipeline loads this but gives the U-Net no labels; call its unet "
+            "with class_labels=%s",
+            folder,
+            _rows(config.model),
+        )
+
+
+def _rows(model: Model) -> str:
+    """The rows of the class embedding, in words."""
+    classes = f"0 to {model.class_rows - 1 - model.no_class}"
+    return f"{classes}, or {model.class_rows - 1} for no class" if model.no_class else classes
 
 
 def _as_read(config: Config) -> Config:

@@ -215,6 +215,8 @@ def _network(ddpm: DDPM):
     return (
         jax.tree.map(lambda leaf: leaf.shape, ddpm.shapes),
         ddpm.config.model.norm_groups,
+        # Of as many rows the last may be that of a class, or of no class.
+        ddpm.config.model.num_classes,
         diffusion.prediction,
         learned,
     )

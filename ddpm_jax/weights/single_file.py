@@ -78,6 +78,8 @@ def read_with_measured(
         }
         if about["weights"] not in ("ema", "raw", "unknown"):
             raise KeyError("weights")
+        if config.model.num_classes == "auto":  # Of data that are not here.
+            raise KeyError("num_classes")
     except (KeyError, TypeError, AttributeError):
         raise UserError(
             f"{path}: does not describe its model, so it is not from ddpm-jax export; "

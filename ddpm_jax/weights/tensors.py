@@ -20,6 +20,7 @@ MODULES = {
     "stem": "conv_in",
     "time_0": "time_embedding.linear_1",
     "time_1": "time_embedding.linear_2",
+    "class_embedding": "class_embedding",
     "mid_0_block": "mid_block.resnets.0",
     "mid_attention": "mid_block.attentions.0",
     "mid_1_block": "mid_block.resnets.1",
@@ -53,6 +54,9 @@ TO_OUR_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 
 TO_THEIR_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 """How to transpose an array of 1, 2 or 4 axes from our order to diffusers'."""
+
+EMBEDDING = "class_embedding.weight"
+"""The library's name of the one matrix that is not transposed: [classes, width] in both."""
 
 
 def read_tensors(file: epath.Path) -> dict[str, np.ndarray]:
@@ -159,10 +163,11 @@ def _to_ours(tensor: np.ndarray, shape: tuple[int, ...], name: str, source) -> n
     found = tensor.shape
     if len(shape) == 2 and tensor.shape[2:] == (1, 1):
         tensor = tensor[:, :, 0, 0]
-    if tensor.ndim == len(shape):
+    if tensor.ndim == len(shape) and name != EMBEDDING:
         tensor = tensor.transpose(TO_OUR_AXES[len(shape)])
     if tensor.shape != shape:
-        expected = [shape[axis] for axis in TO_THEIR_AXES[len(shape)]]
+        axes = range(2) if name == EMBEDDING else TO_THEIR_AXES[len(shape)]
+        expected = [shape[axis] for axis in axes]
         raise UserError(
             f"{source}: {name} has shape {list(found)}, but must be {expected} by its JSON; "
             "download the whole folder again"
@@ -171,7 +176,8 @@ def _to_ours(tensor: np.ndarray, shape: tuple[int, ...], name: str, source) -> n
 
 
 def _to_theirs(array: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:
-    array = array.transpose(TO_THEIR_AXES[array.ndim])
+    if keys[-1] != "embedding":
+        array = array.transpose(TO_THEIR_AXES[array.ndim])
     if keys[-2:] == ("shortcut", "kernel"):
         array = array[:, :, None, None]
     return np.ascontiguousarray(array, np.float32)
