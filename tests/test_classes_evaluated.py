@@ -336,8 +336,13 @@ def test_the_papers_figures_stand_beside_models_without_classes_alone():
 def test_the_commands_take_them():
     asked = ["x", "--labels", "0", "2", "--guidance", "2", "--guidance-interval", "3", "9"]
     assert parse(EvaluateOptions, asked, "evaluate").guide == Guide((0, 2), 2.0, (3, 9))
-    for words, expected in [([], None), (["True"], True), (["False"], False)]:
-        asked = ["x", *(["--conditional", *words] if words else [])]
+    for words, expected in [
+        ([], None),
+        (["--conditional", "True"], True),
+        (["--conditional"], True),
+        (["--no-conditional"], False),
+    ]:
+        asked = ["x", *words, "--seed", "3"]
         assert parse(LikelihoodOptions, asked, "likelihood").conditional is expected
 
 

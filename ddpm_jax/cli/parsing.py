@@ -30,7 +30,7 @@ def parse(
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 _named(kind),
-                args=with_values(args),
+                args=with_values(args, kind),
                 prog=prog,
                 config=(tyro.conf.PositionalRequiredArgs,),
                 **given,
@@ -42,12 +42,15 @@ def parse(
         raise UserError(f"{words}; see {prog} --help") from None
 
 
-def with_values(args: list[str]) -> list[str]:
-    """`args` with the values True and False of switches that also take words.
+def with_values(args: list[str], kind: type | None = None) -> list[str]:
+    """`args` with the values True and False of switches that also take words, or None.
 
-    --diffusion.clip alone is True, and --diffusion.no-clip False; tyro asks for a value.
+    --diffusion.clip alone is True, and --diffusion.no-clip False; tyro asks for a value. So it is
+    with fields of the options `kind` that are bool or None.
     """
-    ons = {f"--{name}" for name in _switches()}
+    own = get_type_hints(kind).items() if kind else ()
+    undecided = [name.replace("_", "-") for name, hint in own if bool in get_args(hint)]
+    ons = {f"--{name}" for name in (*_switches(), *undecided)}
     offs = {re.sub(r"(\w+)$", r"no-\1", on): on for on in ons}
     complete = []
     for i, arg in enumerate(args):
