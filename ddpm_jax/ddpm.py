@@ -13,7 +13,7 @@ from ddpm_jax import losses
 from ddpm_jax.calibration import Calibration
 from ddpm_jax.calls import bounds, choice, edits, programs
 from ddpm_jax.calls.batches import Drawing, batches, share_rows
-from ddpm_jax.calls.conditions import FREE, checked_labels, class_rows, conditions
+from ddpm_jax.calls.conditions import Condition, checked_labels, class_rows, conditions
 from ddpm_jax.calls.inputs import (
     check_concrete,
     check_count,
@@ -390,13 +390,15 @@ class DDPM:
         start: int,
         stop: int = 0,
         *,
+        labels: Labels = None,
         progress: Progress = False,
     ) -> tuple[Float[jax.Array, "b h w c"], Float[jax.Array, "b h w c"]]:
         """Algorithm 2 between any two steps: (x, x_0).
 
         x was diffused `start` times (T is pure noise, k is q_sample at t = k - 1), the
         x that is returned `stop` times (0 is an image); x_0 is the prediction of the last step.
-        Row i's noise at step t comes from fold_in(keys[i], t). `progress` as in `sample`.
+        Row i's noise at step t comes from fold_in(keys[i], t). `labels` as in `denoise`,
+        `progress` as in `sample`.
         Raises ValueError unless 0 <= stop < start <= T, and NonFiniteSamples if x does not stay
         finite.
         """
@@ -413,24 +415,25 @@ class DDPM:
         steps = np.arange(stop, start)[::-1]
         with moving(progress, len(steps), "reverse steps") as move:
 
-            def run(keys, x):
-                args = (self, params, FREE, keys, np.int32(start))
+            def run(keys, x, *labels):
+                args = (self, params, Condition(*labels), keys, np.int32(start))
                 return watched(programs.reverse, args, (x, x), steps, move)
 
-            return share_rows(run, params, keys, x)
+            return share_rows(run, params, keys, x, *self._given(labels, len(x)))
 
     def encode(
         self,
         params: PyTree,
         x_0: Float[Array, "b h w c"],
         *,
+        labels: Labels = None,
         steps: int | None = None,
         progress: Progress = False,
     ) -> Float[jax.Array, "b h w c"]:
         """The DDIM latents x_T of images x_0 in [-1, 1].
 
-        `steps` and `progress` as in `sample`; `decode` with as many steps takes them back to about
-        x_0. Raises TypeError for images that are not floats.
+        `labels` as in `denoise`, `steps` and `progress` as in `sample`; `decode` with as many steps
+        takes them back to about x_0. Raises TypeError for images that are not floats.
         """
         params = checked_params(params, self.shapes)
         x_0 = checked_images("x_0", x_0, self.image_shape)
@@ -438,17 +441,18 @@ class DDPM:
         steps_up = sampler.timesteps_of(self.config.diffusion)
         with moving(progress, len(steps_up), "encoding") as move:
 
-            def run(x_0):
-                args = (self, sampler, params, FREE)
+            def run(x_0, *labels):
+                args = (self, sampler, params, Condition(*labels))
                 return watched(programs.encode, args, x_0, steps_up, move)
 
-            return share_rows(run, params, x_0)
+            return share_rows(run, params, x_0, *self._given(labels, len(x_0)))
 
     def decode(
         self,
         params: PyTree,
         x_T: Float[Array, "b h w c"],
         *,
+        labels: Labels = None,
         steps: int | None = None,
         progress: Progress = False,
     ) -> Float[jax.Array, "b h w c"]:
@@ -459,12 +463,17 @@ class DDPM:
         steps_down = sampler.timesteps_of(self.config.diffusion)[::-1]
         with moving(progress, len(steps_down), "decoding") as move:
 
-            def run(x_T):
+            def run(x_T, *labels):
                 state = start_state(None, self.image_shape, x_T)
-                args = (self, sampler, False, params, FREE, None)
+                args = (self, sampler, False, params, Condition(*labels), None)
                 return watched(programs.advance, args, state, steps_down, move).x
 
-            return share_rows(run, params, x_T)
+            return share_rows(run, params, x_T, *self._given(labels, len(x_T)))
+
+    def _given(self, labels: Labels, n: int) -> list[np.ndarray]:
+        """The labels of n images, checked; nothing for no class."""
+        checked = conditions(self.config.model, labels, n).labels
+        return [] if checked is None else [np.asarray(checked)]
 
     def _ddim(self, steps: int | None) -> Sampler:
         return self.resolve(Sampler("ddim", steps))

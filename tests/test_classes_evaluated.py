@@ -3,31 +3,39 @@
 import functools
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import with_
+from conftest import refused, with_
 from PIL import Image
 
-from ddpm_jax import DDPM, UserError
+from ddpm_jax import DDPM, UserError, figures
 from ddpm_jax.calls.conditions import UNGUIDED, Guide
+from ddpm_jax.cli import main
 from ddpm_jax.cli.options import EvaluateOptions, LikelihoodOptions
 from ddpm_jax.cli.parsing import parse
 from ddpm_jax.config import load_config
 from ddpm_jax.data import from_array
 from ddpm_jax.devices.mesh import make_mesh
-from ddpm_jax.evaluation import bound, paper
+from ddpm_jax.evaluation import bound, choice, paper, steps
 from ddpm_jax.evaluation import evaluate as module
+from ddpm_jax.evaluation import tune as tuning
 from ddpm_jax.evaluation.bound import measure
 from ddpm_jax.evaluation.classes import LEAST, lines_of, of_classes
 from ddpm_jax.evaluation.evaluate import evaluate, table
 from ddpm_jax.evaluation.features import Extractor
+from ddpm_jax.evaluation.flow import Chains
 from ddpm_jax.evaluation.labels import InProportion, guide_for, in_turn, labels_of
 from ddpm_jax.evaluation.sample import destination, sample_to
 from ddpm_jax.evaluation.splits import Images
+from ddpm_jax.figures.base import RunFigure, keys_of, names_of
 from ddpm_jax.sampler import Sampler
+from ddpm_jax.training import plan as planning
+from ddpm_jax.training import train
+from ddpm_jax.training.plan import plan
 from ddpm_jax.weights.load import Loaded
 
 LEVELS = np.float32([-0.6, -0.3, 0.6, 0.0])
@@ -331,3 +339,128 @@ def test_the_commands_take_them():
     for words, expected in [([], None), (["True"], True), (["False"], False)]:
         asked = ["x", *(["--conditional", *words] if words else [])]
         assert parse(LikelihoodOptions, asked, "likelihood").conditional is expected
+
+
+def test_parts_of_a_chain_know_the_labels_of_their_images(model, always):
+    """What is predicted, and where a chain ends, is the level of each image's class."""
+    ddpm, params = model.ddpm, model.params
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (3, 8, 8, 1))
+    labels = np.array([2, -1, 0])
+    levels = LEVELS[labels].reshape(-1, 1, 1, 1)
+    end, x_0 = ddpm.reverse(params, keys_of(key, 3), x, 10, labels=labels)
+    np.testing.assert_allclose(x_0, np.broadcast_to(levels, x.shape), atol=1e-5)
+    np.testing.assert_allclose(end, x_0, atol=1e-5)
+    one, _ = ddpm.reverse(params, keys_of(key, 3), x, 10, 4, labels=0)
+    some, _ = ddpm.reverse(params, keys_of(key, 3), x, 10, 4, labels=labels)
+    np.testing.assert_array_equal(some[2], one[2])
+    assert np.abs(some - one)[1].max() > 0.1
+    decoded = ddpm.decode(params, x, labels=labels)
+    np.testing.assert_allclose(decoded, np.broadcast_to(levels, x.shape), atol=1e-5)
+    latents = ddpm.encode(params, x, labels=labels)
+    np.testing.assert_array_equal(latents[1], ddpm.encode(params, x)[1])
+    np.testing.assert_array_equal(latents[0], ddpm.encode(params, x, labels=2)[0])
+    assert np.abs(latents - ddpm.encode(params, x))[0].max() > 0.1
+    for call in (always.ddpm.encode, always.ddpm.decode):
+        with pytest.raises(UserError, match=r"^labels: this model knows no images without a class"):
+            call(params, x)
+    with pytest.raises(UserError, match=r"^labels: must be one or \[3\]"):
+        ddpm.reverse(params, keys_of(key, 3), x, 10, labels=[0, 1])
+
+
+def test_chains_on_any_grid_draw_the_labels_of_their_starts(always):
+    guide = Guide((2, 0))
+    calls = []
+    chains = Chains(always, 0, 4, calls.append, guide)
+    images = chains.images(Sampler("ddim"), (0, 5, 9), 3, 5)
+    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), LEVELS[[0, 2, 0, 2, 0]], atol=1e-4)
+    exact = steps.draw_fine(always, 0, 1, 2, calls.append, guide)
+    np.testing.assert_allclose(exact.mean(axis=(1, 2, 3)), LEVELS[[0, 2]], atol=1e-4)
+    images = steps.draw(always, Sampler(), 0, 1, 3, calls.append, guide=guide)
+    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), LEVELS[[0, 2, 0]], atol=1e-4)
+
+
+def test_samplers_are_tuned_on_labels_in_turn(model, always, tiny, tmp_path, monkeypatch):
+    found = []
+
+    def stop(*args):
+        found.append(args[-1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "Chains", stop)
+    monkeypatch.setattr(tuning, "to_calibrate_on", lambda *_: None)
+    monkeypatch.setattr(choice, "proxy", _by_level)
+    data = npz_of(images_of([0] * 20 + [1] * 10), tmp_path)
+    without = Loaded("levels", Levels(tiny), model.params, "ema", 1, None)
+    for each, sampler in [(model, Sampler("unipc")), (always, None), (without, Sampler("unipc"))]:
+        with pytest.raises(KeyboardInterrupt):
+            placed = each._replace(path=tmp_path)
+            tuning.tune(placed, 3, sampler, data=None if sampler else data, out=tmp_path)
+    assert found == [Guide((0, 1, 2)), InProportion((0, 1, 0)), UNGUIDED]
+    judge = steps.FidJudge(None, {})
+    assert judge.guide == UNGUIDED
+
+
+@pytest.fixture
+def drawing(always, monkeypatch):
+    """Figures are of a model that knows no images without a class."""
+    monkeypatch.setattr(RunFigure, "load", lambda self: always)
+
+
+def test_figures_draw_the_classes_in_turn(drawing, tmp_path):
+    def numbers(figure):
+        with np.load(figure.draw().with_suffix(".npz")) as file:
+            return dict(file)
+
+    options = {"run": "levels", "out": f"{tmp_path}/x.png"}
+    of_chain = numbers(figures.Progressive(**options, n=4, frames=3))
+    levels = LEVELS[[0, 1, 2, 0]]
+    of_images = of_chain["x_0"].mean(axis=(0, 2, 3, 4)) / 127.5 - 1
+    np.testing.assert_allclose(of_images, levels, atol=1e-2)
+    shared = numbers(figures.SharedLatent(**options, n=4))
+    of_images = shared["samples"].mean(axis=(0, 2, 3, 4, 5)) / 127.5 - 1
+    np.testing.assert_allclose(of_images, levels, atol=1e-2)
+    data = npz_of(images_of([0, 1, 2] * 3), tmp_path)
+    near = numbers(figures.Neighbours(**options, n=4, neighbours=1, data=data))
+    of_images = near["samples"].mean(axis=(1, 2, 3)) / 127.5 - 1
+    np.testing.assert_allclose(of_images, levels, atol=1e-2)
+    assert (near["index"][:, 0] % 3).tolist() == [0, 1, 2, 0]
+    with pytest.raises(UserError, match=r"^run: the images are mixed as ones of no class"):
+        figures.Interpolate(**options).draw()
+    assert names_of("sample", 2, None) == ["sample 0", "sample 1"]
+    assert names_of("sample", 2, np.array([2, 0])) == ["sample 0, class 2", "sample 1, class 0"]
+
+
+def test_a_plan_counts_the_embedding(tiny):
+    """Of a model without "no class", whose network takes no images without labels."""
+    before = plan(tiny, 1)
+    planned = plan(with_(tiny, model={"num_classes": 1000, "no_class": False}), 1)
+    more = 1000 * 4 * 4  # Rows of the width of the time embedding.
+    assert planned.parameters - before.parameters == more
+    for name in ("params", "ema_params", "gradient"):
+        assert getattr(planned, name) - getattr(before, name) == 4 * more
+    assert planned.opt_state - before.opt_state == 8 * more
+    assert planned.flops == before.flops  # Rows are looked up, not multiplied.
+    assert 0 <= planned.activations - before.activations <= 8 * 100
+
+
+def test_a_plan_reads_the_number_of_classes_from_the_data(tmp_path, capsys, monkeypatch):
+    planned = []
+    monkeypatch.setattr(planning, "plan", lambda config, *_: planned.append(config))
+    monkeypatch.setattr(planning, "table", lambda *_: "")
+    asked = ["--model.num-classes", "auto", "--data.image-shape", "8", "8", "1"]
+    assert main(["plan", "digits", *asked]) == 0
+    assert planned[0].model.num_classes == 10
+    np.savez(tmp_path / "bare.npz", images=np.zeros((4, 8, 8, 1), np.uint8))
+    bare = ["--data.source", f"npz:{tmp_path}/bare.npz"]
+    assert "these images have no labels" in refused(capsys, "plan", "digits", *asked, *bare)
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_a_runs_grid_of_samples_has_the_classes_in_turn(tiny, monkeypatch, classes):
+    calls = []
+    monkeypatch.setattr(DDPM, "sample", lambda *args, labels, **_: calls.append(labels))
+    ddpm = DDPM(with_(tiny, model={"num_classes": classes, "no_class": False}))
+    state = SimpleNamespace(ema_params={"x": np.zeros(1)})
+    train._pictures(ddpm, state, make_mesh(1), False)
+    assert calls[0] is None if classes is None else calls[0].tolist() == [0, 1, 2, 0]

@@ -194,6 +194,11 @@ def _plan(args: list[str]) -> None:
     from ddpm_jax.training.plan import compile_for, plan, table
 
     config = options.config
+    if config.model.num_classes == "auto":
+        from ddpm_jax.data import load_source
+        from ddpm_jax.training.train import with_classes
+
+        config = with_classes(config, load_source(config.data))
     machine = options.machine
     fsdp = machine.fsdp or config.parallel.fsdp
     planned = plan(config, machine.devices, fsdp)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.data.images import to_float, to_uint8
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.processes import agreed
@@ -19,6 +20,7 @@ from ddpm_jax.evaluation.bound import about_images, keep_calibration, measure
 from ddpm_jax.evaluation.evaluate import real_images
 from ddpm_jax.evaluation.features import all_features, cache_root, extract, proxy
 from ddpm_jax.evaluation.flow import Chains
+from ddpm_jax.evaluation.labels import guide_for
 from ddpm_jax.evaluation.metrics import KernelDistance, kernel_distance
 from ddpm_jax.evaluation.proxy import classifier_shapes
 from ddpm_jax.evaluation.splits import Images, calibration_split, first_of, read_split
@@ -59,6 +61,8 @@ class KidJudge(NamedTuple):
     """[M,D] those of the real images."""
     words: str
     """What these are."""
+    guide: Guide = UNGUIDED
+    """The labels of the samples."""
 
     def kid(self, images: np.ndarray) -> KernelDistance:
         """The kernel distance of `images` from the real ones."""
@@ -107,6 +111,7 @@ def kid_judge_of(model: Loaded, data: str | None, shared: epath.Path) -> KidJudg
         raise UserError(
             f"data: at least 4 images are needed to compare with, got {len(real.indices)}"
         )
+    guide = guide_for(model.ddpm, train)
     words = f"{len(real.indices)} images of {real.split}"
     try:
         classifier_shapes(train.source, train.indices)
@@ -115,7 +120,7 @@ def kid_judge_of(model: Loaded, data: str | None, shared: epath.Path) -> KidJudg
         most = max(LEAST_ON_PIXELS, MOST_NUMBERS // int(np.prod(model.ddpm.image_shape)))
         places = np.unique(np.linspace(0, len(real.indices) - 1, most).astype(int))
         images = np.asarray(to_float(real.source.read(real.indices[places])))
-        return KidJudge(_pixels, _pixels(images), f"{words}, on pixels")
+        return KidJudge(_pixels, _pixels(images), f"{words}, on pixels", guide)
     root = cache_root(train.source, shared)
     extractor = proxy(train.source, train.indices, root, make_mesh())
 
@@ -123,7 +128,7 @@ def kid_judge_of(model: Loaded, data: str | None, shared: epath.Path) -> KidJudg
         return extract(extractor, to_uint8(images)).features
 
     there = all_features(extractor, real.source, real.indices, root)
-    return KidJudge(features, there, f"{words}, on the features of a proxy")
+    return KidJudge(features, there, f"{words}, on the features of a proxy", guide)
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:

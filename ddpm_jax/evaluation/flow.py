@@ -15,7 +15,7 @@ import numpy as np
 
 from ddpm_jax.calibration import optimal_variance
 from ddpm_jax.calls import programs
-from ddpm_jax.calls.conditions import FREE
+from ddpm_jax.calls.conditions import UNGUIDED, Condition, Guide, conditions
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import watched
@@ -60,6 +60,8 @@ class Chains:
     batch_size: int
     move: Callable[[int], Any]
     """Called with the number of network calls that were made: images times steps."""
+    guide: Guide = UNGUIDED
+    """The labels of the images; no guidance."""
 
     def images(self, sampler: Sampler, grid: Grid, start: int, count: int) -> np.ndarray:
         """Images start, ..., start + count - 1, float32 [count,H,W,C] in [-1, 1].
@@ -136,7 +138,14 @@ class Chains:
         params = self.model.params
         places = place(indices.astype(np.uint32), mesh_of(params))
         keys, state = programs.begin(ddpm, sampler, self._key, places)
-        return keys, state, (ddpm, sampler, params, FREE, self._tables(sampler, grid))
+        tables = self._tables(sampler, grid)
+        return keys, state, (ddpm, sampler, params, self._condition(indices), tables)
+
+    def _condition(self, indices: np.ndarray) -> Condition:
+        labels = self.guide.of(indices)["labels"]
+        n = len(indices)
+        condition = conditions(self.model.ddpm.config.model, labels, n)
+        return condition.of(np.arange(n), mesh_of(self.model.params))
 
     def _tables(self, sampler: Sampler, grid: Grid) -> programs.Grid:
         """The chain on `grid`, as the program takes it."""

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.config import SamplerName, Split
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.ddpm import DDPM
@@ -28,6 +29,7 @@ from ddpm_jax.evaluation.features import (
     reference_of,
 )
 from ddpm_jax.evaluation.flow import Chains, network_calls, squared_differences
+from ddpm_jax.evaluation.labels import guide_for
 from ddpm_jax.keys import TUNING, seed_key
 from ddpm_jax.sampler import MeasuredGrid, Sampler
 from ddpm_jax.samplers import SAMPLERS, Grid
@@ -73,6 +75,8 @@ class FidJudge(NamedTuple):
     extractor: Extractor
     references: dict[Split, Reference]
     """Of the images trained on and, where they are known, of others."""
+    guide: Guide = UNGUIDED
+    """The labels of the samples."""
 
     @property
     def split(self) -> Split:
@@ -146,13 +150,14 @@ def draw(
     move: Callable[[int], Any],
     *,
     batch_size: int = 64,
+    guide: Guide = UNGUIDED,
 ) -> np.ndarray:
     """Images start, ..., start + count - 1 of `seed`, float32 [count,H,W,C] in [-1, 1].
 
     Their starts are none that `tune` searches on or judges by. `sampler` is resolved; `batch_size`
     counts the images on each device. A sampler has one program for all numbers of steps; ancestral
     sampling with all T, or with another variance than fixed_small or optimal, has one for each.
-    `move` as for `Chains`.
+    `move` and `guide` as for `Chains`.
     """
     diffusion = model.ddpm.config.diffusion
     grid = tuple(sampler.timesteps_of(diffusion).tolist())
@@ -164,21 +169,28 @@ def draw(
         parts = []
         for first in range(0, count, batch_size):
             n = min(batch_size, count - first)
+            at = start + first
+            given = guide.of(at + np.arange(n)) if guide.recorded else {}
             images = model.ddpm.sample(
-                model.params, rng, n, start=start + first, batch_size=batch_size, sampler=sampler
+                model.params, rng, n, start=at, batch_size=batch_size, sampler=sampler, **given
             )
             parts.append(images)
             move(n * len(grid))
         return np.concatenate(parts)
     method = dataclasses.replace(sampler, steps=None, grid=None, timesteps=None)
-    return Chains(model, seed, batch_size, move).images(method, grid, start, count)
+    return Chains(model, seed, batch_size, move, guide).images(method, grid, start, count)
 
 
 def draw_fine(
-    model: Loaded, seed: int, start: int, count: int, move: Callable[[int], Any]
+    model: Loaded,
+    seed: int,
+    start: int,
+    count: int,
+    move: Callable[[int], Any],
+    guide: Guide = UNGUIDED,
 ) -> np.ndarray:
     """The same images of the fine solution."""
-    chains = Chains(model, seed, 64 * model.devices, move)
+    chains = Chains(model, seed, 64 * model.devices, move, guide)
     return chains.fine(HELD_BACK + start, count)
 
 
@@ -217,7 +229,7 @@ def fid_judge_of(
     references = {
         each.split: reference_of(extractor, each.source, each.indices, root) for each in sets
     }
-    return FidJudge(extractor, references)
+    return FidJudge(extractor, references, guide_for(model.ddpm, train))
 
 
 def fids(judge: FidJudge, images: np.ndarray) -> dict[Split, Estimate]:

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax import samplers
+from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.progress import progress_bar
@@ -27,6 +28,7 @@ from ddpm_jax.evaluation.choice import (
 )
 from ddpm_jax.evaluation.flow import Chains, Distance, distance, fine_steps, network_calls
 from ddpm_jax.evaluation.grids import Grid, cheapest_chain, descend
+from ddpm_jax.evaluation.labels import guide_for
 from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.sampler import LEAST_TUNED, MOST_TUNED, Sampler, Tuned
 from ddpm_jax.samplers import SAMPLERS, time_grid
@@ -192,7 +194,8 @@ def tune(
     0, ..., `images` - 1 of `seed`, one half is for the search and the other is held back. Without
     one, several are tuned, and the best competes with samplers that draw noise, by the KID of
     `images` other samples against real images, which `data` names as in `evaluate`; the best of
-    these is judged by `images` samples more. The result
+    these is judged by `images` samples more. Of a model with classes, they have labels as in
+    `evaluate`, without guidance; where no images are read, all classes take turns. The result
     follows from the seed and the weights alone. It is written into the run, or to `out`: the
     model's own folder, or a new .safetensors file that holds the model, too. Raises UserError for
     what cannot be tuned, or where no images are known.
@@ -206,6 +209,8 @@ def tune(
     to_measure = None if sampler else to_calibrate_on(model, data)
     methods = [sampler] if sampler else [Sampler(name) for name in COMPETITORS]
     methods = [plain(each, model.ddpm) for each in methods]
+    has_classes = model.ddpm.config.model.num_classes
+    guide = judge.guide if judge and has_classes else guide_for(model.ddpm, None)
     calls = calls_of_search(model.ddpm, methods, steps, images)
     if judge:
         can_be_optimal = model.ddpm.calibration is not None or to_measure is not None
@@ -215,7 +220,7 @@ def tune(
     if to_measure:
         model = calibrated(model, *to_measure, seed)
     with progress_bar(total=calls, desc="tuning", unit="call") as bar:
-        chains = Chains(model, seed, batch_size or 64 * model.devices, bar.update)
+        chains = Chains(model, seed, batch_size or 64 * model.devices, bar.update, guide)
         search = Search(chains, steps, images)
         first = FIRST if len(methods) > 1 else EVALUATIONS
         compared = {each: search.error(each, search.best(each, first)) for each in methods}
@@ -223,12 +228,14 @@ def tune(
         distances = search.judged(best, search.best(best, EVALUATIONS))
         errors = {each.words: error for each, error in compared.items()}
         result = Result(steps, search.held, errors, distances, None)
-        keep(place, model, result, images, seed)  # Before the comparison, which takes long, too.
+        keep(
+            place, model, result, images, seed, guide
+        )  # Before the comparison, which takes long, too.
         if judge:
             grids = untuned_grids(search.T, steps)
             choice = compare(chains, judge, distances.sampler, grids, images, images)
             result = result._replace(choice=choice)
-            keep(place, model, result, images, seed)
+            keep(place, model, result, images, seed, guide)
         bar.update(calls - bar.n)  # The search may have stopped early.
     return result
 
@@ -265,10 +272,17 @@ def place_of(model: Loaded, out: epath.PathLike | None) -> epath.Path:
     return path
 
 
-def keep(place: epath.Path, model: Loaded, result: Result, images: int, seed: int) -> None:
+def keep(
+    place: epath.Path,
+    model: Loaded,
+    result: Result,
+    images: int,
+    seed: int,
+    guide: Guide = UNGUIDED,
+) -> None:
     """Adds the result to those that are known of the weights, in `place`."""
     tuned = merged(model.ddpm.tuned, result.tuned)
-    found = {**rounded(result), "images": images, "seed": seed}
+    found = {**rounded(result), "images": images, "seed": seed, **guide.recorded}
     names = [_name(each) for each in result.tuned.grids]
     names += [f"choice {result.steps}" for _ in result.tuned.choices]
     about = {**model.measured.of_tuned, **dict.fromkeys(names, found)}

@@ -18,8 +18,9 @@ from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import q_sample
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.labels import guide_for
 from ddpm_jax.keys import example_keys
-from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float
+from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int
 from ddpm_jax.storage.files import check_writable, npz, path_of, write_file
 from ddpm_jax.weights.load import Loaded, home_of, load_for_command
 
@@ -102,6 +103,19 @@ def steps_at(num_timesteps: int, fractions: Iterable[float]) -> list[int]:
 def keys_of(rng: AnyKey, n: int) -> AnyKeys:
     """The keys fold_in(rng, 0), ..., fold_in(rng, n - 1): [n]."""
     return example_keys(rng, np.arange(n, dtype=np.uint32))
+
+
+def labels_in_turn(ddpm: DDPM, n: int) -> Int[np.ndarray, " n"] | None:
+    """The classes of the images 0, ..., n - 1 of a figure: all in turn; None without classes."""
+    return guide_for(ddpm, None).of(np.arange(n))["labels"]
+
+
+def names_of(word: str, n: int, labels: Int[np.ndarray, " n"] | None) -> list[str]:
+    """The names of n images: "sample 0" or, of a model with classes, "sample 0, class 0"."""
+    names = [f"{word} {i}" for i in range(n)]
+    if labels is None:
+        return names
+    return [f"{name}, class {label}" for name, label in zip(names, labels, strict=True)]
 
 
 def diffused(

@@ -54,6 +54,11 @@ class Interpolate(RunFigure):
         model = self.load()
         ddpm = model.ddpm
         params = model.params
+        if ddpm.config.model.num_classes and not ddpm.config.model.no_class:
+            raise UserError(
+                "run: the images are mixed as ones of no class, which this model does not know; "
+                "name one that was trained with model.no_class"
+            )
         sources = np.stack([read_image(model, name, self.data) for name in self.between])
         x_0 = to_float(sources)
         weights = np.linspace(0, 1, self.weights_across, dtype=np.float32)

@@ -19,7 +19,7 @@ from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.features import all_features, cache_root, extract, inception, proxy
 from ddpm_jax.evaluation.splits import read_split
-from ddpm_jax.figures.base import OptionalSource, RunFigure
+from ddpm_jax.figures.base import OptionalSource, RunFigure, labels_in_turn
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.keys import seed_key
 
@@ -78,7 +78,9 @@ class Neighbours(RunFigure):
         flip = model.ddpm.config.data.flip
         _, source, indices = read_split(model, "train", self.data)
         space = self._space(source, indices)
-        samples = to_uint8(model.ddpm.sample(model.params, seed_key(self.seed), self.n))
+        labels = labels_in_turn(model.ddpm, self.n)
+        rng = seed_key(self.seed)
+        samples = to_uint8(model.ddpm.sample(model.params, rng, self.n, labels=labels))
         count = min(self.neighbours, len(indices))
         if flip:  # A mirrored copy is a copy too.
             both = space.nearest(np.concatenate([samples, samples[:, :, ::-1]]), count)

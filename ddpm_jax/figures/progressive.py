@@ -1,6 +1,7 @@
 """Figures 6 and 10: the image that the reverse process predicts at each step."""
 
 import dataclasses
+import functools
 import io
 from typing import Annotated, ClassVar
 
@@ -10,10 +11,10 @@ from PIL import Image
 
 from ddpm_jax.config import Range
 from ddpm_jax.data.images import grid, to_uint8
-from ddpm_jax.ddpm import DDPM
+from ddpm_jax.ddpm import DDPM, Labels
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.segments import Progress
-from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
+from ddpm_jax.figures.base import RunFigure, keys_of, labels_in_turn, names_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.keys import START, gaussian_noise, seed_key
 from ddpm_jax.shapes import AnyKeys, PyTree
@@ -43,13 +44,14 @@ class Progressive(RunFigure):
         shown = steps_at(T, np.linspace(1, 0, 11))
         ks = sorted({*shown, *steps_at(T, np.linspace(1, 0, self.frames))}, reverse=True)
         keys = keys_of(seed_key(self.seed), self.n)
+        labels = labels_in_turn(ddpm, self.n)
         with progress_bar(total=steps_of(ks), desc=self.name, unit="step") as bar:
-            x, x_0 = chain(ddpm, params, keys, ks, bar)
+            x, x_0 = chain(ddpm, params, keys, ks, bar, labels)
         x = to_uint8(x)
         x_0 = to_uint8(x_0)
         picture = image_table(
             x_0[[ks.index(k) for k in shown]].swapaxes(0, 1),
-            rows=[f"sample {i}" for i in range(self.n)],
+            rows=names_of("sample", self.n, labels),
             columns=[f"k={k}" for k in shown],
             title="The image predicted from x_k along the reverse process (Fig. 6)",
             notes=[
@@ -68,23 +70,29 @@ def steps_of(ks: list[int]) -> int:
 
 
 def chain(
-    ddpm: DDPM, params: PyTree, keys: AnyKeys, ks: list[int], progress: Progress = False
+    ddpm: DDPM,
+    params: PyTree,
+    keys: AnyKeys,
+    ks: list[int],
+    progress: Progress = False,
+    labels: Labels = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(x_k, the x_0 predicted from it) at each of the descending `ks`: NumPy arrays [F,n,H,W,C].
 
     At k = 0 both are the image. The chain is Algorithm 2 from ks[0] = T, the same that `sample`
-    draws from `keys` [n]. `progress` as in `DDPM.sample`.
+    draws from `keys` [n]. `progress` and `labels` as in `DDPM.sample`.
     """
+    reverse = ddpm.reverse if labels is None else functools.partial(ddpm.reverse, labels=labels)
     x = gaussian_noise(keys, START, ddpm.image_shape)
     current = ks[0]
     xs = []
     x_0s = []
     for k in ks:
         if k < current:
-            x, _ = ddpm.reverse(params, keys, x, current, k, progress=progress)
+            x, _ = reverse(params, keys, x, current, k, progress=progress)
             current = k
         # One more step from x_k also returns the x_0 that it predicts.
-        x_0 = ddpm.reverse(params, keys, x, k, k - 1, progress=progress)[1] if k else x
+        x_0 = reverse(params, keys, x, k, k - 1, progress=progress)[1] if k else x
         xs.append(np.asarray(x))
         x_0s.append(np.asarray(x_0))
     return np.stack(xs), np.stack(x_0s)

@@ -1,6 +1,7 @@
 """Figure 7: samples that share a latent x_k; the smaller k, the more they have in common."""
 
 import dataclasses
+import functools
 from typing import Annotated, ClassVar
 
 import jax
@@ -10,10 +11,10 @@ from etils import epath
 
 from ddpm_jax.config import Range
 from ddpm_jax.data.images import to_uint8
-from ddpm_jax.ddpm import DDPM
+from ddpm_jax.ddpm import DDPM, Labels
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.segments import Progress
-from ddpm_jax.figures.base import RunFigure, keys_of, steps_at
+from ddpm_jax.figures.base import RunFigure, keys_of, labels_in_turn, names_of, steps_at
 from ddpm_jax.figures.panel import image_table
 from ddpm_jax.figures.progressive import chain, steps_of
 from ddpm_jax.keys import SHARED, seed_key
@@ -43,10 +44,11 @@ class SharedLatent(RunFigure):
         rng = seed_key(self.seed)
         ks = steps_at(T, (1, 0.75, 0.5, 0.25, 0))
         total = steps_of(ks) + sum(ks)
+        labels = labels_in_turn(ddpm, self.n)
         with progress_bar(total=total, desc=self.name, unit="step") as bar:
-            latents, _ = chain(ddpm, params, keys_of(rng, self.n), ks, bar)
+            latents, _ = chain(ddpm, params, keys_of(rng, self.n), ks, bar, labels)
             shares = [
-                np.asarray(share(ddpm, params, rng, x, k, bar))
+                np.asarray(share(ddpm, params, rng, x, k, bar, labels))
                 for x, k in zip(latents, ks, strict=True)
             ]
         samples = np.stack(shares)
@@ -57,7 +59,7 @@ class SharedLatent(RunFigure):
         ]
         picture = image_table(
             to_uint8(np.array(cells)),
-            rows=[f"chain {i}" for i in range(self.n)],
+            rows=names_of("chain", self.n, labels),
             columns=[f"k={k}\nspread {s:.1f}" for k, s in zip(ks, spread, strict=True)],
             title="Samples that share a latent (Fig. 7)",
             notes=[
@@ -81,13 +83,20 @@ def share(
     x_k: Float[Array, "n h w c"],
     k: int,
     progress: Progress = False,
+    labels: Labels = None,
 ) -> Float[jax.Array, "n 3 h w c"]:
-    """Three samples x_0 from each x_k [n,H,W,C]: [n,3,H,W,C]. For k = 0, three times the image."""
+    """Three samples x_0 from each x_k [n,H,W,C]: [n,3,H,W,C]. For k = 0, three times the image.
+
+    `labels` [n] are their classes, None for no class.
+    """
+    reverse = ddpm.reverse
+    if labels is not None:
+        reverse = functools.partial(reverse, labels=np.repeat(np.asarray(labels), SHARES))
     x = jnp.repeat(x_k, SHARES, axis=0)
     if k:
         # Other keys than those of the chains, which have small indices, and others for every k.
         keys = keys_of(jax.random.fold_in(jax.random.fold_in(rng, SHARED), k), len(x))
-        x, _ = ddpm.reverse(params, keys, x, k, progress=progress)
+        x, _ = reverse(params, keys, x, k, progress=progress)
     return jnp.clip(x.reshape(len(x_k), SHARES, *x.shape[1:]), -1, 1)
 
 

@@ -14,6 +14,7 @@ from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluate import LEAST, warn_of_few
 from ddpm_jax.evaluation.flow import SOLVER, fine_steps
+from ddpm_jax.evaluation.labels import guide_for
 from ddpm_jax.evaluation.steps import (
     STARTS,
     Contestant,
@@ -108,14 +109,15 @@ class Steps(RunFigure):
         """A Row for the fine solution and for each contestant."""
         starts = min(self.samples, STARTS)
         n = self.samples if judge else starts
+        guide = judge.guide if judge else guide_for(model.ddpm, None)
         steps_of_fine = len(fine_steps(model.ddpm.schedule.num_timesteps))
         total = starts * steps_of_fine + n * sum(each.calls for each in chosen)
         with progress_bar(total=total, desc=self.name, unit="call") as bar:
-            exact = draw_fine(model, self.seed, 0, starts, bar.update)
+            exact = draw_fine(model, self.seed, 0, starts, bar.update, guide)
             fine = Contestant("fine solution", ANCESTRAL, steps_of_fine)
             measured = [Row(fine, NOTHING, NOTHING, to_uint8(exact[:SHOWN]))]
             for each in chosen:
-                images = draw(model, each.sampler, self.seed, 0, n, bar.update)
+                images = draw(model, each.sampler, self.seed, 0, n, bar.update, guide=guide)
                 far = distance(images, exact) if each.deterministic else NOTHING
                 fid = fids(judge, images)[judge.split] if judge else NOTHING
                 measured.append(Row(each, far, fid, to_uint8(images[:SHOWN])))

@@ -7,8 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
+from ddpm_jax.config import Config
 from ddpm_jax.data import Batch
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.shapes import PyTree
@@ -58,10 +59,17 @@ def step_flops(ddpm: DDPM, state: PyTree) -> int:
 
     `state` holds arrays or only their shapes.
     """
-    images = jax.ShapeDtypeStruct((ddpm.config.train.batch_size, *ddpm.image_shape), jnp.uint8)
-    return count_flops(
-        jax.make_jaxpr(functools.partial(train_step, ddpm))(state, Batch(images)).jaxpr
-    )
+    batch = batch_shapes(ddpm.config)
+    return count_flops(jax.make_jaxpr(functools.partial(train_step, ddpm))(state, batch).jaxpr)
+
+
+def batch_shapes(config: Config, sharding: Sharding | None = None) -> Batch:
+    """The shapes of a batch of `config`; it has labels where the model has classes."""
+    n = config.train.batch_size
+    images = jax.ShapeDtypeStruct((n, *config.data.image_shape), jnp.uint8, sharding=sharding)
+    if not config.model.num_classes:
+        return Batch(images)
+    return Batch(images, jax.ShapeDtypeStruct((n,), jnp.int32, sharding=sharding))
 
 
 def count_flops(jaxpr: Jaxpr) -> int:

@@ -16,13 +16,12 @@ from jax.extend.core import Literal
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from ddpm_jax.config import Config
-from ddpm_jax.data import Batch
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import batch_sharding, state_shardings
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import seed_key
 from ddpm_jax.shapes import PyTree
-from ddpm_jax.training.flops import peak_of, step_flops
+from ddpm_jax.training.flops import batch_shapes, peak_of, step_flops
 from ddpm_jax.training.update import check_batch, init_state, train_step
 
 AXES = ("data", "fsdp")
@@ -133,10 +132,11 @@ def activation_bytes(ddpm: DDPM, params: PyTree, batch_size: int) -> int:
     """
     x_0 = jax.ShapeDtypeStruct((batch_size, *ddpm.image_shape), jnp.float32)
     rng = jax.eval_shape(lambda: seed_key(0))
+    labels = 0 if ddpm.config.model.num_classes else None
 
     def residuals(params, rng, x_0):
         def loss(params):
-            return ddpm.loss(params, rng, x_0, train=True).mean()
+            return ddpm.loss(params, rng, x_0, labels=labels, train=True).mean()
 
         _, backward = jax.vjp(loss, params)
         return jax.tree.leaves(backward)
@@ -199,11 +199,10 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
     mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
     ddpm = DDPM(config)
     state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
-    shape = (config.train.batch_size, *config.data.image_shape)
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
+    batch = batch_shapes(config, batch_sharding(mesh))
     step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
     try:
-        memory: Any = step.lower(ddpm, state, Batch(images), mesh=mesh).compile().memory_analysis()
+        memory: Any = step.lower(ddpm, state, batch, mesh=mesh).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         return Compiled(topology, tpus[0].device_kind, failure=_first_line(error))
     return Compiled(

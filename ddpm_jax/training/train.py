@@ -87,7 +87,7 @@ def fit(
     """
     leave_unguarded_reader()
     config, source = _with_source(config, images, labels)
-    config = _with_classes(config, source)
+    config = with_classes(config, source)
     train, held_out = split(source, config.data.holdout)
     held_out = _spread(held_out, config.train.eval_images)
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
@@ -147,7 +147,7 @@ def _with_source(
     return dataclasses.replace(config, data=data), source
 
 
-def _with_classes(config: Config, source: Source) -> Config:
+def with_classes(config: Config, source: Source) -> Config:
     """The config with the number of the data's classes in the place of auto.
 
     Raises UserError if the data have no labels, or labels that the model has no class for.
@@ -336,7 +336,10 @@ def _pictures(ddpm, state, mesh, progress):
     """Samples of the averaged weights, from the same noise every time."""
     rng = run_key(ddpm.config, SAMPLES)
     params = replicate(state.ema_params, mesh)
-    return ddpm.sample(params, rng, ddpm.config.train.num_samples, progress=progress)
+    n = ddpm.config.train.num_samples
+    classes = ddpm.config.model.num_classes
+    labels = np.arange(n) % classes if classes else None  # All in turn.
+    return ddpm.sample(params, rng, n, labels=labels, progress=progress)
 
 
 class _Stopped(Exception):
