@@ -93,7 +93,7 @@ def test_a_digit_is_the_one_that_was_asked_for_and_guidance_costs_diversity(trai
         )
     assert named[1] >= 0.90 and named[3] >= 0.97
     # Copies of one digit have 0, and pixels of noise 1.4.
-    assert 0.7 < varied[1].mean() < 1.2 and 0.5 < varied[3].mean()
+    assert 0.7 < varied[1].mean() < 1.2 and varied[3].mean() > 0.5
     assert varied[3].mean() < varied[1].mean()
 
 
