@@ -1,0 +1,81 @@
+"""Prints how well halves that a model inpaints fit to the known ones: seam.py RUN_OR_FILE IMAGES.
+
+IMAGES is an .npz with `images` uint8 [N,H,W,C]. For each known half, the mean step of grey across
+the seam, as a part of that of the same line in the images; 1 is a perfect fit. JSON.
+"""
+
+import functools
+import json
+import sys
+
+import jax
+import numpy as np
+
+from ddpm_jax import load
+from ddpm_jax.editing import inpaint
+from ddpm_jax.keys import example_keys, seed_key
+from ddpm_jax.samplers import time_grid
+from ddpm_jax.schedule import strided
+
+STEPS = 50
+
+
+def inpainted(ddpm, params, images, mask):
+    """The images [N,H,W,C], with what `mask` hides drawn anew."""
+    diffusion = ddpm.config.diffusion
+    short = strided(ddpm.schedule, time_grid(ddpm.schedule.num_timesteps, STEPS))
+
+    @jax.jit
+    def draw(params, keys, known):
+        return inpaint(
+            short,
+            functools.partial(ddpm.denoise, params),
+            keys,
+            known,
+            mask,
+            resample=10,
+            jump=10,
+            prediction=diffusion.prediction,
+            variance=diffusion.variance,
+            clip=diffusion.clip,
+        )
+
+    keys = example_keys(seed_key(0), np.arange(len(images), dtype=np.uint32))
+    return np.asarray(draw(params, keys, images))
+
+
+def half(image_shape, side):
+    """A mask [1,H,W,1], 1 where the left or the top half is known."""
+    height, width, _ = image_shape
+    mask = np.zeros((1, height, width, 1), np.float32)
+    if side == "left":
+        mask[:, :, : width // 2] = 1
+    else:
+        mask[:, : height // 2] = 1
+    return mask
+
+
+def across(images, side):
+    """The mean absolute difference of the two lines of pixels that meet in the middle."""
+    along = np.moveaxis(np.float64(images), 2 if side == "left" else 1, 1)
+    middle = along.shape[1] // 2
+    return np.abs(along[:, middle] - along[:, middle - 1]).mean()
+
+
+def main(model, images):
+    ddpm, params = load(model)
+    with np.load(images) as arrays:
+        known = arrays["images"] / np.float32(127.5) - 1
+    ratios = {}
+    for side in ("left", "top"):
+        mask = half(ddpm.image_shape, side)
+        drawn = inpainted(ddpm, params, known, mask)
+        hidden = np.broadcast_to(mask == 0, known.shape)
+        assert (drawn[~hidden] == known[~hidden]).all()
+        assert (drawn[hidden] != known[hidden]).mean() > 0.5
+        ratios[side] = across(drawn, side) / across(known, side)
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
