@@ -93,7 +93,7 @@ def test_a_digit_is_the_one_that_was_asked_for_and_guidance_costs_diversity(trai
         )
     assert named[1] >= 0.90 and named[3] >= 0.97
     # Copies of one digit have 0, and pixels of noise 1.4.
-    assert 0.7 < varied[1].mean() < 1.2 and 0.5 < varied[3].mean()
+    assert 0.7 < varied[1].mean() < 1.2 and varied[3].mean() > 0.5
     assert varied[3].mean() < varied[1].mean()
 
 
@@ -102,7 +102,9 @@ def test_inpainted_halves_of_digits_fit_to_the_known_ones(trained):
     data = load_config("digits_class").data
     source = load_source(data)
     train, held_out = split(source, data.holdout)
-    np.savez(trained / "known.npz", images=source.read(np.r_[held_out, train][:256]))
+    chosen = np.concatenate([held_out, train])[:256]
+    known = {"images": source.read(chosen), "labels": source.labels[chosen]}
+    np.savez(trained / "known.npz", **known)
     ratios = json.loads(
         run(sys.executable, TESTS / "seam.py", "runs/digits_class", "known.npz", cwd=trained)
     )
