@@ -1,7 +1,8 @@
 """Prints how well halves that a model inpaints fit to the known ones: seam.py RUN_OR_FILE IMAGES.
 
-IMAGES is an .npz with `images` uint8 [N,H,W,C]. For each known half, the mean step of grey across
-the seam, as a part of that of the same line in the images; 1 is a perfect fit. JSON.
+IMAGES is an .npz with `images` uint8 [N,H,W,C], and `labels` [N] for a model with classes. For each
+known half, the mean step of grey across the seam, as a part of that of the same line in the images;
+1 is a perfect fit. JSON.
 """
 
 import functools
@@ -20,8 +21,8 @@ from ddpm_jax.schedule import strided
 STEPS = 50
 
 
-def inpainted(ddpm, params, images, mask):
-    """The images [N,H,W,C], with what `mask` hides drawn anew."""
+def inpainted(ddpm, params, images, labels, mask):
+    """The images [N,H,W,C] of `labels`, with what `mask` hides drawn anew."""
     diffusion = ddpm.config.diffusion
     short = strided(ddpm.schedule, time_grid(ddpm.schedule.num_timesteps, STEPS))
 
@@ -29,7 +30,7 @@ def inpainted(ddpm, params, images, mask):
     def draw(params, keys, known):
         return inpaint(
             short,
-            functools.partial(ddpm.denoise, params),
+            functools.partial(ddpm.denoise, params, labels=labels),
             keys,
             known,
             mask,
@@ -66,10 +67,11 @@ def main(model, images):
     ddpm, params = load(model)
     with np.load(images) as arrays:
         known = arrays["images"] / np.float32(127.5) - 1
+        labels = arrays.get("labels")
     ratios = {}
     for side in ("left", "top"):
         mask = half(ddpm.image_shape, side)
-        drawn = inpainted(ddpm, params, known, mask)
+        drawn = inpainted(ddpm, params, known, labels, mask)
         hidden = np.broadcast_to(mask == 0, known.shape)
         assert (drawn[~hidden] == known[~hidden]).all()
         assert (drawn[hidden] != known[hidden]).mean() > 0.5

@@ -102,7 +102,9 @@ def test_inpainted_halves_of_digits_fit_to_the_known_ones(trained):
     data = load_config("digits_class").data
     source = load_source(data)
     train, held_out = split(source, data.holdout)
-    np.savez(trained / "known.npz", images=source.read(np.r_[held_out, train][:256]))
+    chosen = np.concatenate([held_out, train])[:256]
+    known = {"images": source.read(chosen), "labels": source.labels[chosen]}
+    np.savez(trained / "known.npz", **known)
     ratios = json.loads(
         run(sys.executable, TESTS / "seam.py", "runs/digits_class", "known.npz", cwd=trained)
     )
