@@ -5,44 +5,15 @@ known half, the mean step of grey across the seam, as a part of that of the same
 1 is a perfect fit. JSON.
 """
 
-import functools
 import json
 import sys
 
-import jax
 import numpy as np
 
 from ddpm_jax import load
-from ddpm_jax.editing import inpaint
-from ddpm_jax.keys import example_keys, seed_key
-from ddpm_jax.samplers import time_grid
-from ddpm_jax.schedule import strided
+from ddpm_jax.keys import seed_key
 
 STEPS = 50
-
-
-def inpainted(ddpm, params, images, labels, mask):
-    """The images [N,H,W,C] of `labels`, with what `mask` hides drawn anew."""
-    diffusion = ddpm.config.diffusion
-    short = strided(ddpm.schedule, time_grid(ddpm.schedule.num_timesteps, STEPS))
-
-    @jax.jit
-    def draw(params, keys, known):
-        return inpaint(
-            short,
-            functools.partial(ddpm.denoise, params, labels=labels),
-            keys,
-            known,
-            mask,
-            resample=10,
-            jump=10,
-            prediction=diffusion.prediction,
-            variance=diffusion.variance,
-            clip=diffusion.clip,
-        )
-
-    keys = example_keys(seed_key(0), np.arange(len(images), dtype=np.uint32))
-    return np.asarray(draw(params, keys, images))
 
 
 def half(image_shape, side):
@@ -71,7 +42,7 @@ def main(model, images):
     ratios = {}
     for side in ("left", "top"):
         mask = half(ddpm.image_shape, side)
-        drawn = inpainted(ddpm, params, known, labels, mask)
+        drawn = ddpm.inpaint(params, seed_key(0), known, mask, steps=STEPS, labels=labels)
         hidden = np.broadcast_to(mask == 0, known.shape)
         assert (drawn[~hidden] == known[~hidden]).all()
         assert (drawn[hidden] != known[hidden]).mean() > 0.5
