@@ -1,4 +1,4 @@
-"""The digits by class: a network trained as users do draws what it is asked for, minutes.
+"""The digits by class: the model in examples/ draws what it is asked for, minutes.
 
 scripts/test_slow.sh runs these tests; with -n 0 -s it shows the figures that they print.
 """
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
 COMMAND = [sys.executable, "-m", "ddpm_jax"]
+MODEL = TESTS.parent / "examples/digits_class.safetensors"
 IMAGES = 500
 
 
@@ -35,14 +36,6 @@ def run(*args, cwd):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder in which runs/digits_class was trained."""
-    folder = tmp_path_factory.mktemp("classes")
-    run(*COMMAND, "train", "digits_class", cwd=folder)
-    return folder
-
-
 def digits():
     """All real digits float [1797,64] in [-1, 1], and their labels."""
     with np.load(TESTS.parent / "ddpm_jax/data/digits.npz") as arrays:
@@ -54,7 +47,7 @@ def drawn(folder, guidance):
     out = f"guidance-{guidance}.npz"
     labels = ["--labels", *range(10), "--guidance", guidance]
     sampler = ["--sampler", "sde-dpm-solver++", "--steps", 50]
-    command = [*COMMAND, "sample", "runs/digits_class", "-n", IMAGES, "--out", out]
+    command = [*COMMAND, "sample", MODEL, "-n", IMAGES, "--out", out]
     run(*command, *labels, *sampler, cwd=folder)
     with np.load(folder / out) as arrays:
         return arrays["images"].reshape(-1, 64) / 127.5 - 1, arrays["labels"]
@@ -77,11 +70,11 @@ def diversity(images, labels):
     return np.array([spread(images[labels == k]) / spread(real[classes == k]) for k in range(10)])
 
 
-def test_a_digit_is_the_one_that_was_asked_for_and_guidance_costs_diversity(trained):
+def test_a_digit_is_the_one_that_was_asked_for_and_guidance_costs_diversity(tmp_path):
     real, classes = digits()
     named, varied = {}, {}
     for guidance in (1, 3):
-        images, labels = drawn(trained, guidance)
+        images, labels = drawn(tmp_path, guidance)
         np.testing.assert_array_equal(labels, np.arange(IMAGES) % 10)
         nearest = distances(images, real).argmin(axis=1)
         named[guidance] = (classes[nearest] == labels).mean()
@@ -97,16 +90,14 @@ def test_a_digit_is_the_one_that_was_asked_for_and_guidance_costs_diversity(trai
     assert varied[3].mean() < varied[1].mean()
 
 
-def test_inpainted_halves_of_digits_fit_to_the_known_ones(trained):
+def test_inpainted_halves_of_digits_fit_to_the_known_ones(tmp_path):
     """256 digits, those held out first. Halves of other digits would be 1.20 and 1.50."""
     data = load_config("digits_class").data
     source = load_source(data)
     train, held_out = split(source, data.holdout)
     chosen = np.concatenate([held_out, train])[:256]
     known = {"images": source.read(chosen), "labels": source.labels[chosen]}
-    np.savez(trained / "known.npz", **known)
-    ratios = json.loads(
-        run(sys.executable, TESTS / "seam.py", "runs/digits_class", "known.npz", cwd=trained)
-    )
+    np.savez(tmp_path / "known.npz", **known)
+    ratios = json.loads(run(sys.executable, TESTS / "seam.py", MODEL, "known.npz", cwd=tmp_path))
     print("\nthe seam's gradient, as a part of the originals':", ratios)
     assert all(0.8 < ratio < 1.2 for ratio in ratios.values())
