@@ -39,6 +39,7 @@ def test_memory_that_runs_out_names_the_settings_of_the_command(capsys, monkeypa
     setting = {
         "train": "lower train.batch_size, raise train.accumulate or list levels in model.remat",
         "sample": "lower --batch-size",
+        "edit": "lower --batch-size",
         "likelihood": "lower --batch-size",
         "calibrate": "lower --batch-size",
         "tune": "lower --batch-size, or --images",

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from ddpm_jax import DDPM, UserError
 from ddpm_jax.cli import main
-from ddpm_jax.config import Model, load_config
+from ddpm_jax.config import Config, Model, load_config
 from ddpm_jax.data import Batch
 from ddpm_jax.devices.mesh import fsdp_spec, make_mesh
 from ddpm_jax.training import plan, update
@@ -186,15 +186,16 @@ def test_activations_are_what_the_backward_pass_keeps():
 
     class Model:
         image_shape = (4, 4, 1)
+        config = Config()
 
-        def loss(self, params, rng, x_0, train):
-            assert train
+        def loss(self, params, rng, x_0, labels, train):
+            assert train and labels is None
             v, w = params
             return jnp.square(jnp.sin(x_0.reshape(-1, 16) @ v) @ w).sum(axis=1)
 
     class Recomputed(Model):
-        def loss(self, *args, train):
-            return jax.checkpoint(functools.partial(super().loss, train=train))(*args)
+        def loss(self, *args, **options):
+            return jax.checkpoint(functools.partial(super().loss, **options))(*args)
 
     params = array(16, 5), array(5, 2)
     assert plan.activation_bytes(Model(), params, 3) == 4 * 3 * (16 + 5 + 5 + 2)
