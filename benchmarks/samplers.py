@@ -65,7 +65,8 @@ class Store:
         self.rows = []
         if self.path is not None and self.path.exists():
             there = json.loads(self.path.read_text())
-            others = [name for name in about if there["about"].get(name) != about[name]]
+            measured = {"batch": 64} | there["about"]  # Older files do not name their batch.
+            others = [name for name in about if measured.get(name) != about[name]]
             if others:
                 raise UserError(
                     f"{path}: was measured with another {others[0]}; choose another --out"

@@ -1,6 +1,5 @@
 """Classifier-free guidance: a network with labels as a `denoise_fn` (Ho & Salimans 2022)."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,6 +17,9 @@ ConditionalFn = Callable[
 
 NO_CLASS = -1
 """The label of an image of no class."""
+
+LARGEST = float(jnp.finfo(jnp.float32).max)
+"""A larger guidance would be infinite in float32."""
 
 
 def guided(
@@ -76,7 +78,7 @@ def check_guidance(
     guidance: float | Float[Array, ""], interval: Sequence[float] | Float[Array, " 2"] | None
 ) -> None:
     """Raises UserError for a `guidance` or an interval that `guided` does not take."""
-    if not isinstance(guidance, jax.Array) and not math.isfinite(guidance):
+    if not isinstance(guidance, jax.Array) and not abs(float(guidance)) <= LARGEST:
         raise UserError(f"guidance: must be a finite number, got {shown(guidance)}")
     if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
         raise UserError(

@@ -169,6 +169,7 @@ def test_an_output_keeps_its_dtype():
     [
         (float("nan"), None, "guidance: must be a finite number, got nan"),
         (float("inf"), None, "guidance: must be a finite number, got inf"),
+        (1e39, None, "guidance: must be a finite number, got 1e"),
         (2.0, (5, 5), r"guidance_interval: must be \(lo, hi\) with lo < hi"),
         (2.0, (8, 3), "guidance_interval"),
         (2.0, (1, 2, 3), "guidance_interval"),
