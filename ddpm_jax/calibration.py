@@ -194,9 +194,23 @@ def pair_bits(
 ) -> Float64[np.ndarray, "T T"]:
     """[s, t]: expected bits/dim of the reverse step from t to s in a chain that visits both.
 
-    It is the KL divergence of Eq. 5. With fixed_small and fixed_large the decoder takes its
-    variance from the chain's second step (see `schedule`), so that for s = 0 the expected L_0 is
-    added. Infinite where s >= t. Raises ValueError for another variance.
+    It is `kl_bits`. With fixed_small and fixed_large the decoder takes its variance from the
+    chain's second step (see `schedule`), so that for s = 0 the expected L_0 is added.
+    """
+    bits = kl_bits(schedule, mse, variance)
+    if variance != "optimal":
+        now = np.arange(1, schedule.num_timesteps)
+        step = _reverse_step(_Sums(schedule), 0, now)
+        bits[0, 1:] += decoder_bits(step.posterior, float(np.asarray(mse, np.float64)[0]))
+    return bits
+
+
+def kl_bits(
+    schedule: Schedule, mse: Float[Array, " T"], variance: FixedVariance
+) -> Float64[np.ndarray, "T T"]:
+    """[s, t]: expected KL divergence of Eq. 5 in bits/dim, of the reverse step from t to s.
+
+    Infinite where s >= t. Raises ValueError for another variance.
     """
     if variance not in get_args(FixedVariance):
         raise unknown("variance", variance, FixedVariance)
@@ -208,10 +222,7 @@ def pair_bits(
     bits = np.full((T, T), np.inf)
     for s in range(T - 1):
         now = np.arange(s + 1, T)
-        step = _reverse_step(sums, s, now)
-        bits[s, s + 1 :] = step_bits(step, mse[now], variance)
-        if s == 0 and variance != "optimal":
-            bits[0, 1:] += decoder_bits(step.posterior, mse[0])
+        bits[s, s + 1 :] = step_bits(_reverse_step(sums, s, now), mse[now], variance)
     return bits
 
 

@@ -37,13 +37,24 @@ START = 2**32 - 1
 INPAINT = 2**32 - 2
 """The key of an inpainted image, whose numbers are two for each position of its walk."""
 
+CODEC = 2**32 - 3
+"""The key of a compressed image, whose numbers are the steps t; and of what all images share."""
+
+# Folded into the key of a step that compressed images share.
+CANDIDATES = 0
+"""The row of normals whose windows are the candidates."""
+ARRIVALS = 1
+"""The arrival times of the candidates."""
+ORDER = 2
+"""The order of an image's dimensions."""
+
 # Folded into the key of a figure's seed, beside its images 0, 1, ...
 WAY_BACK = 2
 """Interpolation, which has two images: the noise of the way back."""
 SHARED = 2**31
 """Samples that share a latent."""
 
-# Folded into the key of a seed, whose images 0, 1, ... `sample` draws.
+# Folded into the key of a seed, whose images 0, 1, ... `sample` draws; CODEC is another.
 TUNING = 2**32 - 1
 """The key of the starts that `tune` compares grids on."""
 
@@ -54,9 +65,10 @@ PROXY_SPLIT = 2**32 - 1
 FAMILIES = {
     "run": (INIT, SAMPLES, HOLDOUT),
     "example": (TIME, NOISE, DROPOUT, FLIP, LABEL),
-    "image": (START, INPAINT),
+    "image": (START, INPAINT, CODEC),
+    "step": (CANDIDATES, ARRIVALS, ORDER),
     "figure": (WAY_BACK, SHARED),
-    "tune": (TUNING,),
+    "tune": (TUNING, CODEC),
     "order": (PROXY_SPLIT,),
 }
 """The numbers by the key that they are folded into."""

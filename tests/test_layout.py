@@ -30,6 +30,7 @@ data
 calls
 ddpm
 storage
+compression
 weights
 training
 evaluation
@@ -53,6 +54,7 @@ PLACES = {
     "tensorflow_datasets": {"data/tfds"},
     "tensorflow": {"data/tfds"},
     "grain": {"data/stream"},
+    "constriction": {"compression/numbers"},
     "safetensors": {"weights", "evaluation/inception_weights"},
     "huggingface_hub": {"weights/hub"},
 }

@@ -112,7 +112,7 @@ def vary(
     def edit(params, keys, state, condition, of_rows, move):
         state = _diffuse(ddpm, timesteps, keys, of_rows(images), state)
         args = (ddpm, sampler, timesteps, params, condition, keys)
-        return watched(_vary, args, state, np.array(timesteps[::-1]), move).x
+        return watched(chain_part, args, state, np.array(timesteps[::-1]), move).x
 
     return _drawn(ddpm, params, rng, len(images), sampler, len(timesteps), edit, "varying", drawing)
 
@@ -152,7 +152,7 @@ def _diffuse(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _vary(
+def chain_part(
     ddpm: Any,
     sampler: Sampler,
     timesteps: tuple[int, ...],
@@ -163,7 +163,7 @@ def _vary(
     first: Index,
     last: Index,
 ) -> tuple[State, Finite]:
-    """A part of the chain of `timesteps`."""
+    """A part of the chain of `timesteps`, which `sampler` is told to take in place of its own."""
     schedule, denoise_fn, options = chain_of(ddpm, sampler, params, condition, timesteps)
     return _part(ddpm, sampler, schedule, denoise_fn, keys, options, state, first, last)
 

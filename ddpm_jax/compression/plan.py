@@ -1,0 +1,131 @@
+"""The chain that a sender chooses for what is asked of it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.calibration import Calibration, decoder_bits
+from ddpm_jax.compression.chain import groups_for, of_cells, path, path_costs, steps_of
+from ddpm_jax.compression.codec import Setting
+from ddpm_jax.compression.draws import starts
+from ddpm_jax.compression.format import Head
+from ddpm_jax.compression.network import Network, picture
+from ddpm_jax.data.images import to_float
+from ddpm_jax.errors import UserError
+from ddpm_jax.schedule import Schedule
+from ddpm_jax.shapes import Float64, Int32, UInt8
+
+MOST_ASKED = 64
+"""So many images say at which step the asked error is reached."""
+
+TO_SPARE = 1.2
+"""The chain for a number of bits is planned for so many times as many, and then cut off."""
+
+LAYER_BITS = 32.0
+"""About what the length, the checksum and the end of a layer take."""
+
+IMAGE_BITS = 0.5
+"""About what an image's level takes in one step."""
+
+
+class Paths(NamedTuple):
+    """The cheapest chains to every step."""
+
+    bits: Float64[np.ndarray, " T"]
+    """Expected bits of an image."""
+    before: Int32[np.ndarray, " T"]
+
+    def to(self, end: int) -> tuple[int, ...]:
+        """The chain that ends at the step `end`, or one before T - 1."""
+        end = min(end, len(self.before) - 2)
+        return tuple(path(self.before, end).tolist())
+
+
+def paths(
+    schedule: Schedule,
+    calibration: Calibration,
+    image_shape: tuple[int, int, int],
+    images: int,
+    group_bits: float,
+) -> Paths:
+    """The cheapest chains for so many images."""
+    dimensions = int(np.prod(image_shape))
+    step_bits = IMAGE_BITS + LAYER_BITS / images
+    return Paths(*path_costs(schedule, calibration.mse, dimensions, group_bits, step_bits))
+
+
+def end_for_rmse(network: Network, images: UInt8[np.ndarray, "n h w c"], rmse: float) -> int:
+    """The highest step whose predicted x_0 is within `rmse` of 255 of these images.
+
+    Found by halving, with noise on the images themselves. Raises UserError if there is none.
+    """
+    images = images[:MOST_ASKED]
+    some = network.of(np.arange(len(images)))
+    noise = starts(0, np.arange(len(images)), network.ddpm.image_shape)
+    T = network.ddpm.schedule.num_timesteps
+    predict = some.predictor(tuple(range(T)))
+    x_0 = np.asarray(to_float(images))
+
+    def error_at(t: int) -> float:
+        schedule = network.ddpm.schedule
+        of_x_0 = np.float32(schedule.sqrt_alphas_bar[t])
+        of_noise = np.float32(schedule.sqrt_one_minus_alphas_bar[t])
+        return rmse_of(picture(predict(of_x_0 * x_0 + of_noise * noise, t)), images).mean()
+
+    if error_at(0) > rmse:
+        raise UserError(
+            f"rmse: this model comes to {error_at(0):.2f} at its last step; choose more, or take "
+            "lossless"
+        )
+    low, high = 0, T - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if error_at(middle) <= rmse:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def end_for_bits(found: Paths, bits: float) -> int:
+    """The lowest step that so many bits an image suffice for."""
+    return int(np.argmax(found.bits <= bits))
+
+
+def end_for_lossless(
+    found: Paths, calibration: Calibration, image_shape: tuple[int, int, int]
+) -> int:
+    """The step from which the lossless layer takes over at the fewest bits in all."""
+    costs = [
+        decoder_bits(of_cells(cells, image_shape).reshape(-1) + 1e-9, 0.0).sum()
+        for cells in calibration.cells
+    ]
+    # E of the squared error in units of its own variance: half a nat for each dimension.
+    half_nat = 0.5 / np.log(2) * np.prod(image_shape)
+    return int(np.argmin(found.bits + np.array(costs) + half_nat))
+
+
+def setting_of(head: Head, schedule: Schedule, calibration: Calibration) -> Setting:
+    """What both sides know from the head and the calibration."""
+    steps = steps_of(schedule, calibration, np.array(head.timesteps), head.image_shape)
+    return Setting(head.image_shape, head.seed, 2**head.candidates, tuple(steps), head.groups)
+
+
+def expected_groups(
+    schedule: Schedule,
+    calibration: Calibration,
+    timesteps: tuple[int, ...],
+    image_shape: tuple[int, int, int],
+    group_bits: float,
+) -> tuple[int, ...]:
+    """Of each step, from noise to the image."""
+    steps = steps_of(schedule, calibration, np.array(timesteps), image_shape)
+    return tuple(int(groups_for(np.array(step.bits), group_bits)) for step in steps)
+
+
+def rmse_of(
+    pictures: UInt8[np.ndarray, "n h w c"], images: UInt8[np.ndarray, "n h w c"]
+) -> Float64[np.ndarray, " n"]:
+    """The root mean squared error of each image, of 255."""
+    errors = np.square(pictures.astype(np.float64) - images)
+    return np.sqrt(errors.mean(axis=(1, 2, 3)))
