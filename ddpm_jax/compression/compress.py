@@ -46,8 +46,10 @@ class Compressed(NamedTuple):
     data: bytes
     bits: Float64[np.ndarray, " n"]
     """Of each image in all layers; the head, checksums and lengths of layers come on top."""
-    rmse: Float64[np.ndarray, " n"]
-    """Of 255, of the picture x_0 that the whole file gives."""
+    rmse: Float64[np.ndarray, "l n"]
+    """Of 255, of the picture x_0 that the head gives, and then that after each layer."""
+    ends: tuple[int, ...]
+    """Where the head ends, and then each layer, in bytes."""
 
 
 def compress(
@@ -162,6 +164,7 @@ def _sent(network, setting: Setting, head: Head, images, todo, group_bits, move)
 def _written(head: Head, sent: _Sent, most_bytes: float | None) -> Compressed:
     """The file, of at most so many bytes."""
     data = head_bytes(head)
+    ends = [len(data)]
     if most_bytes is not None and len(data) > most_bytes:
         raise UserError(
             f"bits_per_dim: the file's head alone takes {len(data)} bytes; choose more, or "
@@ -170,16 +173,21 @@ def _written(head: Head, sent: _Sent, most_bytes: float | None) -> Compressed:
     count = len(sent.rmse[0])
     coding = Layers(count, head.candidates, int(np.prod(head.image_shape)))
     bits = np.zeros(count)
-    for number, of_step in enumerate(sent.steps):
+    for of_step in sent.steps:
         payload, of_images = coding.write(of_step)
         layer = layer_bytes(payload)
         if most_bytes is not None and len(data) + len(layer) > most_bytes:
-            return Compressed(data, bits, sent.rmse[number])
+            return Compressed(data, bits, sent.rmse[: len(ends)], tuple(ends))
         data += layer
+        ends.append(len(data))
         bits += of_images
+    rmse = sent.rmse
     if head.lossless:
-        return Compressed(data + layer_bytes(sent.exact), bits + sent.exact_bits, np.zeros(count))
-    return Compressed(data, bits, sent.rmse[-1])
+        data += layer_bytes(sent.exact)
+        ends.append(len(data))
+        bits += sent.exact_bits
+        rmse = np.concatenate([rmse, np.zeros((1, count))])
+    return Compressed(data, bits, rmse, tuple(ends))
 
 
 def _head(network: Network, images, rmse, bits_per_dim, lossless, seed, group_bits) -> Head:
