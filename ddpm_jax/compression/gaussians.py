@@ -22,8 +22,8 @@ import numpy as np
 
 from ddpm_jax.shapes import AnyKey, Array, Float, Float32, Int, Int32
 
-BLOCK = 4096
-"""Candidates that are weighed at a time, which bounds the memory."""
+BLOCK = 2**22
+"""Numbers of the windows that are weighed at a time, which bounds the memory."""
 
 GROUPS = 256
 """Groups whose numbers are found at a time."""
@@ -97,7 +97,7 @@ def _search(
     """The candidates of the least arrival time over weight, a block of windows at a time."""
     N = arrivals.shape[0]
     width = d.shape[1]
-    block = min(BLOCK, N)
+    block = min(N, 1 << (max(1, BLOCK // width).bit_length() - 1))
     within = jnp.arange(block)[:, None] + jnp.arange(width)
     # Dimensions that fill a group up have d = 0, and may look beyond the row's end.
     row = jnp.pad(row, (0, width))
