@@ -14,7 +14,7 @@ from ddpm_jax.compression.draws import (
     starts,
     step_draws,
 )
-from ddpm_jax.compression.gaussians import choose, log_arrivals
+from ddpm_jax.compression.gaussians import arrival_times, choose
 from ddpm_jax.compression.levels import groups_at, next_levels
 from ddpm_jax.shapes import Float32, Integer
 
@@ -121,8 +121,8 @@ def _search(setting, d, draws, of_image, ends) -> list[np.ndarray]:
     for image, of_one in enumerate(ends):
         shifts += [turned[image, a:b] for a, b in zip(of_one[:-1], of_one[1:], strict=True)]
         offsets.append(of_image.offsets[image, : of_one.size - 1])
-    arrivals = log_arrivals(arrivals_key(draws), setting.candidates)
-    numbers = choose(jax.numpy.asarray(draws.row), arrivals, shifts, np.concatenate(offsets))
+    times = arrival_times(arrivals_key(draws), setting.candidates)
+    numbers = choose(jax.numpy.asarray(draws.row), times, shifts, np.concatenate(offsets))
     return np.split(numbers, np.cumsum([each.size for each in offsets])[:-1])
 
 
