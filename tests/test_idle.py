@@ -57,6 +57,7 @@ def test_the_first_look_that_small32_advises_is_not_warned_of():
         ({"train": {"sample_every": 10**6}}, {}, "train.sample_every", "than train.steps 800000"),
         ({"train": {"eval_every": 10**6}}, {}, "train.eval_every", "after the last step alone"),
         ({"model": {"no_class": False}}, {}, "model.no_class", "no classes at all"),
+        ({"data": {"class_names": ("a", "b")}}, {}, "data.class_names", "has no classes"),
         ({"train": {"label_dropout": 0.2}}, {}, "train.label_dropout", "has no classes"),
         ({"train": {"label_dropout": 0.0}}, {}, "train.label_dropout", "has no classes"),
         (

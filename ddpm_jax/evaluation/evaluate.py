@@ -6,7 +6,6 @@ RUN/evaluation/STEP-WEIGHTS-SAMPLER-seedN/, of a model with classes STEP-...-gui
   KIND-N-SETS.json the result, with all that it depends on
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -18,7 +17,6 @@ from etils import epath
 
 from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.config import Split, to_dict
-from ddpm_jax.data import load_source
 from ddpm_jax.data.decode import decode
 from ddpm_jax.devices.mesh import describe_devices, make_mesh
 from ddpm_jax.devices.processes import agreed, wait_for_all
@@ -40,7 +38,7 @@ from ddpm_jax.evaluation.features import (
 from ddpm_jax.evaluation.labels import guide_for
 from ddpm_jax.evaluation.paper import results_of
 from ddpm_jax.evaluation.sample import checked_sampler, fill_folder, image_file
-from ddpm_jax.evaluation.splits import Images, read_split
+from ddpm_jax.evaluation.splits import Images, load_images, read_split
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import path_of, read_table, write_file
 from ddpm_jax.storage.run import versions
@@ -223,7 +221,7 @@ def real_images(model: Loaded, data: str | None) -> list[Images]:
     if data is None:
         train = read_split(model, "train")
     else:
-        source = load_source(dataclasses.replace(config.data, source=data))
+        source = load_images(model, data)
         train = Images("train", source, np.arange(len(source)))
     if len(train.indices) < LEAST:
         raise UserError(

@@ -40,6 +40,8 @@ def _of_network(config: Config) -> Iterator[str]:
 
 def _of_data(config: Config, streamed: bool) -> Iterator[str]:
     data = config.data
+    if data.class_names and not config.model.num_classes:
+        yield "data.class_names: this model has no classes (model.num_classes)"
     default = Data()
     kinds = {data.source.partition(":")[0], (data.test or "").partition(":")[0]}
     for name in ("dir", "manual_dir"):
