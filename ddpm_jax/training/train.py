@@ -214,7 +214,12 @@ def _warn_of_idle(
     config: Config, source: Source, held_out: int, devices: int, given: Collection[str]
 ) -> None:
     lines = idle_settings(
-        config, streamed=source.streamed, held_out=held_out, devices=devices, given=given
+        config,
+        streamed=source.streamed,
+        held_out=held_out,
+        devices=devices,
+        given=given,
+        has_no_class=source.labels is not None and NO_CLASS in source.labels,
     )
     for line in lines:
         log.warning("%s", line)
