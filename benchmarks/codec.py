@@ -19,7 +19,7 @@ import numpy as np
 
 from ddpm_jax import configure_jax
 from ddpm_jax.calibration import kl_bits
-from ddpm_jax.compression import compressed, decompress
+from ddpm_jax.compression import Asked, compressed, decompress
 from ddpm_jax.compression.format import read_head
 from ddpm_jax.data.images import to_float
 from ddpm_jax.evaluation.splits import first_of, read_split
@@ -43,7 +43,7 @@ def rates(model, images, bound, rmse, group_bits):
     own = np.asarray(bound.mse, np.float64).mean(axis=0)
 
     def compress():
-        return compressed(ddpm, model.params, images, rmse=rmse, group_bits=group_bits)
+        return compressed(ddpm, model.params, images, Asked(rmse=rmse, group_bits=group_bits))
 
     whole, to_compress = timed(compress)
     _, to_decompress = timed(lambda: decompress(ddpm, model.params, whole.data))
@@ -74,7 +74,7 @@ def exact(model, images, bound, group_bits):
     ddpm = model.ddpm
 
     def compress():
-        return compressed(ddpm, model.params, images, lossless=True, group_bits=group_bits)
+        return compressed(ddpm, model.params, images, Asked(lossless=True, group_bits=group_bits))
 
     whole, seconds = timed(compress)
     assert (decompress(ddpm, model.params, whole.data) == images).all()

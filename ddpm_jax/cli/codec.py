@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from ddpm_jax.cli.options import Launch, Launched, ModelOptions, Path
-from ddpm_jax.compression import Picture, compressed, decompress
+from ddpm_jax.compression import Asked, Picture, compressed, decompress
 from ddpm_jax.compression.checks import check_head
 from ddpm_jax.compression.compress import GROUP_BITS, LEAST_GROUP_BITS, MOST_GROUP_BITS
 from ddpm_jax.compression.format import read_head
@@ -60,10 +60,7 @@ class CompressOptions(ModelOptions):
             raise UserError(f"out: must end in {ENDING}, got {self.out}")
         check_writable(file)
         given = self._given(model.ddpm.image_shape)
-        result = compressed(
-            model.ddpm,
-            model.params,
-            given.images,
+        asked = Asked(
             labels=self._labels(),
             rmse=self.rmse,
             bits_per_dim=self.bits_per_dim,
@@ -73,6 +70,7 @@ class CompressOptions(ModelOptions):
             batch_size=self.batch_size,
             progress=True,
         )
+        result = compressed(model.ddpm, model.params, given.images, asked)
         write_file(file, result.data)
         lines = [
             f"{shown(name)}: {bits / 8:.0f} bytes, {bits / given.images[0].size:.3f} bits/dim, "

@@ -9,7 +9,7 @@ from etils import epath
 from PIL import Image
 
 from ddpm_jax.calibration import kl_bits
-from ddpm_jax.compression import Compressed, compressed, decompress
+from ddpm_jax.compression import Asked, Compressed, compressed, decompress
 from ddpm_jax.compression.checks import calibration_of
 from ddpm_jax.compression.compress import GROUP_BITS, LEAST_GROUP_BITS, MOST_GROUP_BITS
 from ddpm_jax.config import Positive, Range, Split
@@ -91,16 +91,14 @@ class Codec(RunFigure):
         return self.write(picture, numbers)
 
     def _compressed(self, model: Loaded, images: np.ndarray, labels) -> Compressed:
-        return compressed(
-            model.ddpm,
-            model.params,
-            images,
+        asked = Asked(
             labels=labels,
             seed=self.seed,
             group_bits=self.group_bits,
             batch_size=self.batch_size,
             progress=True,
         )
+        return compressed(model.ddpm, model.params, images, asked)
 
     def _strips(self, model: Loaded, images: np.ndarray, labels) -> bytes:
         """The images of prefixes of their file, by both kinds of picture."""
