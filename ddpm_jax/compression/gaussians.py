@@ -119,7 +119,7 @@ def _search(
     row = jnp.pad(row, (0, width))
     begin = offsets.astype(jnp.uint32) % min(PLACES, N)
     before = jnp.where(begin > 0, times[begin - 1], 0.0)[:, None]
-    # The arrivals by the windows they belong to, for a group that begins with the first at window 0.
+    # The arrivals by their windows, for a group whose first arrival is of window 0.
     places = jnp.arange(N + block, dtype=jnp.uint32)
     of_windows = times[places * np.uint32(BACK) % N]
     zero = (offsets.astype(jnp.uint32) - begin * np.uint32(STRIDE)) % N
