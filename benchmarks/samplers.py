@@ -12,6 +12,8 @@ The distance is that of `evaluation.steps`, from held-back starts. FID is by the
 is the median over batches; the first, which compiles, and those that other processes
 disturbed do not count. A * marks a time for which there was no undisturbed batch.
 
+--labels 0 1 2 draws from a model with classes: images have these labels in turn.
+
 --checkpoints compares deterministic and stochastic sampling at every checkpoint of a run.
 """
 
@@ -26,6 +28,7 @@ import numpy as np
 from rounds import FOREIGN, timed
 
 from ddpm_jax import configure_jax
+from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.flow import fine_steps
@@ -65,7 +68,8 @@ class Store:
         self.rows = []
         if self.path is not None and self.path.exists():
             there = json.loads(self.path.read_text())
-            measured = {"batch": 64} | there["about"]  # Older files do not name their batch.
+            # Older files do not name these.
+            measured = {"batch": 64, "labels": None} | there["about"]
             others = [name for name in about if measured.get(name) != about[name]]
             if others:
                 raise UserError(
@@ -129,7 +133,14 @@ def drawn_and_timed(
 
         def call(drawn=drawn, start=start):
             images = draw(
-                model, sampler, options.seed, start, size, lambda calls: None, batch_size=size
+                model,
+                sampler,
+                options.seed,
+                start,
+                size,
+                lambda calls: None,
+                batch_size=size,
+                guide=guide_of(options),
             )
             drawn.append(images)
 
@@ -168,12 +179,20 @@ def one_model(options: argparse.Namespace, store: Store, model: Loaded, judge: F
     left = [each for each in chosen if store.find(key_of(each, model)) is None]
     exact = None
     if any(each.deterministic for each in left):
-        exact = draw_fine(model, options.seed, 0, min(options.n, STARTS), lambda calls: None)
+        count = min(options.n, STARTS)
+        exact = draw_fine(
+            model, options.seed, 0, count, lambda calls: None, guide=guide_of(options)
+        )
     for each in left:
         key = key_of(each, model)
         images, times = drawn_and_timed(store, key, model, each.sampler, options)
         store.add({"key": key} | row_of(each, images, times, exact, judge, options))
         print(line_of(store.rows[-1]), flush=True)
+
+
+def guide_of(options: argparse.Namespace) -> Guide:
+    """The labels that the images have in turn; none by default."""
+    return UNGUIDED if options.labels is None else Guide(tuple(options.labels))
 
 
 def over_training(options: argparse.Namespace, store: Store, judge: FidJudge):
@@ -254,6 +273,7 @@ def main(options: argparse.Namespace) -> None:
     configure_jax()
     mesh = make_mesh()
     model = load_weights(options.run, mesh=mesh)
+    guide_of(options).check(model.ddpm.config.model)
     if options.list:
         chosen = chosen_of(model, options)
         for each in chosen:
@@ -272,6 +292,7 @@ def main(options: argparse.Namespace) -> None:
         "batch": options.batch_size,
         "fine": list(fine_steps(model.ddpm.schedule.num_timesteps)),
         "seed": options.seed,
+        "labels": options.labels,
         "features": judge.extractor.sha256 if judge else None,
         "real": {split: real.statistics.count for split, real in judge.references.items()}
         if judge
@@ -303,6 +324,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", help="real images, as folder:PATH, npz:PATH or tfds:NAME")
     parser.add_argument("--inception", help="weights of FID's InceptionV3")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--labels", type=int, nargs="+", help="classes that images have in turn")
     parser.add_argument("--out", help="JSON file that keeps the rows")
     try:
         main(parser.parse_args())

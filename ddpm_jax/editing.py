@@ -291,6 +291,27 @@ def conditioned(
     """
     if not 0 <= noise < np.inf:
         raise UserError(f"noise: must be a finite number of at least 0, got {shown(noise)}")
+    r2 = _variances_of_x_0(schedule, r2)
+    y = jnp.asarray(y, jnp.float32)
+
+    def by_index(x_t, index):
+        return denoise_fn(x_t, schedule.timesteps[index])
+
+    predict = x_0_denoiser(schedule, by_index, prediction=prediction)
+    x_0_of = _ddnm(predict, y, operator)
+    if noise:
+        x_0_of = _pigdm(schedule, predict, y, operator, noise, r2)
+
+    def x_0_and_rest(
+        x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
+    ) -> Float[jax.Array, "b h w outputs"]:
+        return jnp.concatenate(x_0_of(x_t, jnp.searchsorted(schedule.timesteps, t)), axis=-1)
+
+    return x_0_and_rest
+
+
+def _variances_of_x_0(schedule, r2):
+    """`r2` as float32 [T]; None is 1 - a. Raises ValueError for another length."""
     if r2 is None:
         r2 = jnp.square(schedule.sqrt_one_minus_alphas_bar)
     if r2.shape != schedule.betas.shape:
@@ -298,26 +319,23 @@ def conditioned(
             f"r2: must have an entry for each step of the chain, {schedule.betas.shape}, "
             f"got {r2.shape}"
         )
-    r2 = jnp.asarray(r2, jnp.float32)
-    y = jnp.asarray(y, jnp.float32)
+    return jnp.asarray(r2, jnp.float32)
 
-    def by_index(x_t, index):
-        return denoise_fn(x_t, schedule.timesteps[index])
 
-    predict = x_0_denoiser(schedule, by_index, prediction=prediction)
+def _ddnm(predict, y, operator):
+    """(x_t, index) -> (x_0 with A x_0 = y, the channels for the variance)."""
 
-    def ddnm(
-        x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
-    ) -> Float[jax.Array, "b h w outputs"]:
-        output = predict(x_t, jnp.searchsorted(schedule.timesteps, t))
-        x_0, rest = _split(output, x_t)
-        return jnp.concatenate([x_0 + operator.pinv(y - operator.A(x_0)), rest], axis=-1)
+    def x_0_of(x_t, index):
+        x_0, rest = _split(predict(x_t, index), x_t)
+        return x_0 + operator.pinv(y - operator.A(x_0)), rest
 
-    def pigdm(
-        x_t: Float[Array, "b h w c"], t: Int[Array, " b"]
-    ) -> Float[jax.Array, "b h w outputs"]:
-        index = jnp.searchsorted(schedule.timesteps, t)
+    return x_0_of
 
+
+def _pigdm(schedule, predict, y, operator, noise, r2):
+    """(x_t, index) -> (the expected x_0 given x_t and y, the channels for the variance)."""
+
+    def x_0_of(x_t, index):
         def at(table):
             return table[index].reshape(-1, 1, 1, 1)
 
@@ -331,10 +349,9 @@ def conditioned(
         factor = jnp.square(at(schedule.sqrt_one_minus_alphas_bar))
         factor = factor * at(schedule.sqrt_recip_alphas_bar)
         lost = at(schedule.alphas_bar) <= jnp.finfo(jnp.float32).tiny
-        x_0 = x_0 + jnp.where(lost, of_t * towards, factor * gradient)
-        return jnp.concatenate([x_0, rest], axis=-1)
+        return x_0 + jnp.where(lost, of_t * towards, factor * gradient), rest
 
-    return pigdm if noise else ddnm
+    return x_0_of
 
 
 def _split(output, x_t):

@@ -1,8 +1,10 @@
 """Classes in what is measured: the bound, the samples that are evaluated, a figure a class."""
 
 import functools
+import importlib
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -469,3 +471,28 @@ def test_a_runs_grid_of_samples_has_the_classes_in_turn(tiny, monkeypatch, class
     state = SimpleNamespace(ema_params={"x": np.zeros(1)})
     train._pictures(ddpm, state, make_mesh(1), False)
     assert calls[0] is None if classes is None else calls[0].tolist() == [0, 1, 2, 0]
+
+
+def test_the_benchmark_of_samplers_draws_labels_in_turn(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    benchmark = importlib.import_module("samplers")
+    asked = []
+
+    def draw(model, sampler, seed, start, count, move, *, batch_size, guide):
+        asked.append(guide.of(np.arange(start, start + count)).get("labels"))
+        return np.zeros((count, 8, 8, 1), np.float32)
+
+    monkeypatch.setattr(benchmark, "draw", draw)
+    options = SimpleNamespace(labels=[2, 0, 1], n=5, batch_size=2, seed=0)
+    store = benchmark.Store(None, {})
+    images, _ = benchmark.drawn_and_timed(store, "key", None, Sampler("ddim", 2), options)
+    assert len(images) == 5 and np.concatenate(asked).tolist() == [2, 0, 1, 2, 0, 1]
+    options.labels = None
+    benchmark.drawn_and_timed(store, "key", None, Sampler("ddim", 2), options)
+    assert asked[-1] is None
+    # Rows with other labels are no rows of the same file, nor are those of before without.
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps({"about": {"batch": 2}, "rows": []}))
+    benchmark.Store(file, {"batch": 2, "labels": None})
+    with pytest.raises(UserError, match="was measured with another labels; choose another --out"):
+        benchmark.Store(file, {"batch": 2, "labels": [2, 0, 1]})

@@ -1,5 +1,6 @@
 """Settings that cannot act say so, and those of the shipped configs, which all act, say nothing."""
 
+import numpy as np
 import pytest
 from conftest import lines, messages, on_one_device, with_
 
@@ -13,10 +14,15 @@ ATTENTION = "model.attention_resolutions"
 ALWAYS = {"num_classes": 10, "no_class": False}
 
 
-def said(config, streamed=True, held_out=9, devices=8, given=()):
+def said(config, streamed=True, held_out=9, devices=8, given=(), has_no_class=False):
     """The lines about `config`, by the names of their settings."""
     found = idle_settings(
-        config, streamed=streamed, held_out=held_out, devices=devices, given=given
+        config,
+        streamed=streamed,
+        held_out=held_out,
+        devices=devices,
+        given=given,
+        has_no_class=has_no_class,
     )
     assert all("\n" not in line for line in found)
     return {line.partition(": ")[0]: line.partition(": ")[2] for line in found}
@@ -57,6 +63,7 @@ def test_the_first_look_that_small32_advises_is_not_warned_of():
         ({"train": {"sample_every": 10**6}}, {}, "train.sample_every", "than train.steps 800000"),
         ({"train": {"eval_every": 10**6}}, {}, "train.eval_every", "after the last step alone"),
         ({"model": {"no_class": False}}, {}, "model.no_class", "no classes at all"),
+        ({"data": {"class_names": ("a", "b")}}, {}, "data.class_names", "has no classes"),
         ({"train": {"label_dropout": 0.2}}, {}, "train.label_dropout", "has no classes"),
         ({"train": {"label_dropout": 0.0}}, {}, "train.label_dropout", "has no classes"),
         (
@@ -64,6 +71,18 @@ def test_the_first_look_that_small32_advises_is_not_warned_of():
             {},
             "train.label_dropout",
             "keeps its label",
+        ),
+        (
+            {"model": {"num_classes": 10}, "train": {"label_dropout": 0.0}},
+            {},
+            "train.label_dropout",
+            "row of no class is never trained, so guidance",
+        ),
+        (
+            {"model": {"num_classes": 10}, "train": {"label_dropout": 1.0}},
+            {},
+            "train.label_dropout",
+            "no class is ever trained",
         ),
         ({"train": {"log_every": 10**6}}, {}, "train.log_every", "after the last step alone"),
         ({"checkpoint": {"every": 10**6}}, {}, "checkpoint.every", "after the last step alone"),
@@ -83,6 +102,18 @@ def test_a_setting_that_cannot_act_is_named(change, where, name, words):
 def test_what_acts_on_labels_and_what_is_off_is_not_named(network, rate):
     config = load_config("cifar10")
     assert said(with_(config, model=network, train={"label_dropout": rate})) == {}
+
+
+def test_images_of_no_class_train_its_row_without_dropout(tiny, pictures, caplog):
+    from ddpm_jax.data import from_array
+    from ddpm_jax.training.train import _warn_of_idle
+
+    config = with_(tiny, model={"num_classes": 2}, train={"label_dropout": 0.0})
+    for labels, count in [(np.arange(48) % 2, 1), (np.arange(48) % 3 - 1, 0)]:
+        source = from_array(pictures, (8, 8, 1), labels)
+        caplog.clear()
+        _warn_of_idle(config, source, 9, 8, ())
+        assert len([x for x in messages(caplog) if x.startswith("train.label_dropout")]) == count
 
 
 def test_what_suits_a_longer_run_is_named_where_it_was_asked_for():

@@ -23,12 +23,12 @@ from ddpm_jax.devices.processes import BOUND, in_cluster, join
 from ddpm_jax.training.update import Update, init_state
 
 
-def steps_of(config, pictures, n=3):
+def steps_of(config, pictures, n=3, labels=None):
     """(losses and gradient norms [n,2], state) of n updates as config.parallel says."""
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     ddpm = DDPM(config)
     batches = Batches(
-        from_array(pictures, (8, 8, 1)),
+        from_array(pictures, (8, 8, 1), labels),
         np.arange(len(pictures)),
         config.train.batch_size,
         config.seed,

@@ -70,9 +70,18 @@ def test_every_image_is_read_with_its_label(data):
         and images.dtype == np.uint8
         and not source.streamed
     )
+    assert source.class_names == ("0", "1", "2")
     original = prepared.pixels("train")
     keys = [int(np.flatnonzero((original == image).all((1, 2, 3)))[0]) for image in images]
     assert sorted(keys) == list(range(40)) and source.labels.tolist() == [key % 3 for key in keys]
+
+
+def test_the_names_of_the_classes_number_them(data):
+    source = load_source(data)
+    turned = load_source(dataclasses.replace(data, class_names=("2", "1", "0", "3")))
+    np.testing.assert_array_equal(turned.labels, 2 - source.labels)
+    with pytest.raises(UserError, match=r"^data: tfds:own_pictures has images of the class 2, but"):
+        load_source(dataclasses.replace(data, class_names=("0", "1")))
 
 
 def test_test_reads_the_test_split_or_else_validation(data):

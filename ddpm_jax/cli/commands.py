@@ -32,6 +32,7 @@ FIGURES = {
     "interpolate": "Interpolate",
     "neighbours": "Neighbours",
     "steps": "Steps",
+    "codec": "Codec",
     "schedule": "Schedules",
 }
 
@@ -56,6 +57,10 @@ USAGE = """usage: ddpm-jax COMMAND ...
   edit NAME RUN IMAGE
                    change images with a trained model; NAME is one of
                    {edits}
+  compress RUN IMAGES
+                   write images as one file, every prefix of which decodes
+  decompress RUN FILE.ddpm
+                   make pictures of such a file
   likelihood RUN   measure the bits per dimension of a split
   calibrate RUN    measure what --variance optimal and --grid likelihood need
   tune RUN         find the best sampler of few steps, such as 10
@@ -361,6 +366,26 @@ def _edit(args: list[str]) -> None:
     options.write(_load(options))
 
 
+def _compress(args: list[str]) -> None:
+    from ddpm_jax.cli.codec import CompressOptions
+
+    _run_codec(CompressOptions, args, "ddpm-jax compress")
+
+
+def _decompress(args: list[str]) -> None:
+    from ddpm_jax.cli.codec import DecompressOptions
+
+    _run_codec(DecompressOptions, args, "ddpm-jax decompress")
+
+
+def _run_codec(options_class, args: list[str], program: str) -> None:
+    from ddpm_jax.cli.parsing import parse
+
+    options = parse(options_class, args, program)
+    _start(options.launch)
+    _print_once(options.write(_load(options)))
+
+
 def _figure(args: list[str]) -> None:
     name, *args = args or [""]
     if name in ("-h", "--help"):
@@ -384,6 +409,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": _plan,
     "sample": _sample,
     "edit": _edit,
+    "compress": _compress,
+    "decompress": _decompress,
     "likelihood": _likelihood,
     "evaluate": _evaluate,
     "figure": _figure,

@@ -40,14 +40,29 @@ LEAST_GROUP_BITS = 4
 MOST_GROUP_BITS = 16
 
 
+class Asked(NamedTuple):
+    """What is asked of a file, as in `compress`."""
+
+    labels: Any = None
+    rmse: float | None = None
+    bits_per_dim: float | None = None
+    lossless: bool = False
+    seed: int = 0
+    group_bits: int = GROUP_BITS
+    batch_size: int | None = None
+    progress: Progress = False
+
+
 class Compressed(NamedTuple):
     """A file, and what became of each image."""
 
     data: bytes
     bits: Float64[np.ndarray, " n"]
     """Of each image in all layers; the head, checksums and lengths of layers come on top."""
-    rmse: Float64[np.ndarray, " n"]
-    """Of 255, of the picture x_0 that the whole file gives."""
+    rmse: Float64[np.ndarray, "l n"]
+    """Of 255, of the picture x_0 that the head gives, and then that after each layer."""
+    ends: tuple[int, ...]
+    """Where the head ends, and then each layer, in bytes."""
 
 
 def compress(
@@ -76,47 +91,26 @@ def compress(
     group_bits    bits that a number tells: more take longer and make smaller files, 4 to 16
     The other arguments are as in `DDPM.sample`. Raises UserError for what does not fit.
     """
-    return compressed(
-        ddpm,
-        params,
-        images,
-        labels=labels,
-        rmse=rmse,
-        bits_per_dim=bits_per_dim,
-        lossless=lossless,
-        seed=seed,
-        group_bits=group_bits,
-        batch_size=batch_size,
-        progress=progress,
-    ).data
+    asked = Asked(labels, rmse, bits_per_dim, lossless, seed, group_bits, batch_size, progress)
+    return compressed(ddpm, params, images, asked).data
 
 
 def compressed(
-    ddpm: Any,
-    params: PyTree,
-    images: UInt8[np.ndarray, "n h w c"],
-    *,
-    labels: Any = None,
-    rmse: float | None = None,
-    bits_per_dim: float | None = None,
-    lossless: bool = False,
-    seed: int = 0,
-    group_bits: int = GROUP_BITS,
-    batch_size: int | None = None,
-    progress: Progress = False,
+    ddpm: Any, params: PyTree, images: UInt8[np.ndarray, "n h w c"], asked: Asked
 ) -> Compressed:
     """As `compress`, with what became of each image."""
     images = checked_pictures(images, ddpm.image_shape)
-    _check_goal(rmse, bits_per_dim, lossless, group_bits)
+    _check(asked)
     params = checked_params(params, ddpm.shapes)
     mesh = mesh_of(params)
-    network = Network(ddpm, params, mesh, conditions(ddpm.config.model, labels, len(images)))
-    head = _head(network, images, rmse, bits_per_dim, lossless, seed, group_bits)
+    network = Network(ddpm, params, mesh, conditions(ddpm.config.model, asked.labels, len(images)))
+    head = _head(network, images, asked)
     setting = setting_of(head, ddpm.schedule, calibration_of(ddpm))
-    todo = list(batches(len(images), batch_size, mesh))
-    with moving(progress, len(todo) * (len(setting.steps) + 1), "compressing") as move:
-        sent = _sent(network, setting, head, images, todo, group_bits, move)
-    return _written(head, sent, None if bits_per_dim is None else bits_per_dim * images.size / 8)
+    todo = list(batches(len(images), asked.batch_size, mesh))
+    with moving(asked.progress, len(todo) * (len(setting.steps) + 1), "compressing") as move:
+        sent = _sent(network, setting, head, images, todo, asked.group_bits, move)
+    most_bytes = None if asked.bits_per_dim is None else asked.bits_per_dim * images.size / 8
+    return _written(head, sent, most_bytes)
 
 
 class _Sent(NamedTuple):
@@ -162,6 +156,7 @@ def _sent(network, setting: Setting, head: Head, images, todo, group_bits, move)
 def _written(head: Head, sent: _Sent, most_bytes: float | None) -> Compressed:
     """The file, of at most so many bytes."""
     data = head_bytes(head)
+    ends = [len(data)]
     if most_bytes is not None and len(data) > most_bytes:
         raise UserError(
             f"bits_per_dim: the file's head alone takes {len(data)} bytes; choose more, or "
@@ -170,58 +165,63 @@ def _written(head: Head, sent: _Sent, most_bytes: float | None) -> Compressed:
     count = len(sent.rmse[0])
     coding = Layers(count, head.candidates, int(np.prod(head.image_shape)))
     bits = np.zeros(count)
-    for number, of_step in enumerate(sent.steps):
+    for of_step in sent.steps:
         payload, of_images = coding.write(of_step)
         layer = layer_bytes(payload)
         if most_bytes is not None and len(data) + len(layer) > most_bytes:
-            return Compressed(data, bits, sent.rmse[number])
+            return Compressed(data, bits, sent.rmse[: len(ends)], tuple(ends))
         data += layer
+        ends.append(len(data))
         bits += of_images
+    rmse = sent.rmse
     if head.lossless:
-        return Compressed(data + layer_bytes(sent.exact), bits + sent.exact_bits, np.zeros(count))
-    return Compressed(data, bits, sent.rmse[-1])
+        data += layer_bytes(sent.exact)
+        ends.append(len(data))
+        bits += sent.exact_bits
+        rmse = np.concatenate([rmse, np.zeros((1, count))])
+    return Compressed(data, bits, rmse, tuple(ends))
 
 
-def _head(network: Network, images, rmse, bits_per_dim, lossless, seed, group_bits) -> Head:
+def _head(network: Network, images, asked: Asked) -> Head:
     """What the file begins with: the chain that fits what is asked for."""
     ddpm = network.ddpm
     calibration = calibration_of(ddpm)
     shape = ddpm.image_shape
-    found = paths(ddpm.schedule, calibration, shape, len(images), group_bits)
+    found = paths(ddpm.schedule, calibration, shape, len(images), asked.group_bits)
     end = 0
-    if rmse is not None:
-        end = end_for_rmse(network, images, rmse)
-    elif bits_per_dim is not None:
-        end = end_for_bits(found, TO_SPARE * bits_per_dim * np.prod(shape))
-    elif lossless:
+    if asked.rmse is not None:
+        end = end_for_rmse(network, images, asked.rmse)
+    elif asked.bits_per_dim is not None:
+        end = end_for_bits(found, TO_SPARE * asked.bits_per_dim * np.prod(shape))
+    elif asked.lossless:
         end = end_for_lossless(found, calibration, shape)
     timesteps = found.to(end)
     labels = network.condition.labels
     return Head(
         digests=digests_of(ddpm, network.params),
-        generator=generator_check(seed),
+        generator=generator_check(asked.seed),
         image_shape=shape,
         count=len(images),
-        seed=seed,
-        candidates=group_bits + MORE_CANDIDATES,
+        seed=asked.seed,
+        candidates=asked.group_bits + MORE_CANDIDATES,
         timesteps=timesteps,
-        groups=expected_groups(ddpm.schedule, calibration, timesteps, shape, group_bits),
+        groups=expected_groups(ddpm.schedule, calibration, timesteps, shape, asked.group_bits),
         labels=None if labels is None else tuple(np.asarray(labels).tolist()),
-        lossless=lossless,
+        lossless=asked.lossless,
     )
 
 
-def _check_goal(rmse, bits_per_dim, lossless, group_bits) -> None:
-    given = [rmse is not None, bits_per_dim is not None, bool(lossless)]
+def _check(asked: Asked) -> None:
+    given = [asked.rmse is not None, asked.bits_per_dim is not None, bool(asked.lossless)]
     if sum(given) > 1:
         raise UserError("rmse, bits_per_dim, lossless: exclude each other; give one of them")
-    for name, value in (("rmse", rmse), ("bits_per_dim", bits_per_dim)):
+    for name, value in (("rmse", asked.rmse), ("bits_per_dim", asked.bits_per_dim)):
         if value is not None and not 0 < value < np.inf:
             raise UserError(f"{name}: must be above 0 and finite, got {shown(value)}")
-    whole = check_count("group_bits", group_bits)
+    whole = check_count("group_bits", asked.group_bits)
     if not LEAST_GROUP_BITS <= whole <= MOST_GROUP_BITS:
         raise UserError(
-            f"group_bits: must be from {LEAST_GROUP_BITS} to {MOST_GROUP_BITS}, got {group_bits}"
+            f"group_bits: must be from {LEAST_GROUP_BITS} to {MOST_GROUP_BITS}, got {whole}"
         )
 
 

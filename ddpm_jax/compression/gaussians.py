@@ -26,8 +26,8 @@ import numpy as np
 
 from ddpm_jax.shapes import AnyKey, Array, Float, Float32, Int, Int32
 
-BLOCK = 4096
-"""Candidates that are weighed at a time, which bounds the memory."""
+BLOCK = 2**22
+"""Numbers of the windows that are weighed at a time, which bounds the memory."""
 
 STRIDE = 2654435761
 """From the window of one candidate to that of the next: odd, and 2^32 over the golden ratio."""
@@ -113,13 +113,13 @@ def _search(
     """The candidates of the least arrival time over weight, a block of windows at a time."""
     N = times.shape[0]
     width = d.shape[1]
-    block = min(BLOCK, N)
+    block = min(N, 1 << (max(1, BLOCK // width).bit_length() - 1))
     within = jnp.arange(block)[:, None] + jnp.arange(width)[None]
     # Dimensions that fill a group up have d = 0, and may look beyond the row's end.
     row = jnp.pad(row, (0, width))
     begin = offsets.astype(jnp.uint32) % min(PLACES, N)
     before = jnp.where(begin > 0, times[begin - 1], 0.0)[:, None]
-    # The arrivals by the windows they belong to, if the first arrival is that of window 0.
+    # The arrivals by their windows, for a group whose first arrival is of window 0.
     places = jnp.arange(N + block, dtype=jnp.uint32)
     of_windows = times[places * np.uint32(BACK) % N]
     zero = (offsets.astype(jnp.uint32) - begin * np.uint32(STRIDE)) % N

@@ -70,7 +70,8 @@ def end_for_rmse(network: Network, images: UInt8[np.ndarray, "n h w c"], rmse: f
         schedule = network.ddpm.schedule
         of_x_0 = np.float32(schedule.sqrt_alphas_bar[t])
         of_noise = np.float32(schedule.sqrt_one_minus_alphas_bar[t])
-        return rmse_of(picture(predict(of_x_0 * x_0 + of_noise * noise, t)), images).mean()
+        errors = rmse_of(picture(predict(of_x_0 * x_0 + of_noise * noise, t)), images)
+        return float(np.sqrt(np.square(errors).mean()))
 
     if error_at(0) > rmse:
         raise UserError(

@@ -44,7 +44,7 @@ class Checked:
 
     GROUP: ClassVar[str | None] = None
     LONGEST: ClassVar[int] = 16
-    """Numbers of a tuple: a network has a handful of levels, and each halves the image."""
+    """Entries of a tuple: a network has a handful of levels, and each halves the image."""
 
     def __post_init__(self) -> None:
         group = f"{type(self).__name__.lower()}." if self.GROUP is None else self.GROUP
@@ -53,7 +53,7 @@ class Checked:
             value = getattr(self, field.name)
             if isinstance(value, tuple) and len(value) > self.LONGEST:
                 raise UserError(
-                    f"{group}{field.name}: must have at most {self.LONGEST} numbers, "
+                    f"{group}{field.name}: must have at most {self.LONGEST} entries, "
                     f"got {len(value)}"
                 )
             _check(group + field.name, value, hints[field.name])
@@ -91,7 +91,9 @@ def _check(label: str, value, hint, bounds: Range | None = None) -> None:
     elif typing.get_origin(hint) is tuple:
         size = None if options[-1] is Ellipsis else len(options)
         if not isinstance(value, tuple) or (size is not None and len(value) != size):
-            numbers = f"{size} numbers" if size else "numbers"
+            numbers = "texts" if options[0] is str else "numbers"
+            if size:
+                numbers = f"{size} {numbers}"
             raise UserError(f"{label}: must be a tuple of {numbers}, got {shown(value)}")
         for item in value:
             _check(label, item, options[0], bounds)

@@ -7,6 +7,7 @@ below a field is its help on the command line.
 
 import dataclasses
 import math
+from collections import Counter
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from ddpm_jax.config.meaning import (
     PLACE,
 )
 from ddpm_jax.diffusion import LEARNED, Clip, Prediction, Variance
-from ddpm_jax.errors import UserError
+from ddpm_jax.errors import UserError, shown
 from ddpm_jax.losses import LossName
 from ddpm_jax.schedule import SMALLEST_BETA, betas_of, schedule_parameters
 
@@ -207,6 +208,9 @@ class Diffusion(Checked):
 class Data(Checked):
     """Where the images come from."""
 
+    LONGEST: ClassVar[int] = 65_536
+    """Class names: as many as model.num_classes may be."""
+
     source: Annotated[str, PLACE] = "digits"
     """digits, folder:PATH (or a zip), npz:PATH or tfds:NAME[/CONFIG]; array only in Python."""
     test: Annotated[str | None, PLACE] = None
@@ -224,6 +228,10 @@ class Data(Checked):
     # It may differ on resuming, since the fingerprint covers which images there are.
     skip_unfit: Annotated[bool, FREE] = False
     """Leave out images of a folder that are smaller than image_shape or too large to decode."""
+    # It may differ likewise: where it changes labels, it changes the fingerprint. A run whose model
+    # has classes keeps here the names that it found.
+    class_names: Annotated[tuple[str, ...], FREE] = ()
+    """Names of the labels 0, 1, ...; none given: folders of classes, in alphabetical order."""
     flip: Annotated[bool, LEARNING] = True
     """Mirror half of the training images, chosen at random."""
     holdout: Annotated[float, Range(min=0, max=0.9), LEARNING] = 0.1
@@ -241,6 +249,12 @@ class Data(Checked):
             raise UserError(
                 f"data.image_shape: an image would have {math.prod(self.image_shape)} numbers; "
                 f"choose at most {LARGEST}"
+            )
+        twice = [name for name, count in Counter(self.class_names).items() if count > 1]
+        if twice:
+            raise UserError(
+                f"data.class_names: {shown(twice[0])} stands there more than once; name each class "
+                "once"
             )
         if self.source not in ("digits", "array") and not _is_file_source(self.source):
             raise UserError(

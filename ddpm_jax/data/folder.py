@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 
 def load_folder(path: str, data: Data) -> Source:
-    """The images below `path`, a folder or a .zip. An image's label is the folder it is in.
+    """The images below `path`, a folder or a .zip. An image's class is the folder it is in.
+
+    The labels number these in alphabetical order.
 
     Every file with the ending of one of Pillow's formats is read and decoded once. Files that were
     read whole and cannot be decoded are logged and skipped, and with data.skip_unfit also images
@@ -66,15 +68,17 @@ def load_folder(path: str, data: Data) -> Source:
     read: Callable[[np.ndarray], np.ndarray] = _Reader(decoder, usable, own)
     if cached:
         read = pixels[: len(usable)].__getitem__
+    labels, class_names = _classes(usable)
     return Source(
         usable,
         read,
-        _labels(usable),
+        labels,
         _fingerprint(dict(zip(usable, own, strict=True)), data.image_shape),
         streamed=not cached,
         beside=Path(path).expanduser().absolute().parent,
         marks=functools.partial(_marks, own),
         former=_former(digests, files.former, data.image_shape),
+        class_names=class_names,
     )
 
 
@@ -199,12 +203,14 @@ def _lost(name: str, why: str, remedy: str = "restore it") -> DataLost:
     return DataLost(f"data: {shown(name)} {why}; {remedy}, then run the same command again")
 
 
-def _labels(names: list[str]) -> np.ndarray | None:
+def _classes(names: list[str]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """(labels, class names), or (None, None) if an image lies in no folder."""
     folders = [name.split("/")[-2] for name in names if "/" in name]
     if len(folders) < len(names):
-        return None
-    order = {folder: label for label, folder in enumerate(sorted(set(folders)))}
-    return np.array([order[folder] for folder in folders], np.int32)
+        return None, None
+    class_names = tuple(sorted(set(folders)))
+    order = {folder: label for label, folder in enumerate(class_names)}
+    return np.array([order[folder] for folder in folders], np.int32), class_names
 
 
 def _fingerprint(digests: dict[str, str], image_shape) -> str:

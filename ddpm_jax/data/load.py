@@ -7,6 +7,7 @@ import numpy as np
 
 from ddpm_jax.config import Data
 from ddpm_jax.data.batches import Batches, BatchReader
+from ddpm_jax.data.class_names import numbered
 from ddpm_jax.data.sources import Source, load_npz
 from ddpm_jax.errors import UserError
 
@@ -14,9 +15,15 @@ from ddpm_jax.errors import UserError
 def load_source(data: Data, test: bool = False) -> Source:
     """The images that `data.source` names, or with `test` those of `data.test`.
 
-    Raises UserError if there are none, they cannot be read or are not of `data.image_shape`.
+    Where the names of their classes are known, `data.class_names` numbers them. Raises UserError if
+    there are no images, they cannot be read, are not of `data.image_shape` or of another class.
     """
-    kind, _, path = ((data.test if test else data.source) or "").partition(":")
+    place = (data.test if test else data.source) or ""
+    return numbered(_load(place, data, test), data.class_names, place)
+
+
+def _load(place: str, data: Data, test: bool) -> Source:
+    kind, _, path = place.partition(":")
     if kind == "folder":
         from ddpm_jax.data.folder import load_folder  # Pillow is needed here alone.
 

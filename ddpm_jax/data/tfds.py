@@ -53,7 +53,14 @@ def load_tfds(name: str, data: Data, test: bool = False) -> Source:
     if count * math.prod(data.image_shape) > data.cache_mb * 2**20:
         return Source(names, read, None, fingerprint, streamed=True, beside=builder.data_path)
     images, labels = _decoded(builder.data_path, read, count, fingerprint)
-    return Source(names, images.__getitem__, labels, fingerprint, beside=builder.data_path)
+    return Source(
+        names,
+        images.__getitem__,
+        labels,
+        fingerprint,
+        beside=builder.data_path,
+        class_names=_class_names(builder, labels),
+    )
 
 
 def _builder(name: str, data: Data):
@@ -156,6 +163,16 @@ def _has_labels(builder, name: str) -> bool:
             f"(its features: {', '.join(features)}); choose another data set"
         )
     return label is not None and label.shape == () and np.issubdtype(label.np_dtype, np.integer)
+
+
+def _class_names(builder, labels: np.ndarray | None) -> tuple[str, ...] | None:
+    """The names that the data set gives its labels; None if it does not name each of them."""
+    if labels is None:
+        return None
+    feature = builder.info.features["label"]
+    if not isinstance(feature, tfds.features.ClassLabel) or not feature.num_classes:
+        return None
+    return tuple(feature.names) if labels.max() < feature.num_classes else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ RUN/evaluation/STEP-WEIGHTS-SAMPLER-seedN/, of a model with classes STEP-...-gui
   KIND-N-SETS.json the result, with all that it depends on
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -18,7 +17,6 @@ from etils import epath
 
 from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.config import Split, to_dict
-from ddpm_jax.data import load_source
 from ddpm_jax.data.decode import decode
 from ddpm_jax.devices.mesh import describe_devices, make_mesh
 from ddpm_jax.devices.processes import agreed, wait_for_all
@@ -40,7 +38,7 @@ from ddpm_jax.evaluation.features import (
 from ddpm_jax.evaluation.labels import guide_for
 from ddpm_jax.evaluation.paper import results_of
 from ddpm_jax.evaluation.sample import checked_sampler, fill_folder, image_file
-from ddpm_jax.evaluation.splits import Images, read_split
+from ddpm_jax.evaluation.splits import Images, load_images, read_split
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import path_of, read_table, write_file
 from ddpm_jax.storage.run import versions
@@ -76,22 +74,17 @@ def evaluate(
     bound on the images that were not trained on, as `ddpm-jax likelihood` does.
     Raises UserError for what cannot be used.
     """
-    config = model.ddpm.config
     sampler = checked_sampler(sampler, model)
     if likelihood:
-        config.diffusion.check_bound()
+        model.ddpm.config.diffusion.check_bound()
     home = None if out else model.home / "evaluation"
 
-    mesh = make_mesh()
     sets = real_images(model, data)
     train = sets[0]
     guide = guide_for(model.ddpm, train, guide)
     folder = home / _name(model, sampler, seed, guide) if home else path_of(out)
     root = cache_root(train.source, folder / "real")
-    if inception_file:
-        extractor = inception(inception_file, mesh)
-    else:
-        extractor = proxy(train.source, train.indices, root, mesh)
+    extractor = _extractor_of(train, inception_file, root)
     references = {
         images.split: reference_of(extractor, images.source, images.indices, root)
         for images in sets
@@ -99,23 +92,8 @@ def evaluate(
     place = path_of(samples) if samples else folder / "samples"
     fill_folder(place, model, n, seed, sampler, batch_size or 64 * model.devices, guide)
     drawn = _features_of_samples(extractor, model, place, n, folder)
-    result = {
-        "run": str(model.path),
-        **model.label,
-        "seed": seed,
-        **sampler.recorded(config.diffusion),
-        **guide.recorded,
-        "samples": n,
-        "diffusion": to_dict(config)["diffusion"],
-        "features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about},
-        "data": data or config.data.source,
-        "references": [_reference(images) for images in sets],
-        "rounding": "to the nearest of the 256 levels",
-        "versions": versions(),
-        "devices": describe_devices(mesh),
-        "paper": results_of(config, data or config.data.source),
-        "values": _compare(drawn, references, extractor.kind),
-    }
+    result = _described(model, data, n, seed, sampler, guide, extractor, sets)
+    result["values"] = _compare(drawn, references, extractor.kind)
     labels = guide.of(np.arange(n))["labels"]
     own = train.source.labels
     if labels is not None and own is not None:
@@ -129,6 +107,46 @@ def evaluate(
     _write(file, result)
     log.info("results: %s", file)
     return result
+
+
+def _extractor_of(
+    train: Images, inception_file: epath.PathLike | None, root: epath.Path
+) -> Extractor:
+    """FID's InceptionV3 with the weights of the file, or else the proxy of these images."""
+    mesh = make_mesh()
+    if inception_file:
+        return inception(inception_file, mesh)
+    return proxy(train.source, train.indices, root, mesh)
+
+
+def _described(
+    model: Loaded,
+    data: str | None,
+    n: int,
+    seed: int,
+    sampler: Sampler,
+    guide: Guide,
+    extractor: Extractor,
+    sets: list[Images],
+) -> dict[str, Any]:
+    """All that the values of a result depend on, and the paper's own."""
+    config = model.ddpm.config
+    return {
+        "run": str(model.path),
+        **model.label,
+        "seed": seed,
+        **sampler.recorded(config.diffusion),
+        **guide.recorded,
+        "samples": n,
+        "diffusion": to_dict(config)["diffusion"],
+        "features": {"kind": extractor.kind, "sha256": extractor.sha256, **extractor.about},
+        "data": data or config.data.source,
+        "references": [_reference(images) for images in sets],
+        "rounding": "to the nearest of the 256 levels",
+        "versions": versions(),
+        "devices": describe_devices(make_mesh()),
+        "paper": results_of(config, data or config.data.source),
+    }
 
 
 def table(result: dict[str, Any]) -> str:
@@ -223,7 +241,7 @@ def real_images(model: Loaded, data: str | None) -> list[Images]:
     if data is None:
         train = read_split(model, "train")
     else:
-        source = load_source(dataclasses.replace(config.data, source=data))
+        source = load_images(model, data)
         train = Images("train", source, np.arange(len(source)))
     if len(train.indices) < LEAST:
         raise UserError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from ddpm_jax.config import Config, Split
 from ddpm_jax.data import Source, load_source, split
+from ddpm_jax.data.class_names import numbered_words
 from ddpm_jax.data.names import shown
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights.load import Loaded
@@ -76,7 +77,7 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
             "data: this model was trained on an array; name its images with --data npz:PATH "
             "(or folder:PATH, tfds:NAME)"
         )
-    source = load_source(dataclasses.replace(config, source=data or config.source))
+    source = load_images(model, data or config.source)
     if model.data_fingerprint is None:
         return Images(split, source, np.arange(len(source)))
     if source.fingerprint != model.data_fingerprint:
@@ -86,6 +87,30 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
             f"trained on{f' ({former})' if former else ''}; name those with --data"
         )
     return _read_part(split, source, config.holdout)
+
+
+def load_images(model: Loaded, place: str, test: bool = False) -> Source:
+    """The images of `place`, with `test` of its test split, with labels as in training.
+
+    Warns where the model's classes have no names, and another number of classes is found. Raises
+    UserError for images that cannot be used.
+    """
+    config = model.ddpm.config
+    data = dataclasses.replace(config.data, source=config.data.source if test else place)
+    source = load_source(dataclasses.replace(data, test=place if test else data.test), test)
+    classes = config.model.num_classes
+    found = source.class_names
+    is_other = source.fingerprint != model.data_fingerprint and not config.data.class_names
+    if classes and found and is_other and len(found) != classes:
+        log.warning(
+            "data: %s has %d classes and the model %d, whose names are not known; their labels are "
+            "taken to be %s",
+            shown(place),
+            len(found),
+            classes,
+            numbered_words(found),
+        )
+    return source
 
 
 def _read_part(part: Split, source: Source, holdout: float) -> Images:
@@ -101,11 +126,12 @@ def _read_part(part: Split, source: Source, holdout: float) -> Images:
 
 def _read_test(model: Loaded, data: str | None) -> Images:
     config = model.ddpm.config.data
-    if (data or config.test) is None:
+    place = data or config.test
+    if place is None:
         own = "holdout" if config.holdout else "train"
         raise UserError(
             "split: this run has no test images; name some with --split test --data folder:PATH, "
             f"or choose --split {own}"
         )
-    source = load_source(dataclasses.replace(config, test=data or config.test), test=True)
+    source = load_images(model, place, test=True)
     return Images("test", source, np.arange(len(source)))

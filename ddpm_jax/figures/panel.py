@@ -54,7 +54,8 @@ def image_table(
 def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
     """A PNG of panels side by side.
 
-    Each panel is a dict of `x`, `lines` {label: y}, `xlabel`, `ylabel` and optionally `yscale`.
+    Each panel is a dict of `x`, `lines` {label: y}, `xlabel`, `ylabel` and optionally `yscale`. A
+    Line in place of y has its own x.
     """
     total = np.array([430 * len(panels), 420 + 17 * len(notes)])
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI)
@@ -65,9 +66,11 @@ def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
     )
     for column, panel in enumerate(panels):
         axes = figure.add_subplot(room[0, column])
-        for label, y in panel["lines"].items():
-            axes.plot(panel["x"], y, label=label, marker="." if len(y) < 50 else None)
-        positive = any(np.nanmax(y, initial=0) > 0 for y in panel["lines"].values())
+        positive = False
+        for label, line in panel["lines"].items():
+            x, y = (line.x, line.y) if isinstance(line, Line) else (panel["x"], line)
+            axes.plot(x, y, label=label, marker="." if len(y) < 50 else None)
+            positive = positive or np.nanmax(y, initial=0) > 0
         axes.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"])
         axes.set_yscale(panel.get("yscale", "linear") if positive else "linear")
         axes.grid(alpha=0.3)

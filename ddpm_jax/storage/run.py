@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.config import Config, Weights, flatten, from_dict, names_where, to_dict
 from ddpm_jax.data import Source, record
+from ddpm_jax.data.class_names import numbered_words
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import replicated
 from ddpm_jax.devices.processes import is_first, wait_for_all
@@ -179,6 +180,11 @@ def _check_same(workdir, saved: Config, config: Config, run, source: Source, ini
     ]
     if run["data_fingerprint"] != source.fingerprint:
         found = [f"{run['images']} images, now {len(source)}", *_of_images(workdir, run, source)]
+        if saved.data.class_names != config.data.class_names:
+            found.append(
+                f"the classes were {numbered_words(saved.data.class_names) or 'not named'} and are "
+                f"{numbered_words(config.data.class_names) or 'not named'}"
+            )
         differences.append(f"the data's fingerprint has changed ({'; '.join(found)})")
     if init_from not in (None, run.get("init_from")):
         differences.append(

@@ -9,18 +9,26 @@ EVERY = ("train.log_every", "train.eval_every", "train.sample_every", "checkpoin
 
 
 def idle_settings(
-    config: Config, *, streamed: bool, held_out: int, devices: int, given: Collection[str] = ()
+    config: Config,
+    *,
+    streamed: bool,
+    held_out: int,
+    devices: int,
+    given: Collection[str] = (),
+    has_no_class: bool = False,
 ) -> list[str]:
-    """A line for each setting of `config` that has no effect in this run.
+    """A line for each setting of `config` that has no effect in this run, or an unwanted one.
 
     `streamed` says whether images are read from files as they are needed, `held_out` how many are
-    held out. Settings that suit the longer run of a config file are named only where the user
-    gave them on the command line: `given`.
+    held out, `has_no_class` whether some images are labelled as of no class. Settings that suit the
+    longer run of a config file are named only where the user gave them on the command line:
+    `given`.
     """
     return [
         *_of_network(config),
         *_of_data(config, streamed),
         *_of_training(config, held_out, devices, given),
+        *_of_classes(config, has_no_class),
     ]
 
 
@@ -40,6 +48,8 @@ def _of_network(config: Config) -> Iterator[str]:
 
 def _of_data(config: Config, streamed: bool) -> Iterator[str]:
     data = config.data
+    if data.class_names and not config.model.num_classes:
+        yield "data.class_names: this model has no classes (model.num_classes)"
     default = Data()
     kinds = {data.source.partition(":")[0], (data.test or "").partition(":")[0]}
     for name in ("dir", "manual_dir"):
@@ -63,7 +73,6 @@ def _of_training(
             f"optim.warmup_steps: {optim.warmup_steps} is more than train.steps {train.steps}, so "
             f"the learning rate only rises to {rate:.2g}"
         )
-    yield from _of_classes(config)
     evaluates = train.eval_every > 0 and held_out > 0
     if "train.eval_every" in given and train.eval_every and not held_out:
         yield "train.eval_every: no images are held out (data.holdout), so no loss is measured"
@@ -79,14 +88,22 @@ def _of_training(
         yield "parallel.mode: on one device, pmap computes what jit does"
 
 
-def _of_classes(config: Config) -> Iterator[str]:
+def _of_classes(config: Config, has_no_class: bool) -> Iterator[str]:
     rate = config.train.label_dropout
     if rate == Train().label_dropout:
         return
     if not config.model.num_classes:
         yield "train.label_dropout: this model has no classes (model.num_classes), so no labels"
-    elif rate and not config.model.no_class:
-        yield "train.label_dropout: model.no_class is off, so every image keeps its label"
+    elif not config.model.no_class:
+        if rate:
+            yield "train.label_dropout: model.no_class is off, so every image keeps its label"
+    elif rate == 0 and not has_no_class:
+        yield (
+            "train.label_dropout: at 0 the row of no class is never trained, so guidance and "
+            "samples without a label mean nothing; raise it, or pass --model.no-no-class"
+        )
+    elif rate == 1:
+        yield "train.label_dropout: at 1 no image keeps its label, so no class is ever trained"
 
 
 def _words(numbers: list[int]) -> str:

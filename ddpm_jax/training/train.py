@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from ddpm_jax.config import Config
 from ddpm_jax.data import Source, from_array, load_source, open_batches, split
+from ddpm_jax.data.class_names import numbered_words
 from ddpm_jax.data.guard import leave_unguarded_reader
 from ddpm_jax.data.images import to_float
 from ddpm_jax.ddpm import DDPM
@@ -114,6 +115,8 @@ def fit(
             len(train),
             source.fingerprint,
         )
+        if config.data.class_names:
+            log.info("data: the classes are %s", numbered_words(config.data.class_names))
         _warn_of_idle(config, source, len(held_out), mesh.size, given)
         log.info(
             "run directory: %s (config, metrics.jsonl, checkpoints, samples, tensorboard)",
@@ -148,9 +151,9 @@ def _with_source(
 
 
 def with_classes(config: Config, source: Source) -> Config:
-    """The config with the number of the data's classes in the place of auto.
+    """The config with the number of the data's classes in the place of auto, and their names.
 
-    Raises UserError if the data have no labels, or labels that the model has no class for.
+    Raises UserError if the data have no labels, or labels or names that the model has no class for.
     """
     wanted = config.model.num_classes
     if wanted is None:
@@ -162,14 +165,25 @@ def with_classes(config: Config, source: Source) -> Config:
         )
     least = int(source.labels.min())
     last = int(source.labels.max())
+    given = config.data.class_names
     if wanted == "auto":
-        wanted = last + 1
+        wanted = len(given) or last + 1
     if least < NO_CLASS or last >= wanted or wanted < 1:
         raise UserError(
             f"model.num_classes: {wanted} classes are 0 to {wanted - 1}, and -1 is none, but the "
             f"labels of these images are from {least} to {last}; number them so, or raise it"
         )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=wanted))
+    if len(given) > wanted:
+        raise UserError(
+            f"data.class_names: {len(given)} names for {wanted} classes; leave some out, or raise "
+            "model.num_classes"
+        )
+    names = given or (source.class_names or ())[:wanted]
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, num_classes=wanted),
+        data=dataclasses.replace(config.data, class_names=names),
+    )
 
 
 def _check_steps(workdir: epath.PathLike, steps: int) -> None:
@@ -200,7 +214,12 @@ def _warn_of_idle(
     config: Config, source: Source, held_out: int, devices: int, given: Collection[str]
 ) -> None:
     lines = idle_settings(
-        config, streamed=source.streamed, held_out=held_out, devices=devices, given=given
+        config,
+        streamed=source.streamed,
+        held_out=held_out,
+        devices=devices,
+        given=given,
+        has_no_class=source.labels is not None and NO_CLASS in source.labels,
     )
     for line in lines:
         log.warning("%s", line)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ddpm_jax.average import first_share
 from ddpm_jax.calibration import Calibration
 from ddpm_jax.config import Config, Weights, names_where, value_of
+from ddpm_jax.data.names import shown
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import mesh_of, replicate
 from ddpm_jax.errors import UserError
@@ -192,7 +193,23 @@ def weights_for(ddpm: DDPM, path: epath.PathLike, mesh: Mesh) -> Loaded:
             "--init-from: %s was trained with other betas than this config's diffusion.schedule",
             path,
         )
+    _warn_of_names(loaded.ddpm.config.data.class_names, ddpm.config.data.class_names, path)
     return loaded
+
+
+def _warn_of_names(before: tuple[str, ...], now: tuple[str, ...], path: epath.PathLike) -> None:
+    """Warns where a class that is trained starts from the row of one with another name."""
+    for label, (was, name) in enumerate(zip(before, now, strict=False)):
+        if was != name:
+            log.warning(
+                "--init-from: label %d is the class %s in %s, and %s here; --data.class-names "
+                "numbers the classes",
+                label,
+                shown(was),
+                path,
+                shown(name),
+            )
+            return
 
 
 def _with_classes(loaded: Loaded, ddpm: DDPM, mesh: Mesh) -> Loaded:
