@@ -21,6 +21,9 @@ CHECKED = 64
 
 SELF_CHECK = struct.Struct("<If")
 
+SURE = 2**28
+"""So many bytes of pictures a file without a layer is believed to hold."""
+
 CLOSE = 1e-3
 """Sums of CHECKED normals differ by less on machines that draw the same."""
 
@@ -61,14 +64,37 @@ def check_head(head: Head, ddpm: Any, params: PyTree) -> None:
             raise UserError(
                 f"file: was compressed by a model with another {WORDS[name]}; name that model"
             )
-    if head.timesteps[-1] >= ddpm.schedule.num_timesteps:
-        raise UserError("file: names steps that this model does not have; get the file again")
+    _check_numbers(head, ddpm)
     words, total = SELF_CHECK.unpack(head.generator)
     own_words, own_total = SELF_CHECK.unpack(generator_check(head.seed))
     if words != own_words or not abs(total - own_total) < CLOSE:
         raise UserError(
             "file: the random generator here draws other numbers than the sender's; decode it "
             "with the version of jax that compressed it"
+        )
+
+
+def _check_numbers(head: Head, ddpm: Any) -> None:
+    """Raises UserError for steps, groups or labels that this model has not."""
+    labels = np.array(head.labels or (0,))
+    for name, found, most in (
+        ("steps", head.timesteps[-1], ddpm.schedule.num_timesteps - 1),
+        ("groups of dimensions", max(head.groups), int(np.prod(head.image_shape))),
+        ("labels", labels.max(), max(0, (ddpm.config.model.num_classes or 0) - 1)),
+    ):
+        if found > most:
+            raise UserError(f"file: names {name} that this model has not; get the file again")
+
+
+def check_claim(head: Head, layers: list[bytes]) -> None:
+    """Raises UserError for a file that claims far more images than its bytes can tell of.
+
+    A first layer takes more than a bit for each image.
+    """
+    told = 8 * len(layers[0]) if layers else 0
+    if head.count * int(np.prod(head.image_shape)) > SURE and head.count > told:
+        raise UserError(
+            f"file: claims {head.count} images, and is too short for them; get more of it"
         )
 
 

@@ -1,5 +1,6 @@
 """Images into a file whose every prefix decodes."""
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,8 +217,9 @@ def _check(asked: Asked) -> None:
     if sum(given) > 1:
         raise UserError("rmse, bits_per_dim, lossless: exclude each other; give one of them")
     for name, value in (("rmse", asked.rmse), ("bits_per_dim", asked.bits_per_dim)):
-        if value is not None and not 0 < value < np.inf:
+        if value is not None and not (isinstance(value, Real) and 0 < value < np.inf):
             raise UserError(f"{name}: must be above 0 and finite, got {shown(value)}")
+    check_count("seed", asked.seed)
     whole = check_count("group_bits", asked.group_bits)
     if not LEAST_GROUP_BITS <= whole <= MOST_GROUP_BITS:
         raise UserError(

@@ -7,7 +7,7 @@ import numpy as np
 from ddpm_jax.calls.batches import batches
 from ddpm_jax.calls.conditions import conditions
 from ddpm_jax.calls.inputs import checked_params
-from ddpm_jax.compression.checks import calibration_of, check_head
+from ddpm_jax.compression.checks import calibration_of, check_claim, check_head
 from ddpm_jax.compression.codec import Sent, receive
 from ddpm_jax.compression.format import Head, read_head, read_layers
 from ddpm_jax.compression.layers import Layers
@@ -19,6 +19,7 @@ from ddpm_jax.compression.plan import setting_of
 from ddpm_jax.devices.mesh import mesh_of
 from ddpm_jax.devices.segments import Progress, moving
 from ddpm_jax.diffusion import unknown
+from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree, UInt8
 
 Picture = Literal["x_0", "flow"]
@@ -44,9 +45,13 @@ def decompress(
     if picture not in get_args(Picture):
         raise unknown("picture", picture, Picture)
     params = checked_params(params, ddpm.shapes)
+    if not isinstance(data, bytes | bytearray):
+        raise UserError(f"data: must be the bytes of a file, got {type(data).__name__}")
+    data = bytes(data)
     head, start = read_head(data)
     check_head(head, ddpm, params)
     layers = read_layers(data, start, head.num_layers)
+    check_claim(head, layers)
     mesh = mesh_of(params)
     network = Network(ddpm, params, mesh, conditions(ddpm.config.model, head.labels, head.count))
     setting = setting_of(head, ddpm.schedule, calibration_of(ddpm))

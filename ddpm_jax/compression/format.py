@@ -172,6 +172,8 @@ def _parsed(body: bytes) -> Head:
         found = []
         for _ in range(count):
             number, place = read_varint(body, place)
+            if number >= 2**32:
+                raise ValueError("numbers out of range")
             found.append(number)
         return found
 

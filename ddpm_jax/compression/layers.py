@@ -15,6 +15,9 @@ from ddpm_jax.compression.numbers import (
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import Float64, Integer
 
+SURE = 2**20
+"""More numbers than this take a bit or more each."""
+
 
 class Layers:
     """Codes one step after another, from noise to the images; both sides hold equal ones."""
@@ -46,12 +49,14 @@ class Layers:
 
         Raises UserError for a payload that `write` did not make.
         """
+        _check_length(payload, self.levels.size)
         reader = Reader(payload)
         changes = reader.read(self.differences.model, self.levels.size)
         levels = self.levels + changes - 2 * MOST
         if np.abs(levels).max() > MOST:
             raise UserError("file: holds a level that nothing wrote; get the file again")
         counts = groups_at(nominal, levels, self.dimensions)
+        _check_length(payload, int(counts.sum()))
         numbers = read_numbers(reader, int(counts.sum()), self.lengths)
         self._learn(levels, changes, split_number(numbers)[0])
         return Sent(levels, np.split(numbers, np.cumsum(counts)[:-1]))
@@ -65,3 +70,9 @@ class Layers:
         self.levels = levels
         self.differences.add(changes)
         self.lengths.add(lengths)
+
+
+def _check_length(payload: bytes, numbers: int) -> None:
+    """Raises UserError for a payload that so many numbers do not fit into."""
+    if numbers > max(SURE, 8 * len(payload)):
+        raise UserError("file: holds too few bytes for what it claims; get the file again")

@@ -48,7 +48,9 @@ def paths(
     images: int,
     group_bits: float,
 ) -> Paths:
-    """The cheapest chains for so many images."""
+    """The cheapest chains for so many images. Raises UserError for a process of one step."""
+    if schedule.num_timesteps < 2:
+        raise UserError("compression: needs a model of two or more steps, and this one has one")
     dimensions = int(np.prod(image_shape))
     step_bits = IMAGE_BITS + LAYER_BITS / images
     return Paths(*path_costs(schedule, calibration.mse, dimensions, group_bits, step_bits))
