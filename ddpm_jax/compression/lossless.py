@@ -1,7 +1,7 @@
 """The lossless layer: x_0 given the last x_t by Eq. 13, such that both sides count in integers.
 
 A receiver whose floats differ in the last digits must still find the same distribution. So the
-mean of Eq. 13 is rounded to a whole level of 0, ..., 255, and a symbol says for every dimension
+mean of Eq. 13 is rounded to every third level of 0, ..., 255, and a symbol says for every dimension
 whether the sender's mean was far from a rounding boundary (SAFE, nearly always), or near one and
 rounded DOWN or UP. The variance is that of the residuals of the images before, in pixels whose
 neighbourhood was as busy: it follows from integers, and takes the place of one sigma for all.
@@ -16,8 +16,13 @@ SAFE = 0
 DOWN = 1
 UP = 2
 
-NEAR = 0.01
-"""A mean is near a boundary within so many levels: above what rounding may change, and rare."""
+SPACING = 3
+"""Levels from one rounded mean to the next. With 1 three times as many would be near a boundary,
+which costs more than finer means save. It divides 255."""
+
+NEAR = 0.06
+"""A mean is near a boundary within so many levels: rare, and twice above how far the means go
+apart if all outputs of the network differ by 1e-5."""
 
 BUSIEST = 9
 """Contexts of a neighbourhood are 0, ..., BUSIEST: logarithms of how much its means differ."""
@@ -35,27 +40,27 @@ def level_means(predicted: Float32[np.ndarray, "..."]) -> Float64[np.ndarray, ".
 
 
 def rounded(means: Float64[np.ndarray, "..."]) -> tuple[np.ndarray, np.ndarray]:
-    """(the sender's whole levels, the symbol of each)."""
-    below = np.floor(means)
-    above_boundary = means - below - 0.5
+    """(the sender's rounded levels, the symbol of each)."""
+    below = np.floor(means / SPACING)
+    above_boundary = means - SPACING * (below + 0.5)
     near = np.abs(above_boundary) < NEAR
-    levels = below + (above_boundary >= 0)
-    symbols = np.where(near, np.where(above_boundary >= 0, UP, DOWN), SAFE)
-    return levels.astype(np.int64), symbols
+    rounded_up = above_boundary >= 0
+    symbols = np.where(near, np.where(rounded_up, UP, DOWN), SAFE)
+    return SPACING * (below + rounded_up).astype(np.int64), symbols
 
 
 def resolved(
     means: Float64[np.ndarray, "..."], symbols: Integer[np.ndarray, "..."]
 ) -> Integer[np.ndarray, "..."]:
-    """The sender's whole levels, from the receiver's means and the sender's symbols."""
-    # The boundary that is nearest to a mean lies half a level above this.
-    below = np.floor(means)
-    nearest = np.where(symbols == SAFE, np.floor(means + 0.5), below + (symbols == UP))
-    return np.clip(nearest, 0, 255).astype(np.int64)
+    """The sender's rounded levels, from the receiver's means and the sender's symbols."""
+    places = means / SPACING
+    # Where a boundary is near, floor gives the level below it on either side.
+    nearest = np.where(symbols == SAFE, np.floor(places + 0.5), np.floor(places) + (symbols == UP))
+    return np.clip(SPACING * nearest, 0, 255).astype(np.int64)
 
 
 def contexts(levels: Integer[np.ndarray, "h w c"]) -> Integer[np.ndarray, "h w c"]:
-    """The context of each dimension, from the whole levels of an image and its four neighbours."""
+    """The context of each dimension, from the rounded levels of an image and its four neighbours."""
     padded = np.pad(levels, ((1, 1), (1, 1), (0, 0)), mode="edge")
     busy = np.zeros_like(levels)
     for row, column in ((0, 1), (2, 1), (1, 0), (1, 2)):
