@@ -60,7 +60,7 @@ def resolved(
 
 
 def contexts(levels: Integer[np.ndarray, "h w c"]) -> Integer[np.ndarray, "h w c"]:
-    """The context of each dimension, from the rounded levels of an image and its four neighbours."""
+    """The context of each dimension, from the levels of an image and its four neighbours."""
     padded = np.pad(levels, ((1, 1), (1, 1), (0, 0)), mode="edge")
     busy = np.zeros_like(levels)
     for row, column in ((0, 1), (2, 1), (1, 0), (1, 2)):
