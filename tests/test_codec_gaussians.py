@@ -13,6 +13,7 @@ from ddpm_jax.compression import chain
 from ddpm_jax.compression.codec import Sent, Setting, receive, send
 from ddpm_jax.compression.gaussians import PLACES, arrival_times, candidate, choose, normals
 from ddpm_jax.compression.numbers import Counts, Writer, write_numbers
+from ddpm_jax.schedule import Schedule
 
 N = 2**10
 WIDTH = 8
@@ -89,7 +90,7 @@ def test_a_choice_has_the_law_of_the_truncated_search(coded, length):
     else:
         assert length - law.mean() > 0.5
     # WIDTH - 1 dimensions are left across d.
-    near(np.square(across).sum(axis=2).mean(axis=1), WIDTH - 1, 0, 0.15)
+    near(np.square(across).sum(axis=2).mean(axis=1), WIDTH - 1, 0, 0.2)
     near(across.mean(axis=(1, 2)), 0, 0, 0.02)
 
 
@@ -138,7 +139,9 @@ def test_the_search_finds_what_an_exhaustive_one_finds():
 # Gaussian data with the optimal denoiser.
 
 T = 1000
-SCHEDULE = make_schedule("linear", T, beta_start=1e-5, beta_end=0.03)
+# Steps of equal ratios of the signal to the noise, from 20,000 down to a 1,000th.
+FINE = 1 / (1 + np.geomspace(1 / 20_000, 1000, T))
+SCHEDULE = Schedule.from_betas(1 - FINE / np.append(1, FINE[:-1]))
 CHAIN = Chain(np.float64(SCHEDULE.betas))
 MSE = mmse(CHAIN.a)
 
@@ -160,7 +163,7 @@ def test_the_bits_a_chain_is_chosen_by_are_the_rate_of_a_gaussian(monkeypatch, d
     dimensions = 48
     best, before = chain.path_costs(SCHEDULE, MSE, dimensions, 8, 0.0)
     np.testing.assert_allclose(best[end] / dimensions, sums[1], rtol=1e-5)
-    np.testing.assert_allclose(best[end] / dimensions, rate, rtol=0.01, atol=0.002)
+    np.testing.assert_allclose(best[end] / dimensions, rate - start, rtol=0.01)
     visited = chain.path(before, end)
     costs = kl_bits(SCHEDULE, MSE, "fixed_small")[visited[:-1], visited[1:]]
     np.testing.assert_allclose(costs.sum(), sums[1], rtol=1e-5)
@@ -201,7 +204,7 @@ GROUP_BITS = 4
 SHORT = make_schedule("linear", 40, beta_start=1e-4, beta_end=0.3)
 
 
-def gaussian_setting():
+def gaussian_setting(candidates=2**10):
     """(setting, timesteps, mse, calibration) of Gaussian images, down to a 0.02nd of S^2."""
     table = Chain(np.float64(SHORT.betas))
     mse = mmse(table.a)
@@ -213,7 +216,7 @@ def gaussian_setting():
     nominal = tuple(
         int(n) for n in chain.groups_for(np.array([step.bits for step in steps]), GROUP_BITS)
     )
-    return Setting(SHAPE, 3, 2**10, tuple(steps), nominal), timesteps, table.a
+    return Setting(SHAPE, 3, candidates, tuple(steps), nominal), timesteps, table.a
 
 
 def optimal(a, timesteps, seen):
@@ -228,8 +231,9 @@ def optimal(a, timesteps, seen):
 
 
 def test_gaussian_images_are_sent_at_the_expected_bits_and_error():
-    setting, timesteps, a = gaussian_setting()
-    images = 400
+    # So many candidates that the search is hardly cut off.
+    setting, timesteps, a = gaussian_setting(2**14)
+    images = 200
     x_0 = np.random.default_rng(5).normal(M, S, (images, *SHAPE)).astype(np.float32)
     rows = np.arange(images)
     seen: list = []
@@ -249,7 +253,7 @@ def test_gaussian_images_are_sent_at_the_expected_bits_and_error():
         np.testing.assert_allclose(step.bits, expected, rtol=1e-5)
         # x_t has the variance that noising an image gives it.
         spread = a[t] * S**2 + 1 - a[t]
-        np.testing.assert_allclose(seen[number].var(), spread, rtol=0.06)
+        np.testing.assert_allclose(seen[number].var(), spread, rtol=0.08)
         np.testing.assert_allclose(seen[number].mean(), np.sqrt(a[t]) * M, atol=0.05)
 
 
@@ -273,4 +277,4 @@ def test_the_receiver_sees_the_senders_x_t_in_any_batch():
             for ours, theirs in zip([*again, x_t], seen, strict=False):
                 np.testing.assert_array_equal(ours, theirs[few])
     assert sum(moved) == 3 * (1 + len(sent))
-    assert len({tuple(each.levels) for each in sent}) > 1
+    assert len(set(sent[-1].levels)) > 1

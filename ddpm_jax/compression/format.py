@@ -112,9 +112,9 @@ def read_layers(data: bytes, start: int, most: int) -> list[bytes]:
         except IndexError:
             return layers
         begin += CHECKSUM.size
-        payload = data[begin : begin + length]
-        if len(payload) < length:
+        if begin + length > len(data):
             return layers
+        payload = data[begin : begin + length]
         if data[begin - CHECKSUM.size : begin] != _checksum(payload):
             raise UserError(
                 f"file: layer {len(layers) + 1} of {most} is damaged; get the file again, or cut "
