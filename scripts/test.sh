@@ -4,4 +4,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 install_package test
-.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not interop" "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+  -m "not slow and not interop" "$@"

@@ -5,4 +5,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 install_package test,tfds-prepare
-.venv/bin/python -m pytest -n 2 --dist loadfile -m slow "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow "$@"

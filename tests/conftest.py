@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import importlib.metadata
 import json
 import logging
@@ -17,6 +18,8 @@ PLATFORMS = os.environ.get("DDPM_JAX_TEST_PLATFORMS", "cpu")
 os.environ["JAX_PLATFORMS"] = PLATFORMS
 # Compiled programs are kept from one run of the tests to the next, for each kind of CPU its own.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache")
+# All of them: another test, or the other process of pytest, compiles the same.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # In a job of a cluster the commands would look for the job's other processes.
 for name in ("SLURM_JOB_ID", "JOB_COMPLETION_INDEX"):
     os.environ.pop(name, None)
@@ -24,6 +27,7 @@ for name in ("SLURM_JOB_ID", "JOB_COMPLETION_INDEX"):
 QUICK = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"  # Halves it; jax 0.11 does not know the flag.
+    QUICK += " --xla_cpu_parallel_codegen_split_count=1"  # Tiny programs: their code in one piece.
 FLAGS = f"--xla_force_host_platform_device_count=4 {QUICK}"
 if PLATFORMS == "cpu":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
@@ -59,9 +63,34 @@ from ddpm_jax.errors import UserError
 # As the commands do, before anything is computed: all processes then run with the same flags.
 configure_jax()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes many small objects that live on; looking through them often is slow.
+gc.set_threshold(100_000, 50, 50)
 
 HANG = 1800
 """Seconds after which a program that a test waits for is taken to hang. None is that slow."""
+
+
+LONGEST = (
+    "test_slow.py",
+    "test_slow_processes.py",
+    "test_slow_data.py",
+    "test_slow_fuzz.py",
+    "test_train.py",
+    "test_models.py",
+    "test_classes.py",
+    "test_parallel.py",
+    "test_cli.py",
+    "test_edits.py",
+    "test_runtime.py",
+    "test_survival.py",
+    "test_segments.py",
+)
+"""Files that take long. They come first, so that no process waits for another at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.hookimpl(wrapper=True)
