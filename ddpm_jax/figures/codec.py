@@ -31,6 +31,9 @@ PARTS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 QUALITIES = (2, 5, 10, 20, 30, 50, 70, 85, 95)
 """Of JPEG and WebP."""
 
+LOW = 1.0
+"""Bits/dim up to which the second panel shows."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Codec(RunFigure):
@@ -62,25 +65,13 @@ class Codec(RunFigure):
         whole = self._compressed(model, images, labels)
         lines = lines_of(model.ddpm, whole, images)
         exact = [f"{name} {exact_bits(images, name):.2f}" for name in ("PNG", "WebP")]
-        picture = curves(
-            [
-                {
-                    "x": None,
-                    "lines": lines,
-                    "xlabel": "bits/dim",
-                    "ylabel": "distortion (RMSE of 255)",
-                    "yscale": "log",
-                }
-            ],
-            title="Distortion against the bits of a file (Fig. 5, with real bytes)",
-            notes=[
-                f"{split.split}, {len(images)} images. File: the first bytes of one file. Ideal: "
-                "expected",
-                "rate of all steps, from the calibration. JPEG and WebP: one sheet of all images.",
-                f"Exact images: {', '.join(exact)} bits/dim.",
-                self.footnote(model.words),
-            ],
-        )
+        notes = [
+            f"{split.split}, {len(images)} images. File: the first bytes of one file. Ideal: "
+            "expected rate of all steps, by the calibration.",
+            f"JPEG and WebP: one sheet of all images. Exact images: {', '.join(exact)} bits/dim.",
+            self.footnote(model.words),
+        ]
+        picture = picture_of(lines, notes)
         path = self.path()
         strips = path.with_name(f"{path.stem}-prefixes.png")
         write_file(strips, self._strips(model, images[:SHOWN], labels))
@@ -133,6 +124,21 @@ class Codec(RunFigure):
         )
 
 
+def picture_of(lines: dict[str, Line], notes: list[str]) -> bytes:
+    """A PNG of all rates, and of low ones."""
+    panel: dict[str, Any] = {
+        "x": None,
+        "xlabel": "bits/dim",
+        "ylabel": "distortion (RMSE of 255)",
+    }
+    low = {name: _up_to(line, LOW) for name, line in lines.items()}
+    return curves(
+        [{**panel, "lines": lines, "yscale": "log"}, {**panel, "lines": low}],
+        title="Distortion against the bits of a file (Fig. 5, with real bytes)",
+        notes=notes,
+    )
+
+
 def lines_of(ddpm: DDPM, whole: Compressed, images: np.ndarray) -> dict[str, Line]:
     """Bits/dim and RMSE: of the file, of the ideal rate and of other formats."""
     rmse = np.sqrt(np.square(whole.rmse).mean(axis=1))
@@ -181,6 +187,11 @@ def coded(sheet: np.ndarray, name: str, **options: Any) -> tuple[float, float]:
     image.save(file, name, **options)
     decoded = np.asarray(Image.open(file).convert(image.mode), np.float64).reshape(sheet.shape)
     return 8.0 * len(file.getvalue()), float(np.sqrt(np.square(decoded - sheet).mean()))
+
+
+def _up_to(line: Line, bits: float) -> Line:
+    kept = line.x <= bits
+    return Line(line.x[kept], line.y[kept], line.error[kept])
 
 
 def _line(bits: np.ndarray, rmse: np.ndarray) -> Line:

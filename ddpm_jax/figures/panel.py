@@ -61,8 +61,9 @@ def curves(panels: list[dict], title: str, notes: list[str]) -> bytes:
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI)
     top = 1 - 50 / total[1]
     bottom = (75 + 17 * len(notes)) / total[1]
+    left = max(0.06, 70 / total[0])
     room = figure.add_gridspec(
-        1, len(panels), left=0.06, right=0.985, wspace=0.28, top=top, bottom=bottom
+        1, len(panels), left=left, right=0.985, wspace=0.28, top=top, bottom=bottom
     )
     for column, panel in enumerate(panels):
         axes = figure.add_subplot(room[0, column])
