@@ -46,8 +46,8 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
         (
             ["tarin"],
             "'tarin' is not a command; "
-            "choose one of train, plan, sample, edit, likelihood, evaluate, figure, export, "
-            "calibrate, tune",
+            "choose one of train, plan, sample, edit, compress, decompress, likelihood, evaluate, "
+            "figure, export, calibrate, tune",
         ),
         (["train"], "train: CONFIG is missing; run ddpm-jax train CONFIG"),
         (

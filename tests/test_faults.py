@@ -40,6 +40,8 @@ def test_memory_that_runs_out_names_the_settings_of_the_command(capsys, monkeypa
         "train": "lower train.batch_size, raise train.accumulate or list levels in model.remat",
         "sample": "lower --batch-size",
         "edit": "lower --batch-size",
+        "compress": "lower --batch-size",
+        "decompress": "lower --batch-size",
         "likelihood": "lower --batch-size",
         "calibrate": "lower --batch-size",
         "tune": "lower --batch-size, or --images",

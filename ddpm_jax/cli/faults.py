@@ -13,6 +13,8 @@ SMALLER = {
     "plan": "plan a smaller model",
     "sample": "lower --batch-size, or -n if all images go into one file",
     "edit": "lower --batch-size, or edit fewer images at once",
+    "compress": "lower --batch-size, or compress fewer images at once",
+    "decompress": "lower --batch-size",
     "likelihood": "lower --batch-size",
     "calibrate": "lower --batch-size",
     "tune": "lower --batch-size, or --images",
