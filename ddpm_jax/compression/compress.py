@@ -17,6 +17,7 @@ from ddpm_jax.compression.network import Network, picture
 from ddpm_jax.compression.numbers import Writer
 from ddpm_jax.compression.plan import (
     TO_SPARE,
+    Some,
     end_for_bits,
     end_for_lossless,
     end_for_rmse,
@@ -191,11 +192,11 @@ def _head(network: Network, images, asked: Asked) -> Head:
     found = paths(ddpm.schedule, calibration, shape, len(images), asked.group_bits)
     end = 0
     if asked.rmse is not None:
-        end = end_for_rmse(network, images, asked.rmse)
+        end = end_for_rmse(Some(network, images, asked.batch_size), asked.rmse)
     elif asked.bits_per_dim is not None:
         end = end_for_bits(found, TO_SPARE * asked.bits_per_dim * np.prod(shape))
     elif asked.lossless:
-        end = end_for_lossless(found, calibration, shape)
+        end = end_for_lossless(Some(network, images, asked.batch_size), found)
     timesteps = found.to(end)
     labels = network.condition.labels
     return Head(

@@ -4,19 +4,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.calibration import Calibration, decoder_bits
-from ddpm_jax.compression.chain import groups_for, of_cells, path, path_costs, steps_of
+from ddpm_jax.calibration import Calibration
+from ddpm_jax.calls.batches import batches
+from ddpm_jax.compression.chain import groups_for, path, path_costs, steps_of
 from ddpm_jax.compression.codec import Setting
 from ddpm_jax.compression.draws import starts
 from ddpm_jax.compression.format import Head
+from ddpm_jax.compression.lossless import Pixels
 from ddpm_jax.compression.network import Network, picture
+from ddpm_jax.compression.numbers import Writer
 from ddpm_jax.data.images import to_float
 from ddpm_jax.errors import UserError
+from ddpm_jax.samplers import time_grid
 from ddpm_jax.schedule import Schedule
-from ddpm_jax.shapes import Float64, Int32, UInt8
+from ddpm_jax.shapes import Float32, Float64, Int32, UInt8
 
 MOST_ASKED = 64
 """So many images say at which step the asked error is reached."""
+
+TRIED = 16
+"""Steps that the lossless layer is tried from."""
 
 TO_SPARE = 1.2
 """The chain for a number of bits is planned for so many times as many, and then cut off."""
@@ -56,23 +63,41 @@ def paths(
     return Paths(*path_costs(schedule, calibration.mse, dimensions, group_bits, step_bits))
 
 
-def end_for_rmse(network: Network, images: UInt8[np.ndarray, "n h w c"], rmse: float) -> int:
-    """The highest step whose predicted x_0 is within `rmse` of 255 of these images.
+class Some:
+    """A few of the images, by which the sender finds out where to end."""
 
-    Found by halving, with noise on the images themselves. Raises UserError if there is none.
+    def __init__(
+        self, network: Network, images: UInt8[np.ndarray, "n h w c"], batch_size: int | None
+    ):
+        """The first MOST_ASKED of `images`, or as many as a batch holds."""
+        n = min(len(images), MOST_ASKED)
+        rows, self.count = next(batches(n, batch_size, network.mesh))
+        self.schedule = network.ddpm.schedule
+        self.batch = images[rows]
+        self.noise = starts(0, rows, network.ddpm.image_shape)
+        self.predict = network.of(rows).predictor(tuple(range(self.schedule.num_timesteps)))
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "n h w c"]:
+        """These images."""
+        return self.batch[: self.count]
+
+    def predicted(self, t: int) -> Float32[np.ndarray, "n h w c"]:
+        """The x_0 that is predicted from the images with noise of step t (Eq. 4)."""
+        of_x_0 = np.float32(self.schedule.sqrt_alphas_bar[t])
+        of_noise = np.float32(self.schedule.sqrt_one_minus_alphas_bar[t])
+        x_t = of_x_0 * np.asarray(to_float(self.batch)) + of_noise * self.noise
+        return self.predict(x_t, t)[: self.count]
+
+
+def end_for_rmse(some: Some, rmse: float) -> int:
+    """The highest step whose predicted x_0 is within `rmse` of 255 of the images.
+
+    Found by halving. Raises UserError if there is none.
     """
-    images = images[:MOST_ASKED]
-    some = network.of(np.arange(len(images)))
-    noise = starts(0, np.arange(len(images)), network.ddpm.image_shape)
-    T = network.ddpm.schedule.num_timesteps
-    predict = some.predictor(tuple(range(T)))
-    x_0 = np.asarray(to_float(images))
 
     def error_at(t: int) -> float:
-        schedule = network.ddpm.schedule
-        of_x_0 = np.float32(schedule.sqrt_alphas_bar[t])
-        of_noise = np.float32(schedule.sqrt_one_minus_alphas_bar[t])
-        errors = rmse_of(picture(predict(of_x_0 * x_0 + of_noise * noise, t)), images)
+        errors = rmse_of(picture(some.predicted(t)), some.images)
         return float(np.sqrt(np.square(errors).mean()))
 
     if error_at(0) > rmse:
@@ -80,7 +105,7 @@ def end_for_rmse(network: Network, images: UInt8[np.ndarray, "n h w c"], rmse: f
             f"rmse: this model comes to {error_at(0):.2f} at its last step; choose more, or take "
             "lossless"
         )
-    low, high = 0, T - 1
+    low, high = 0, some.schedule.num_timesteps - 1
     while low < high:
         middle = (low + high + 1) // 2
         if error_at(middle) <= rmse:
@@ -95,17 +120,22 @@ def end_for_bits(found: Paths, bits: float) -> int:
     return int(np.argmax(found.bits <= bits))
 
 
-def end_for_lossless(
-    found: Paths, calibration: Calibration, image_shape: tuple[int, int, int]
-) -> int:
-    """The step from which the lossless layer takes over at the fewest bits in all."""
-    costs = [
-        decoder_bits(of_cells(cells, image_shape).reshape(-1) + 1e-9, 0.0).sum()
-        for cells in calibration.cells
-    ]
-    # E of the squared error in units of its own variance: half a nat for each dimension.
-    half_nat = 0.5 / np.log(2) * np.prod(image_shape)
-    return int(np.argmin(found.bits + np.array(costs) + half_nat))
+def end_for_lossless(some: Some, found: Paths) -> int:
+    """The step from which the lossless layer takes over at the fewest bits in all.
+
+    Tried are TRIED steps of the chain to step 0, each with a lossless layer of these images.
+    """
+    chain = np.array(found.to(0))
+    tried = chain[time_grid(len(chain), min(TRIED, len(chain)))]
+
+    def bits_at(t: int) -> float:
+        writer = Writer()
+        pixels = Pixels()
+        for image, mean in zip(some.images, some.predicted(t), strict=True):
+            pixels.write(writer, image, mean)
+        return float(found.bits[t] + writer.bits / some.count)
+
+    return int(min(tried, key=bits_at))
 
 
 def setting_of(head: Head, schedule: Schedule, calibration: Calibration) -> Setting:
