@@ -163,7 +163,7 @@ def chain_part(
     first: Index,
     last: Index,
 ) -> tuple[State, Finite]:
-    """A part of the chain of `timesteps`, which `sampler` is told to take in place of its own."""
+    """A part of the chain of `timesteps`, which take the place of those of `sampler`."""
     schedule, denoise_fn, options = chain_of(ddpm, sampler, params, condition, timesteps)
     return _part(ddpm, sampler, schedule, denoise_fn, keys, options, state, first, last)
 

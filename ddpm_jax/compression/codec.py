@@ -8,6 +8,8 @@ import numpy as np
 
 from ddpm_jax.compression.chain import Step, edges
 from ddpm_jax.compression.draws import (
+    ImageDraws,
+    StepDraws,
     arrivals_key,
     chosen_normals,
     image_draws,
@@ -69,9 +71,7 @@ def send(
         d = (step.of_x_0 / step.sigma * (x_0 - predicted)).reshape(len(x_0), D)
         bits = 0.5 * np.square(d, dtype=np.float64).sum(axis=1) / np.log(2)
         levels = next_levels(bits, setting.nominal[number], group_bits, levels, D)
-        draws = step_draws(setting.seed, step.timestep, setting.candidates, D)
-        of_image = image_draws(setting.seed, indices, draws, step.timestep, setting.candidates)
-        ends = group_edges(setting, number, levels, draws.order)
+        draws, of_image, ends = _common(setting, number, indices, levels)
         numbers = _search(setting, d, draws, of_image, ends)
         yield predicted, Sent(levels, numbers)
         normal = chosen_normals(draws, of_image, ends, numbers, setting.candidates)
@@ -91,9 +91,7 @@ def receive(
     for number, of_step in enumerate(sent):
         step = setting.steps[number]
         predicted = predict(x_t, len(setting.steps) - number)
-        draws = step_draws(setting.seed, step.timestep, setting.candidates, setting.dimensions)
-        of_image = image_draws(setting.seed, indices, draws, step.timestep, setting.candidates)
-        ends = group_edges(setting, number, of_step.levels, draws.order)
+        draws, of_image, ends = _common(setting, number, indices, of_step.levels)
         normal = chosen_normals(draws, of_image, ends, of_step.numbers, setting.candidates)
         x_t = _next(step, predicted, x_t, normal)
         move(1)
@@ -111,6 +109,19 @@ def group_edges(
     groups = groups_at(setting.nominal[number], levels, setting.dimensions)
     of_count = {int(count): edges(ordered, int(count)) for count in np.unique(groups)}
     return [of_count[int(count)] for count in groups]
+
+
+def _common(
+    setting: Setting,
+    number: int,
+    indices: Integer[np.ndarray, " b"],
+    levels: Integer[np.ndarray, " b"],
+) -> tuple[StepDraws, ImageDraws, list[np.ndarray]]:
+    """What both sides know of a step once the levels are there: draws, and edges of groups."""
+    timestep = setting.steps[number].timestep
+    draws = step_draws(setting.seed, timestep, setting.candidates, setting.dimensions)
+    of_image = image_draws(setting.seed, indices, draws, timestep, setting.candidates)
+    return draws, of_image, group_edges(setting, number, levels, draws.order)
 
 
 def _search(setting, d, draws, of_image, ends) -> list[np.ndarray]:
