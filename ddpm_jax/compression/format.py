@@ -161,7 +161,7 @@ def _differences(timesteps: tuple[int, ...]) -> list[int]:
 
 
 def _parsed(body: bytes) -> Head:
-    """Raises IndexError or ValueError for a body that is none."""
+    """The head in `body`. Raises IndexError or ValueError if it is not one."""
     digests = {name: body[8 * i : 8 * i + 8].hex() for i, name in enumerate(DIGESTS)}
     place = 8 * len(DIGESTS)
     generator = body[place : place + GENERATOR]

@@ -93,7 +93,7 @@ class Some:
 def end_for_rmse(some: Some, rmse: float) -> int:
     """The highest step whose predicted x_0 is within `rmse` of 255 of the images.
 
-    Found by halving. Raises UserError if there is none.
+    Found by halving. Raises UserError if even step 0 is not.
     """
 
     def error_at(t: int) -> float:
@@ -105,7 +105,8 @@ def end_for_rmse(some: Some, rmse: float) -> int:
             f"rmse: this model comes to {error_at(0):.2f} at its last step; choose more, or take "
             "lossless"
         )
-    low, high = 0, some.schedule.num_timesteps - 1
+    low = 0
+    high = some.schedule.num_timesteps - 1
     while low < high:
         middle = (low + high + 1) // 2
         if error_at(middle) <= rmse:
