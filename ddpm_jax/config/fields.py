@@ -6,6 +6,7 @@ below a field is its help on the command line.
 """
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from typing import Annotated, ClassVar, Literal
@@ -13,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from ddpm_jax.config.checked import Checked, Range
-from ddpm_jax.config.choices import Dtype, Mode, ScheduleName, WeightingName
+from ddpm_jax.config.choices import DataDtype, Dtype, Mode, ScheduleName, WeightingName
 from ddpm_jax.config.meaning import (
     BETAS,
     FREE,
@@ -23,6 +24,7 @@ from ddpm_jax.config.meaning import (
     NETWORK_AND_IMAGES,
     PLACE,
 )
+from ddpm_jax.config.values import Values, parse_values
 from ddpm_jax.diffusion import LEARNED, Clip, Prediction, Variance
 from ddpm_jax.errors import UserError, shown
 from ddpm_jax.losses import LossName
@@ -120,7 +122,8 @@ class Diffusion(Checked):
     variance: Annotated[Variance, NETWORK_AND_IMAGES] = "fixed_large"
     """Variance of a reverse step: beta_t, the posterior's, learned, or learned between those."""
     clip: Annotated[Clip, IMAGES] = True
-    """Clip the predicted x_0 to [-1, 1]; dynamic does so by quantile (in sampling alone)."""
+    """Clip the predicted x_0 to [-1, 1]; dynamic does so by quantile (in sampling alone). False
+    where data.values have no bounds (standardise)."""
     loss: Annotated[LossName, LEARNING] = "simple"
     """Squared error (simple), the bound in bits/dim (vlb), or simple + 0.001 vlb (hybrid)."""
     weighting: Annotated[WeightingName | None, LEARNING] = None
@@ -225,6 +228,21 @@ class Data(Checked):
         3,
     )
     """Height, width, channels. Image files are resized to cover it and cropped in the centre."""
+    values: Annotated[str, IMAGES] = "uint8"
+    """Which numbers the data hold: uint8, uint16, range LOW HIGH (any numbers between these),
+    quantiles LOW HIGH (cut off there, for example 0.001 0.999), or standardise (no bounds)."""
+    per_channel: Annotated[bool, LEARNING] = False
+    """With quantiles and standardise: measure each channel for itself instead of all together."""
+    nonfinite: Annotated[Literal["refuse", "zero", "centre"], LEARNING] = "refuse"
+    """Put in the place of NaNs and infinities: 0, or the middle of the range (the mean with
+    standardise); refuse stops with their number."""
+    # A run keeps here what it found in its training images.
+    offset: Annotated[tuple[float, ...], IMAGES] = ()
+    """The value that is 0 to the model, one for all channels or one each; none given: measured."""
+    scale: Annotated[tuple[float, ...], IMAGES] = ()
+    """How far from it the value lies that is 1 to the model; none given: measured."""
+    dtype: Annotated[DataDtype | None, IMAGES] = None
+    """Type of the data's numbers, in which samples are written; None for that of the source."""
     # It may differ on resuming, since the fingerprint covers which images there are.
     skip_unfit: Annotated[bool, FREE] = False
     """Leave out images of a folder that are smaller than image_shape or too large to decode."""
@@ -243,8 +261,14 @@ class Data(Checked):
     on_device: Annotated[bool, FREE] = False
     """Keep all images (at most cache_mb) in each device's memory."""
 
+    @functools.cached_property
+    def value_kind(self) -> Values:
+        """What `values` says."""
+        return parse_values(self.values)
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_values()
         if math.prod(self.image_shape) > LARGEST:
             raise UserError(
                 f"data.image_shape: an image would have {math.prod(self.image_shape)} numbers; "
@@ -264,6 +288,42 @@ class Data(Checked):
         if self.test is not None and not _is_file_source(self.test):
             raise UserError(
                 f"data.test: must be folder:PATH, npz:PATH or tfds:NAME, got {self.test!r}"
+            )
+
+    def _check_values(self) -> None:
+        kind = self.value_kind
+        given = [name for name in ("offset", "scale") if getattr(self, name)]
+        if given and not kind.measured:
+            raise UserError(
+                f"data.{given[0]}: values {kind.kind} already says it; leave it out, or choose "
+                "standardise"
+            )
+        if len(given) == 1:
+            raise UserError("data.offset and data.scale: give both or neither")
+        channels = self.image_shape[2]
+        for name in given:
+            count = len(getattr(self, name))
+            if count not in (1, channels):
+                raise UserError(
+                    f"data.{name}: must be one number, or one for each of the {channels} channels, "
+                    f"got {count}"
+                )
+        if self.scale and min(self.scale) <= 0:
+            raise UserError(f"data.scale: must be above 0, got {min(self.scale):g}")
+        if self.per_channel and not kind.measured:
+            raise UserError(
+                f"data.per_channel: values {kind.kind} measures nothing; leave it out, or choose "
+                "quantiles or standardise"
+            )
+        if self.nonfinite != "refuse" and kind.levels:
+            raise UserError(
+                f"data.nonfinite: values {kind.kind} are always finite; leave it out, or choose "
+                "other data.values"
+            )
+        if self.nonfinite == "zero" and kind.kind == "range" and not kind.low <= 0 <= kind.high:
+            raise UserError(
+                f"data.nonfinite: 0 is not in the range of data.values ({self.values}); choose "
+                "centre"
             )
 
 
@@ -357,6 +417,8 @@ class Config(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.data.value_kind.bounded:
+            self._stop_clipping()
         height, width, _ = self.data.image_shape
         levels = len(self.model.channel_multipliers)
         factor = 2 ** (levels - 1)
@@ -375,6 +437,16 @@ class Config(Checked):
                 f"train.accumulate: {self.train.accumulate} does not divide train.batch_size "
                 f"{self.train.batch_size}; choose a divisor"
             )
+
+    def _stop_clipping(self) -> None:
+        """Sets diffusion.clip to False: values without bounds are nowhere clipped."""
+        if self.diffusion.clip == "dynamic":
+            raise UserError(
+                f"diffusion.clip: dynamic clips to bounds, which values {self.data.values} do not "
+                "have; leave it out"
+            )
+        unclipped = dataclasses.replace(self.diffusion, clip=False)
+        object.__setattr__(self, "diffusion", unclipped)  # As a frozen dataclass sets its fields.
 
 
 def _is_file_source(source: str) -> bool:
