@@ -24,6 +24,7 @@ from ddpm_jax.calls.inputs import (
     checked_params,
 )
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
+from ddpm_jax.data.scaling import Scaling
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.segments import Progress, moving, watched
 from ddpm_jax.guidance import NO_CLASS
@@ -123,6 +124,31 @@ class DDPM:
         """(H, W, C) of one image."""
         return self.config.data.image_shape
 
+    @property
+    def levels(self) -> int | None:
+        """How many levels the data's values have, which the bound counts; None if continuous."""
+        return self.config.data.value_kind.levels
+
+    @functools.cached_property
+    def scaling(self) -> Scaling:
+        """Between the data's values and the model's units."""
+        return Scaling(self.config.data)
+
+    def from_data(self, values: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Images [...,H,W,C] of the data's own values, as the model takes them.
+
+        See `Scaling.from_data`: uint8 is x / 127.5 - 1. Raises UserError for values that the
+        config's data.values does not allow.
+        """
+        return self.scaling.from_data(values)
+
+    def to_data(self, x: Float[Array, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+        """Images x [...,H,W,C] of the model, such as samples, in the data's own values and type.
+
+        See `Scaling.to_data`. Raises UserError for images that are not finite.
+        """
+        return self.scaling.to_data(x)
+
     def init(self, rng: AnyKey) -> PyTree:
         """Fresh parameters: a tree of float32 arrays."""
         check_key(rng)
@@ -207,6 +233,7 @@ class DDPM:
             prediction=diffusion.prediction,
             variance=diffusion.variance,
             weight=losses.weight_of(diffusion.weighting, diffusion.min_snr_gamma),
+            levels=self.levels,
         )
 
     def _with_dropout(self, keys: AnyKeys, labels: Labels) -> Labels:
@@ -282,9 +309,7 @@ class DDPM:
                 args = (self, chosen, clip, params, condition.of(rows, mesh), keys)
                 state = watched(programs.advance, args, state, steps, move)
                 result[rows[:count]] = fetch(state.x)[:count]
-        # The mean is not clipped where the network predicts it, and nothing without
-        # diffusion.clip.
-        return np.clip(result, -1, 1, out=result)
+        return programs.within_bounds(self, result)
 
     def inpaint(
         self,

@@ -246,6 +246,7 @@ def _read_statistics(file: epath.Path, count: int) -> dict[str, np.ndarray]:
 
 def _folder(root: epath.Path, source: Source, indices: np.ndarray, what: str) -> epath.Path:
     """The cache folder for results computed from these images; `what` names the results."""
-    hashed = hashlib.blake2b(f"{source.fingerprint} {what} {VERSION}".encode(), digest_size=8)
+    images = " ".join([source.fingerprint, source.units]).rstrip()
+    hashed = hashlib.blake2b(f"{images} {what} {VERSION}".encode(), digest_size=8)
     hashed.update(np.asarray(indices, np.int64).tobytes())
     return root / hashed.hexdigest()

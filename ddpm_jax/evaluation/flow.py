@@ -75,7 +75,7 @@ class Chains:
             move = self._mover(sampler, len(grid), real)
             state = watched(programs.advance_on, args, state, np.array(grid[::-1]), move)
             images[rows[:real]] = fetch(state.x)[:real]
-        return np.clip(images, -1, 1, out=images)
+        return programs.within_bounds(self.model.ddpm, images)
 
     def finite_images(
         self, sampler: Sampler, grid: Grid, start: int, count: int
@@ -119,7 +119,7 @@ class Chains:
         level = levels(strided(schedule, np.array(grid)), schedule)
         numbers = images.size
         costs = euler_costs(level.alpha, level.sigma, products / numbers, to_image / numbers)
-        return np.clip(images, -1, 1, out=images), costs
+        return programs.within_bounds(self.model.ddpm, images), costs
 
     @property
     def _T(self) -> int:

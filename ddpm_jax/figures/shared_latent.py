@@ -97,7 +97,7 @@ def share(
         # Other keys than those of the chains, which have small indices, and others for every k.
         keys = keys_of(jax.random.fold_in(jax.random.fold_in(rng, SHARED), k), len(x))
         x, _ = reverse(params, keys, x, k, progress=progress)
-    return jnp.clip(x.reshape(len(x_k), SHARES, *x.shape[1:]), -1, 1)
+    return programs.within_bounds(ddpm, x.reshape(len(x_k), SHARES, *x.shape[1:]))
 
 
 def _cell(samples, latent) -> np.ndarray:

@@ -19,6 +19,8 @@ from ddpm_jax.data import Source, from_array, load_source, open_batches, split
 from ddpm_jax.data.class_names import numbered_words
 from ddpm_jax.data.guard import leave_unguarded_reader
 from ddpm_jax.data.images import to_float
+from ddpm_jax.data.scaled import scaled
+from ddpm_jax.data.survey import log_units, with_units
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import (
     describe_devices,
@@ -90,6 +92,8 @@ def fit(
     config, source = _with_source(config, images, labels)
     config = with_classes(config, source)
     train, held_out = split(source, config.data.holdout)
+    config = dataclasses.replace(config, data=with_units(config.data, source, train))
+    source = scaled(source, config.data)
     held_out = _spread(held_out, config.train.eval_images)
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     check_batch(config.train, mesh.size)
@@ -117,6 +121,7 @@ def fit(
         )
         if config.data.class_names:
             log.info("data: the classes are %s", numbered_words(config.data.class_names))
+        log_units(config.data)
         _warn_of_idle(config, source, len(held_out), mesh.size, given)
         log.info(
             "run directory: %s (config, metrics.jsonl, checkpoints, samples, tensorboard)",

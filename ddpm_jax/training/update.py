@@ -204,8 +204,8 @@ class Update:
 
 
 def _on_device(config: Config, source: Source, mesh: Mesh):
-    """All images of `source`, uint8 [N,H,W,C], on each device."""
-    size = len(source) * math.prod(config.data.image_shape) / 2**20
+    """All images of `source`, [N,H,W,C], on each device."""
+    size = len(source) * source.read(np.arange(1)).nbytes / 2**20
     if size > config.data.cache_mb:
         raise UserError(
             f"data.on_device: {len(source)} images take {size:.0f} MiB, more than data.cache_mb "
