@@ -25,6 +25,7 @@ from ddpm_jax.calls.inputs import (
 )
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.data.scaling import Scaling
+from ddpm_jax.data.view import View
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.segments import Progress, moving, watched
 from ddpm_jax.guidance import NO_CLASS
@@ -148,6 +149,16 @@ class DDPM:
         See `Scaling.to_data`. Raises UserError for images that are not finite.
         """
         return self.scaling.to_data(x)
+
+    def to_picture(
+        self, x: Float[Array, "*shape"], channels: tuple[int, ...] | None = None
+    ) -> Shaped[np.ndarray, "*picture"]:
+        """uint8 pictures for the eye of images x [...,H,W,C] of the model, such as samples.
+
+        `channels` are those that are shown, counted from 1; None is for all. Raises UserError for
+        a channel that the images do not have. See `data.view.View` for what black and white are.
+        """
+        return View(self.config.data, channels)(x)
 
     def init(self, rng: AnyKey) -> PyTree:
         """Fresh parameters: a tree of float32 arrays."""

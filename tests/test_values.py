@@ -6,8 +6,6 @@ import pickle
 import numpy as np
 import pytest
 
-from conftest import with_
-from ddpm_jax import fit
 from ddpm_jax.config import Config, Data, Diffusion
 from ddpm_jax.data.order_statistics import quantiles_of
 from ddpm_jax.data.scaled import scaled
@@ -197,7 +195,7 @@ def test_values_that_do_not_vary_are_refused(rng):
     values[..., 1] = 7
     for words in ("standardise", "quantiles 0.1 0.9"):
         data = Data(values=words, image_shape=SHAPE, per_channel=True)
-        with pytest.raises(UserError, match="data.values: channel 2 is 7 everywhere"):
+        with pytest.raises(UserError, match=r"data\.values: channel 2 is 7 everywhere"):
             with_units(data, source_of(values), np.arange(50))
 
 

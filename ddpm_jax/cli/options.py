@@ -113,7 +113,11 @@ class SampleOptions(ModelOptions):
     seed: Seed = 0
     """Random seed; the same seed gives the same images."""
     out: Path = "samples.png"
-    """A grid (.png), a uint8 array (.npz), or a folder/ of PNGs (only missing ones are drawn)."""
+    """A grid (.png), an array (.npz, .npy), or a folder/ of files (only missing ones are drawn)."""
+    files: Literal["png", "tif", "npy"] | None = None
+    """Files of a folder; None for png where values and channels allow it, else npy."""
+    channels: tuple[Positive, ...] | None = None
+    """Channels that a grid shows, counted from 1; None for all, side by side unless 1 or 3."""
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     launch: Launched = Launch()
@@ -154,6 +158,9 @@ class LikelihoodOptions(ModelOptions):
     """The bound given the images' labels (True) or no class (False); None for labels if any."""
     images: Positive | None = None
     """The first so many images of the split; None for all."""
+    resolution: Annotated[float | None, Range(above=0)] = None
+    """Of continuous values: width of the bins that bits/dim count, in the data's units; None for
+    2/255 of the model's unit."""
     split: Split | None = None
     """Training, held-out or test images; None for test if data.test is set, else holdout."""
     draws: Positive = 1

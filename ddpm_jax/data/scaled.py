@@ -23,6 +23,11 @@ def scaled(source: Source, data: Data) -> Source:
     return dataclasses.replace(source, read=_Scaled(source.read, Scaling(data)), units=units)
 
 
+def as_source(values: np.ndarray, data: Data) -> np.ndarray:
+    """Images of the data's own values [...,H,W,C] as a scaled Source reads them."""
+    return values if data.value_kind.levels else np.asarray(Scaling(data).from_data(values))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Scaled:
     """Maps indices to images in the model's units. It can be sent to other processes."""
@@ -31,4 +36,4 @@ class _Scaled:
     scaling: Scaling
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        return self.scaling.from_data(self.read(indices))
+        return np.asarray(self.scaling.from_data(self.read(indices)))

@@ -10,6 +10,7 @@ from ddpm_jax.config import Data
 from ddpm_jax.data.order_statistics import quantiles_of
 from ddpm_jax.data.scaling import not_finite, outside
 from ddpm_jax.data.sources import Source
+from ddpm_jax.data.view import View
 from ddpm_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -59,11 +60,13 @@ def with_units(data: Data, source: Source, train: np.ndarray) -> Data:
 
 
 def log_units(data: Data) -> None:
-    """Says where the model's units lie."""
+    """Says where the model's units lie, and how pictures of the values are made."""
+    words = View(data).words
+    if words:
+        log.info("data: values %s of type %s; in pictures, %s", data.values, data.dtype, words)
     if data.value_kind.measured:
         log.info(
-            "data: values %s, value = %s + %s x",
-            data.values,
+            "data: a value is %s + %s x for the model's x",
             _words(data.offset),
             _words(data.scale),
         )

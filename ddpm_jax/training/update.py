@@ -1,7 +1,6 @@
 """One update (Ho et al. 2020, Algorithm 1 and Appendix B), on one device or many."""
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
