@@ -55,6 +55,7 @@ PLACES = {
     "tensorflow": {"data/tfds"},
     "grain": {"data/stream"},
     "constriction": {"compression/numbers"},
+    "tifffile": {"data/tiff"},
     "safetensors": {"weights", "evaluation/inception_weights"},
     "huggingface_hub": {"weights/hub"},
 }
