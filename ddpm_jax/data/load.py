@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_jax.config import Data
+from ddpm_jax.data.arrays import check_kind
 from ddpm_jax.data.batches import Batches, BatchReader
 from ddpm_jax.data.class_names import numbered
+from ddpm_jax.data.names import shown
 from ddpm_jax.data.sources import Source, load_npz
 from ddpm_jax.errors import UserError
 
@@ -16,10 +18,13 @@ def load_source(data: Data, test: bool = False) -> Source:
     """The images that `data.source` names, or with `test` those of `data.test`.
 
     Where the names of their classes are known, `data.class_names` numbers them. Raises UserError if
-    there are no images, they cannot be read, are not of `data.image_shape` or of another class.
+    there are no images, they cannot be read, are not of `data.image_shape`, of other numbers than
+    `data.values` says or of another class.
     """
     place = (data.test if test else data.source) or ""
-    return numbered(_load(place, data, test), data.class_names, place)
+    source = _load(place, data, test)
+    check_kind(source.dtype, data.value_kind, shown(place))
+    return numbered(source, data.class_names, place)
 
 
 def _load(place: str, data: Data, test: bool) -> Source:
@@ -33,9 +38,9 @@ def _load(place: str, data: Data, test: bool) -> Source:
 
         return load_tfds(path, data, test)
     if kind == "npz":
-        return load_npz(Path(path).expanduser(), data.image_shape)
+        return load_npz(Path(path).expanduser(), data.image_shape, data.value_kind)
     if kind == "digits":
-        source = load_npz(Path(__file__).parent / "digits.npz", data.image_shape)
+        source = load_npz(Path(__file__).parent / "digits.npz", data.image_shape, data.value_kind)
         # The package's own folder is no place for users' files.
         return dataclasses.replace(source, beside=None)
     raise UserError(
