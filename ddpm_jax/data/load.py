@@ -10,6 +10,7 @@ from ddpm_jax.data.arrays import check_kind
 from ddpm_jax.data.batches import Batches, BatchReader
 from ddpm_jax.data.class_names import numbered
 from ddpm_jax.data.names import shown
+from ddpm_jax.data.npy import load_npy
 from ddpm_jax.data.sources import Source, load_npz
 from ddpm_jax.errors import UserError
 
@@ -37,6 +38,8 @@ def _load(place: str, data: Data, test: bool) -> Source:
         from ddpm_jax.data.tfds import load_tfds  # tensorflow_datasets takes a second to import.
 
         return load_tfds(path, data, test)
+    if kind == "npy":
+        return load_npy(Path(path).expanduser(), data)
     if kind == "npz":
         return load_npz(Path(path).expanduser(), data.image_shape, data.value_kind)
     if kind == "digits":
@@ -56,10 +59,14 @@ def open_batches(
     data: Data,
     rows: np.ndarray | None = None,
 ) -> BatchReader:
-    """The Batches of a source in memory, or of any other a Stream that `data.workers` fill."""
+    """The Batches of a source in memory, or of any other a Stream that `data.workers` fill.
+
+    A thread fills that of a source which is read in blocks.
+    """
     batches = Batches(source, indices, batch_size, seed, rows)
     if not source.streamed:
         return batches
     from ddpm_jax.data.stream import Stream  # Grain takes a second to import.
 
-    return Stream(batches, data.workers)
+    # Processes would keep the same blocks, each for itself, and a thread reads these fast enough.
+    return Stream(batches, 0 if source.blocks else data.workers)

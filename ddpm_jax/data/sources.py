@@ -1,4 +1,4 @@
-"""Sources of images: the built-in digits, an npz file, an array, a folder or a tfds data set."""
+"""Sources of images: what all of them have, and those of arrays and npz files."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +25,15 @@ from ddpm_jax.data.faults import reason_of
 from ddpm_jax.data.names import shown, some
 from ddpm_jax.data.npz import BadArray, Npz
 from ddpm_jax.errors import UserError, machine_remedy
+
+
+class Blocks(NamedTuple):
+    """How images lie in a file that is read in blocks of several."""
+
+    images: int
+    """How many make a block."""
+    mixed: int
+    """Of how many blocks an epoch mixes the images at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Source:
     """The type of the numbers that `read` gives."""
     conditions: np.ndarray | None = None
     """float32 [N,D], a vector that belongs to each image; None if there are none."""
+    blocks: Blocks | None = None
+    """How an epoch has to read the images, also where they are in memory; None for in any order."""
 
     def __len__(self) -> int:
         return len(self.names)
