@@ -19,6 +19,7 @@ from ddpm_jax.config import (
     Split,
     Weights,
 )
+from ddpm_jax.config.places import METAVAR
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.samplers import BH, Grid
@@ -28,7 +29,7 @@ SamplerFields = Annotated[Sampler, tyro.conf.arg(name="")]
 Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Path = Annotated[str, tyro.conf.arg(metavar="PATH")]
 OptionalPath = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
-OptionalSource = Annotated[str | None, tyro.conf.arg(metavar="SOURCE")]
+OptionalSource = Annotated[str | None, tyro.conf.arg(metavar=METAVAR)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,7 @@ class LikelihoodOptions(ModelOptions):
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
+    """The split's images; None for the config's."""
     out: OptionalPath = None
     """Folder for the results; None for one in the run's likelihood/."""
     launch: Launched = Launch()
@@ -192,7 +193,7 @@ class CalibrateOptions(ModelOptions):
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
+    """The split's images; None for the config's."""
     out: OptionalPath = None
     """For models that are no run: a .npz, or a new .safetensors that holds the model, too."""
     launch: Launched = Launch()
@@ -217,7 +218,7 @@ class TuneOptions(ModelOptions):
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """Without --sampler: real images, as folder:PATH, npz:PATH or tfds:NAME; None for the run's."""
+    """Without --sampler: real images; None for the run's."""
     out: OptionalPath = None
     """For models that are no run: their folder, or a new .safetensors that holds the model, too."""
     launch: Launched = Launch()
@@ -250,7 +251,7 @@ class EvaluateOptions(ModelOptions):
     sampler: SamplerFields = ANCESTRAL
     guide: Annotated[Guide, tyro.conf.arg(name="")] = UNGUIDED
     data: OptionalSource = None
-    """Real images, as digits, folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
+    """Real images (digits, too); None for the config's."""
     n: Annotated[int, Range(min=20, max=2**32), tyro.conf.arg(aliases=["-n"])] = 50_000
     """Number of samples; the paper uses 50,000."""
     seed: Seed = 0

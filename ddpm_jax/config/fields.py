@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
+from ddpm_jax.config import places
 from ddpm_jax.config.checked import Checked, Range
 from ddpm_jax.config.choices import DataDtype, Dtype, Mode, ScheduleName, WeightingName
 from ddpm_jax.config.meaning import (
@@ -215,9 +216,10 @@ class Data(Checked):
     """Class names: as many as model.num_classes may be."""
 
     source: Annotated[str, PLACE] = "digits"
-    """digits, folder:PATH (or a zip), npz:PATH or tfds:NAME[/CONFIG]; array only in Python."""
+    """digits, folder:PATH (or a zip), npz:PATH, npy:PATH, hf:PATH (a saved data set or a folder of
+    parquet files) or tfds:NAME[/CONFIG]; array only in Python."""
     test: Annotated[str | None, PLACE] = None
-    """Test images (folder:, npz: or tfds:) for likelihood, evaluate and figure; None for none."""
+    """Test images for likelihood, evaluate and figure, named as those of source; None for none."""
     dir: Annotated[str | None, PLACE] = None
     """Folder of the tfds data sets; None for $TFDS_DATA_DIR or else ~/tensorflow_datasets."""
     manual_dir: Annotated[str | None, PLACE] = None
@@ -280,15 +282,10 @@ class Data(Checked):
                 f"data.class_names: {shown(twice[0])} stands there more than once; name each class "
                 "once"
             )
-        if self.source not in ("digits", "array") and not _is_file_source(self.source):
-            raise UserError(
-                f"data.source: must be digits, folder:PATH, npz:PATH or tfds:NAME, "
-                f"got {self.source!r}"
-            )
-        if self.test is not None and not _is_file_source(self.test):
-            raise UserError(
-                f"data.test: must be folder:PATH, npz:PATH or tfds:NAME, got {self.test!r}"
-            )
+        if self.source not in ("digits", "array") and not places.is_file_source(self.source):
+            raise UserError(f"data.source: must be digits, {places.CHOICES}, got {self.source!r}")
+        if self.test is not None and not places.is_file_source(self.test):
+            raise UserError(f"data.test: must be {places.CHOICES}, got {self.test!r}")
 
     def _check_values(self) -> None:
         kind = self.value_kind
@@ -447,8 +444,3 @@ class Config(Checked):
             )
         unclipped = dataclasses.replace(self.diffusion, clip=False)
         object.__setattr__(self, "diffusion", unclipped)  # As a frozen dataclass sets its fields.
-
-
-def _is_file_source(source: str) -> bool:
-    kind, _, path = source.partition(":")
-    return kind in ("folder", "npz", "tfds") and bool(path)

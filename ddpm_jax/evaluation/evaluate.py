@@ -65,8 +65,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compares images 0, ..., n - 1 of key(seed) with real ones; resumes with what is there.
 
-    Returns the result that it writes. The real images are `data` (folder:PATH, npz:PATH or
-    tfds:NAME, whose test split counts too), by default those that the run was trained on and those
+    Returns the result that it writes. The real images are `data`, named as data.source (of
+    tfds:NAME the test split counts too), by default those that the run was trained on and those
     that it was not. Features are FID's InceptionV3's with the weights of `inception_file`, or else
     those of a small classifier trained on the images' labels; its numbers are called proxy.
     `samples` is a folder of `ddpm-jax sample`, filled up if images are missing. If `guide` has no

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Checked, Metavar, Positive, Seed, Weights
+from ddpm_jax.config.places import METAVAR
 from ddpm_jax.data.view import View
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import make_mesh
@@ -27,8 +28,8 @@ from ddpm_jax.weights.load import Loaded, home_of, load_for_command
 
 log = logging.getLogger(__name__)
 
-OptionalSource = Annotated[str | None, Metavar("SOURCE")]
-"""folder:PATH, npz:PATH or tfds:NAME."""
+OptionalSource = Annotated[str | None, Metavar(METAVAR)]
+"""Images, named as data.source."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Interpolate(RunFigure):
     steps: Annotated[int, Range(min=1)] | None = None
     """With --slerp: DDIM steps for each direction; None for all."""
     data: OptionalSource = None
-    """The run's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
+    """The run's images; None for the config's source."""
 
     @property
     def name(self) -> str:  # type: ignore[override] # fixed in the other figures

@@ -54,7 +54,7 @@ class Neighbours(RunFigure):
     neighbours: Annotated[int, Range(min=1)] = 8
     """Number of training images beside each sample."""
     data: OptionalSource = None
-    """The training images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
+    """The training images; None for the config's source."""
     features: bool = False
     """Compare images by the features that `evaluate` uses, not by pixels."""
     inception: Annotated[str | None, Metavar("PATH")] = None

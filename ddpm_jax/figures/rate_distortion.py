@@ -31,7 +31,7 @@ class RateDistortion(RunFigure):
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
+    """The split's images; None for the config's source."""
 
     name: ClassVar[str] = "rate-distortion"
 

@@ -60,7 +60,7 @@ class Steps(RunFigure):
     steps: Annotated[tuple[int, ...], Range(min=2)] = (5, 8, 10, 15, 20, 50)
     """Numbers of steps; those above T are left out."""
     data: OptionalSource = None
-    """Real images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
+    """Real images; None for the config's source."""
     inception: Annotated[str | None, Metavar("PATH")] = None
     """Weights of FID's InceptionV3; None trains a small proxy on the images' labels instead."""
 
