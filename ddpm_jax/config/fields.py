@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from ddpm_jax.config.checked import Checked, Range
-from ddpm_jax.config.choices import Dtype, Mode, ScheduleName, WeightingName
+from ddpm_jax.config.choices import Dtype, Metric, Mode, ScheduleName, WeightingName
 from ddpm_jax.config.meaning import (
     BETAS,
     FREE,
@@ -307,6 +307,14 @@ class Train(Checked):
     """Steps between sample grids; 0 for only one at the end."""
     num_samples: Annotated[BatchSize, FREE] = 64
     """Images in a sample grid."""
+    evaluate_every: Annotated[Natural, FREE] = 0
+    """Steps between measurements of FID, KID and bits/dim, by the average; 0 for never."""
+    # DDIM needs few steps where ancestral sampling needs hundreds. Its FID at 50 steps is a little
+    # higher than that of all T, and ranks the checkpoints of a run alike.
+    evaluate_images: Annotated[int, Range(min=20, max=2**24), FREE] = 1000
+    """Samples for them, of 50 steps of ddim; bits/dim: images that take as many network calls."""
+    inception: Annotated[str | None, PLACE] = None
+    """Weights of FID's InceptionV3 for them (.safetensors or .npz); None trains a small proxy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,6 +325,8 @@ class Checkpoint(Checked):
     """Steps between checkpoints; the last step is always saved."""
     keep: Annotated[Positive, FREE] = 3
     """Number of newest checkpoints to keep."""
+    best: Annotated[Metric | None, FREE] = None
+    """Also keep the checkpoint where this metric was lowest, for --step best; None for none."""
 
 
 @dataclasses.dataclass(frozen=True)

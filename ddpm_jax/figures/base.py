@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import Checked, Metavar, Seed, Weights
+from ddpm_jax.config import Checked, Metavar, Seed, Step, Weights
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import q_sample
@@ -71,8 +71,8 @@ class RunFigure(Figure):
     """Random seed of all noise."""
     weights: Weights | None = None
     """Averaged (ema) or last (raw) weights; None for a run's ema, or those that a file holds."""
-    step: int | None = None
-    """Step of the checkpoint; None for the newest."""
+    step: Step | None = None
+    """Step of the checkpoint; best for the lowest checkpoint.best; None for the newest."""
 
     def path(self) -> epath.Path:
         """The picture's path, by default in the run's figures/.
