@@ -240,7 +240,7 @@ def decoder_log_likelihood(
     """
     if levels is None:
         square = jnp.square(x_0 - mean) * jnp.exp(-log_variance)
-        return math.log(BIN) - 0.5 * (math.log(2 * math.pi) + log_variance + square)
+        return jnp.asarray(math.log(BIN) - 0.5 * (math.log(2 * math.pi) + log_variance + square))
     half = 1 / (levels - 1)
     inv_std = jnp.exp(-0.5 * log_variance)
     lower = (x_0 - half - mean) * inv_std

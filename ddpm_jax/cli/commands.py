@@ -201,7 +201,7 @@ def _plan(args: list[str]) -> None:
     config = options.config
     if config.model.num_classes == "auto":
         from ddpm_jax.data import load_source
-        from ddpm_jax.training.train import with_classes
+        from ddpm_jax.training.prepare import with_classes
 
         config = with_classes(config, load_source(config.data))
     machine = options.machine

@@ -17,6 +17,7 @@ from ddpm_jax.config import (
     SamplerName,
     Seed,
     Split,
+    Step,
     Weights,
 )
 from ddpm_jax.config.places import METAVAR
@@ -58,6 +59,8 @@ class TrainOptions:
     """Run directory; created if it does not exist."""
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Start a new run from the weights of this RUN, anything that `ddpm-jax sample` takes."""
+    dry_run: bool = False
+    """Make three updates, say what memory and time a run takes, and write nothing."""
     launch: Launched = Launch()
 
 
@@ -99,8 +102,8 @@ class ModelOptions(Checked):
     """Run directory, .safetensors file, diffusers folder, or a model's name on huggingface.co."""
     weights: Weights | None = None
     """Averaged (ema) or last (raw) weights; None for a run's ema, or those that a file holds."""
-    step: int | None = None
-    """Step of the checkpoint; None for the newest."""
+    step: Step | None = None
+    """Step of the checkpoint; best for the lowest checkpoint.best; None for the newest."""
 
 
 @dataclasses.dataclass(frozen=True)

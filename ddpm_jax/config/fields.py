@@ -15,7 +15,7 @@ import numpy as np
 
 from ddpm_jax.config import places
 from ddpm_jax.config.checked import Checked, Range
-from ddpm_jax.config.choices import DataDtype, Dtype, Mode, ScheduleName, WeightingName
+from ddpm_jax.config.choices import DataDtype, Dtype, Metric, Mode, ScheduleName, WeightingName
 from ddpm_jax.config.meaning import (
     BETAS,
     FREE,
@@ -317,7 +317,11 @@ class Data(Checked):
                 f"data.nonfinite: values {kind.kind} are always finite; leave it out, or choose "
                 "other data.values"
             )
-        if self.nonfinite == "zero" and kind.kind == "range" and not kind.low <= 0 <= kind.high:
+        if (
+            self.nonfinite == "zero"
+            and kind.kind == "range"
+            and not (kind.low or 0) <= 0 <= (kind.high or 0)
+        ):
             raise UserError(
                 f"data.nonfinite: 0 is not in the range of data.values ({self.values}); choose "
                 "centre"
@@ -364,6 +368,14 @@ class Train(Checked):
     """Steps between sample grids; 0 for only one at the end."""
     num_samples: Annotated[BatchSize, FREE] = 64
     """Images in a sample grid."""
+    evaluate_every: Annotated[Natural, FREE] = 0
+    """Steps between measurements of FID, KID and bits/dim, by the average; 0 for never."""
+    # DDIM needs few steps where ancestral sampling needs hundreds. Its FID at 50 steps is a little
+    # higher than that of all T, and ranks the checkpoints of a run alike.
+    evaluate_images: Annotated[int, Range(min=20, max=2**24), FREE] = 1000
+    """Samples for them, of 50 steps of ddim; bits/dim: images that take as many network calls."""
+    inception: Annotated[str | None, PLACE] = None
+    """Weights of FID's InceptionV3 for them (.safetensors or .npz); None trains a small proxy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,6 +386,8 @@ class Checkpoint(Checked):
     """Steps between checkpoints; the last step is always saved."""
     keep: Annotated[Positive, FREE] = 3
     """Number of newest checkpoints to keep."""
+    best: Annotated[Metric | None, FREE] = None
+    """Also keep the checkpoint where this metric was lowest, for --step best; None for none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,11 +22,11 @@ def quantiles_of(
     the lower ones of those upper halves that hold a wanted number. Raises UserError if a column has
     no finite number.
     """
-    upper = None
+    upper: list[np.ndarray] = []
     for piece in pieces():
-        counts = [_counts(_keys(column) >> 16) for column in piece.T]
-        upper = counts if upper is None else [a + b for a, b in zip(upper, counts, strict=True)]
-    wanted = [_ranks(of_column, levels) for of_column in upper or []]
+        halves = [_counts(_keys(column) >> 16) for column in piece.T]
+        upper = [a + b for a, b in zip(upper, halves, strict=True)] if upper else halves
+    wanted = [_ranks(of_column, levels) for of_column in upper]
     lower: list[dict[int, np.ndarray]] = [
         {half: np.zeros(HALF, np.int64) for half, _ in of_column.values()} for of_column in wanted
     ]
@@ -35,7 +35,7 @@ def quantiles_of(
             keys = _keys(column)
             for half, counts in of_column.items():
                 counts += _counts(keys[keys >> 16 == half] & (HALF - 1))
-    columns = [_values(*both, levels) for both in zip(wanted, upper or [], lower, strict=True)]
+    columns = [_values(*both, levels) for both in zip(wanted, upper, lower, strict=True)]
     return [np.array(of_level) for of_level in zip(*columns, strict=True)]
 
 
@@ -85,9 +85,9 @@ def _values(
     """The quantiles of one column."""
     total = int(upper.sum())
     at = {}
-    for rank, (half, inside) in wanted.items():
+    for place, (half, inside) in wanted.items():
         low = int(np.searchsorted(np.cumsum(lower[half]), inside, side="right"))
-        at[rank] = float(_floats(np.array([half * HALF + low]))[0])
+        at[place] = float(_floats(np.array([half * HALF + low]))[0])
     quantiles = []
     for level in levels:
         rank = level * (total - 1)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def with_units(data: Data, source: Source, train: np.ndarray) -> Data:
         assert kind.low is not None and kind.high is not None
         if found.low < kind.low or found.high > kind.high:
             raise UserError(outside(data, found.low, found.high))
-    dtype = str(data.dtype or source.read(train[:1]).dtype)
+    dtype: Any = data.dtype or str(source.read(train[:1]).dtype)
     if not kind.measured or data.scale:
         return dataclasses.replace(data, dtype=dtype)
     if kind.kind == "quantiles":

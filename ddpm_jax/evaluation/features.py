@@ -67,12 +67,12 @@ def inception(path: epath.PathLike, mesh: Mesh) -> Extractor:
     return Extractor("inception", inception_features, params, mesh, sha256, about)
 
 
-def check_inception(data: Data) -> None:
-    """Raises UserError for images that FID's InceptionV3 was not made for."""
+def check_inception(data: Data, option: str = "inception") -> None:
+    """Raises UserError, which begins with `option`, for images that it was not made for."""
     if data.value_kind.kind == "uint8" and data.image_shape[2] in (1, 3):
         return
     raise UserError(
-        "inception: FID's network was made for 8-bit greys and colours, and these images have "
+        f"{option}: FID's network was made for 8-bit greys and colours, and these images have "
         f"{data.image_shape[2]} channels of values {data.values}; leave it out to use the proxy"
     )
 

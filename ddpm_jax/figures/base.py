@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import Checked, Metavar, Positive, Seed, Weights
+from ddpm_jax.config import Checked, Metavar, Positive, Seed, Step, Weights
 from ddpm_jax.config.places import METAVAR
 from ddpm_jax.data.view import View
 from ddpm_jax.ddpm import DDPM
@@ -73,8 +73,8 @@ class RunFigure(Figure):
     """Random seed of all noise."""
     weights: Weights | None = None
     """Averaged (ema) or last (raw) weights; None for a run's ema, or those that a file holds."""
-    step: int | None = None
-    """Step of the checkpoint; None for the newest."""
+    step: Step | None = None
+    """Step of the checkpoint; best for the lowest checkpoint.best; None for the newest."""
     channels: tuple[Positive, ...] | None = None
     """The channels that are shown, counted from 1; None for all, side by side unless 1 or 3."""
 

@@ -12,12 +12,20 @@ from etils import epath
 
 from ddpm_jax.config import Metavar, Range
 from ddpm_jax.data.images import as_read, to_float
+from ddpm_jax.data.scaling import Unit
 from ddpm_jax.data.sources import Source
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.features import all_features, cache_root, extract, inception, proxy
+from ddpm_jax.evaluation.features import (
+    all_features,
+    cache_root,
+    check_inception,
+    extract,
+    inception,
+    proxy,
+)
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import OptionalSource, RunFigure, labels_in_turn
 from ddpm_jax.figures.panel import image_table

@@ -58,7 +58,7 @@ class Classifier(nn.Module):
         return nn.swish(GroupNorm(8, name=f"{name}_norm")(x))
 
 
-def _centred(images: Array) -> Float[Array, "b h w c"]:
+def _centred(images: Array) -> Float[jax.Array, "b h w c"]:
     """Levels as numbers in [-1, 1]; floats as they are."""
     x = jnp.asarray(images, jnp.float32)
     unit = UNIT[str(images.dtype)]
