@@ -238,10 +238,8 @@ def _first_state(
 
     Its shapes are found first, so that every array is made where it belongs on the mesh.
     """
-    init = functools.partial(init_state, ddpm)
-    shapes = jax.eval_shape(init)
-    shardings = state_shardings(shapes, mesh)
-    parts = checkpoints.restore(abstract_like(shapes, shardings)._asdict())
+    abstract, init = _init_on(ddpm, mesh)
+    parts = checkpoints.restore(abstract._asdict())
     if parts is not None:
         return TrainState(**parts)
     if params is None and starts_from(workdir):
@@ -249,7 +247,19 @@ def _first_state(
             f"{workdir}: this run has no checkpoint yet; "
             "name the weights that it starts from with --init-from"
         )
-    return jax.jit(init, out_shardings=shardings)(params)
+    return init(params)
+
+
+@functools.lru_cache(maxsize=16)
+def _init_on(ddpm: DDPM, mesh: Mesh):
+    """(the shapes of a state with their places on the mesh, the program that makes the first).
+
+    They are kept for the next run of the same model in this process.
+    """
+    init = functools.partial(init_state, ddpm)
+    shapes = jax.eval_shape(init)
+    shardings = state_shardings(shapes, mesh)
+    return abstract_like(shapes, shardings), jax.jit(init, out_shardings=shardings)
 
 
 def _train(update, state, held_out, checkpoints, run_log, signals) -> TrainState:
