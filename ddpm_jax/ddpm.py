@@ -60,12 +60,17 @@ HASHED_FIRST = (
     "data.image_shape",
 )
 
+COMPILED = tuple(names_where(Config, lambda field: field.compiled))
+"""The names of the fields that a compiled program may read."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DDPM:
     """The model that `config` describes.
 
-    Holds no weights; frozen and hashable, so jit takes it as static.
+    Holds no weights; frozen and hashable, so jit takes it as static. Two are equal if no program
+    can tell them apart: jit then compiles once for both. Their configs may differ in what the loop
+    around the programs alone reads, such as train.steps.
     """
 
     config: Config
@@ -73,6 +78,20 @@ class DDPM:
     """The errors that were measured of the weights."""
     tuned: Tuned = NOTHING_TUNED
     """The samplers that were tuned to the weights."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DDPM):
+            return NotImplemented
+        return self._compiled == other._compiled
+
+    def __hash__(self) -> int:
+        return hash(self._compiled)
+
+    @functools.cached_property
+    def _compiled(self) -> tuple:
+        """All that a program can tell of this model."""
+        values = tuple(value_of(self.config, name) for name in COMPILED)
+        return values, self.calibration, self.tuned
 
     @functools.cached_property
     def schedule(self) -> Schedule:

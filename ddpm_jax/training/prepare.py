@@ -107,8 +107,7 @@ def abstract_state(ddpm: DDPM, mesh: Mesh) -> TrainState:
 
     They are known first, so that every array is made where it belongs.
     """
-    shapes = jax.eval_shape(functools.partial(init_state, ddpm))
-    return abstract_like(shapes, state_shardings(shapes, mesh))
+    return _init_on(ddpm, mesh)[0]
 
 
 def new_state(prepared: Prepared, workdir: epath.Path) -> TrainState:
@@ -121,10 +120,20 @@ def new_state(prepared: Prepared, workdir: epath.Path) -> TrainState:
             f"{workdir}: this run has no checkpoint yet; "
             "name the weights that it starts from with --init-from"
         )
-    abstract = abstract_state(prepared.ddpm, prepared.mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    init = functools.partial(init_state, prepared.ddpm)
-    return jax.jit(init, out_shardings=shardings)(prepared.params)
+    init = _init_on(prepared.ddpm, prepared.mesh)[1]
+    return init(prepared.params)
+
+
+@functools.lru_cache(maxsize=16)
+def _init_on(ddpm: DDPM, mesh: Mesh):
+    """(the shapes of a state with their places on the mesh, the program that makes the first).
+
+    They are kept for the next run of the same model in this process.
+    """
+    init = functools.partial(init_state, ddpm)
+    shapes = jax.eval_shape(init)
+    shardings = state_shardings(shapes, mesh)
+    return abstract_like(shapes, shardings), jax.jit(init, out_shardings=shardings)
 
 
 def _with_source(
