@@ -32,8 +32,8 @@ ddpm
 storage
 compression
 weights
-training
 evaluation
+training
 figures
 cli
 __main__
@@ -57,6 +57,7 @@ PLACES = {
     "datasets": {"data/hf"},
     "pyarrow": {"data/hf"},
     "constriction": {"compression/numbers"},
+    "tifffile": {"data/tiff"},
     "safetensors": {"weights", "evaluation/inception_weights"},
     "huggingface_hub": {"weights/hub"},
 }

@@ -17,6 +17,7 @@ from ddpm_jax.config import (
     SamplerName,
     Seed,
     Split,
+    Step,
     Weights,
 )
 from ddpm_jax.config.places import METAVAR
@@ -58,6 +59,8 @@ class TrainOptions:
     """Run directory; created if it does not exist."""
     init_from: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Start a new run from the weights of this RUN, anything that `ddpm-jax sample` takes."""
+    dry_run: bool = False
+    """Make three updates, say what memory and time a run takes, and write nothing."""
     launch: Launched = Launch()
 
 
@@ -99,8 +102,8 @@ class ModelOptions(Checked):
     """Run directory, .safetensors file, diffusers folder, or a model's name on huggingface.co."""
     weights: Weights | None = None
     """Averaged (ema) or last (raw) weights; None for a run's ema, or those that a file holds."""
-    step: int | None = None
-    """Step of the checkpoint; None for the newest."""
+    step: Step | None = None
+    """Step of the checkpoint; best for the lowest checkpoint.best; None for the newest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,11 @@ class SampleOptions(ModelOptions):
     seed: Seed = 0
     """Random seed; the same seed gives the same images."""
     out: Path = "samples.png"
-    """A grid (.png), a uint8 array (.npz), or a folder/ of PNGs (only missing ones are drawn)."""
+    """A grid (.png), an array (.npz, .npy), or a folder/ of files (only missing ones are drawn)."""
+    files: Literal["png", "tif", "npy"] | None = None
+    """Files of a folder; None for png where values and channels allow it, else npy."""
+    channels: tuple[Positive, ...] | None = None
+    """Channels that a grid shows, counted from 1; None for all, side by side unless 1 or 3."""
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     launch: Launched = Launch()
@@ -155,6 +162,9 @@ class LikelihoodOptions(ModelOptions):
     """The bound given the images' labels (True) or no class (False); None for labels if any."""
     images: Positive | None = None
     """The first so many images of the split; None for all."""
+    resolution: Annotated[float | None, Range(above=0)] = None
+    """Of continuous values: width of the bins that bits/dim count, in the data's units; None for
+    2/255 of the model's unit."""
     split: Split | None = None
     """Training, held-out or test images; None for test if data.test is set, else holdout."""
     draws: Positive = 1

@@ -59,6 +59,8 @@ class Source:
     """Gives 32 bits of a hash of each image, uint32 [N]; None if they are not known one by one."""
     former: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Fingerprints that older versions gave to the same files, and what has changed since."""
+    units: str = ""
+    """A hash of how images became the model's units; empty where they are as they were stored."""
     class_names: tuple[str, ...] | None = None
     """The name of label 0, 1, ...; None if that is not known."""
     dtype: np.dtype = np.dtype("uint8")  # noqa: RUF009 # A dtype does not change.

@@ -12,6 +12,7 @@ from ddpm_jax.config.places import CHOICES
 from ddpm_jax.data import Source, load_source, split
 from ddpm_jax.data.class_names import numbered_words
 from ddpm_jax.data.names import shown
+from ddpm_jax.data.scaled import scaled
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights.load import Loaded
 
@@ -97,7 +98,8 @@ def load_images(model: Loaded, place: str, test: bool = False) -> Source:
     """
     config = model.ddpm.config
     data = dataclasses.replace(config.data, source=config.data.source if test else place)
-    source = load_source(dataclasses.replace(data, test=place if test else data.test), test)
+    raw = load_source(dataclasses.replace(data, test=place if test else data.test), test)
+    source = scaled(raw, data)
     classes = config.model.num_classes
     found = source.class_names
     is_other = source.fingerprint != model.data_fingerprint and not config.data.class_names
