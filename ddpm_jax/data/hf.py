@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from ddpm_jax.config import Data
 from ddpm_jax.config.choices import DataDtype
-from ddpm_jax.data.arrays import check_conditions, check_images, check_kind, check_labels
-from ddpm_jax.data.decode import DECODING, Unfit, WithLimits, check_channels, decode_file
-from ddpm_jax.data.faults import kind_and_words, reason_of
+from ddpm_jax.data.arrays import check_conditions, check_images, check_labels
+from ddpm_jax.data.decode import DECODING, WithLimits, check_channels, decode_file, read_dtype
+from ddpm_jax.data.faults import Unfit, kind_and_words, reason_of
+from ddpm_jax.data.formats import is_tiff
 from ddpm_jax.data.hf_place import Place, find
 from ddpm_jax.data.names import shown, some
 from ddpm_jax.data.sources import Source, end_of_digest, marks_of, start_of_digest
@@ -156,10 +157,10 @@ class _Column(WithLimits):
     def _decode(self, file: bytes, index) -> np.ndarray:
         ending = ".png" if file.startswith(b"\x89PNG") else ".jpg"
         try:
-            return decode_file(file, self.image_shape, ending).pixels
+            return decode_file(file, self.image_shape, ending, self.dtype).pixels
         except Unfit as error:
             raise UserError(
-                f"data: {self._of(index)} {error}; remove it or lower data.image_shape"
+                f"data: {self._of(index)} {error}; remove it or {error.remedy}"
             ) from error
         except (OSError, MemoryError) as error:
             if machine_remedy(error):
@@ -245,10 +246,9 @@ def _column(place: Place, dataset: datasets.Dataset, data: Data) -> _Column:
     name = (named or found)[0]
     axes, leaf = _axes(kinds[name])
     if not axes:
-        check_channels(data.image_shape)
-        dtype = np.dtype(np.uint8)
-        check_kind(dtype, data.value_kind, shown(place.title))
-        return _Column(place, name, data, dtype, is_encoded=True)
+        column = _Column(place, name, data, read_dtype(data.value_kind), is_encoded=True)
+        check_channels(data.image_shape, ["x.tif"] * is_tiff(column.contents(np.arange(1))[0]))
+        return column
     dtype = np.dtype(leaf.to_pandas_dtype())
     shape = _shape_of_first(dataset, name)
     if dtype.name not in typing.get_args(DataDtype):  # As Python's own lists of numbers become.
