@@ -23,6 +23,10 @@ SAMPLES = 2**32 - 2
 """The sample grids of training."""
 HOLDOUT = 2**32 - 3
 """The noise of the held-out loss."""
+WATCHED_SAMPLES = 2**32 - 4
+"""The samples that a run is evaluated by as it trains."""
+WATCHED_BOUND = 2**32 - 5
+"""The noise of the bits/dim that it measures then."""
 
 # Folded into the key of one example of an update.
 TIME = 0
@@ -63,7 +67,7 @@ PROXY_SPLIT = 2**32 - 1
 """The images that the proxy holds out."""
 
 FAMILIES = {
-    "run": (INIT, SAMPLES, HOLDOUT),
+    "run": (INIT, SAMPLES, HOLDOUT, WATCHED_SAMPLES, WATCHED_BOUND),
     "example": (TIME, NOISE, DROPOUT, FLIP, LABEL),
     "image": (START, INPAINT, CODEC),
     "step": (CANDIDATES, ARRIVALS, ORDER),

@@ -19,7 +19,7 @@ from ddpm_jax.evaluation.labels import labels_of
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.storage.run import data_fingerprint, read_config
 from ddpm_jax.training import train
-from ddpm_jax.training.train import with_classes
+from ddpm_jax.training.prepare import with_classes
 from ddpm_jax.weights.load import Loaded, weights_for
 from ddpm_jax.weights.single_file import write_single_file
 

@@ -11,9 +11,10 @@ from conftest import lines, on_one_device, with_
 
 from ddpm_jax import DDPM, UserError, fit, load
 from ddpm_jax.config import Config, Model
+from ddpm_jax.data import from_array
 from ddpm_jax.keys import LABEL, example_keys, fold
 from ddpm_jax.samplers import SAMPLERS
-from ddpm_jax.training import train, update
+from ddpm_jax.training import holdout, update
 
 KEY = jax.random.key(5)
 CLASSES = 3
@@ -178,11 +179,11 @@ def test_a_run_with_classes_resumes_and_counts_the_classes(config, pictures, lab
 
 def test_the_held_out_loss_takes_the_labels(model, pictures, labels):
     ddpm, params = model
-    source = train.from_array(pictures, (8, 8, 1), labels)
-    bare = train.from_array(pictures, (8, 8, 1))
+    source = from_array(pictures, (8, 8, 1), labels)
+    bare = from_array(pictures, (8, 8, 1))
     indices = np.arange(10)
-    loss = train.holdout_loss(ddpm, params, source, indices)
-    assert loss != train.holdout_loss(ddpm, params, bare, indices)
+    loss = holdout.holdout_loss(ddpm, params, source, indices)
+    assert loss != holdout.holdout_loss(ddpm, params, bare, indices)
 
 
 def test_a_run_with_classes_starts_from_weights_without(run, config, pictures, labels, tmp_path):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from conftest import lines, messages, on_one_device, with_
 
-from ddpm_jax import UserError, fit, load_config
+from ddpm_jax import DDPM, UserError, fit, load_config
 from ddpm_jax.cli import main
 from ddpm_jax.config import Diffusion, changed, shipped_configs
+from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.sampler import Sampler, _log_idle_grid
 from ddpm_jax.training.idle import idle_settings
 
@@ -52,6 +53,7 @@ def test_the_first_look_that_small32_advises_is_not_warned_of():
         ({"data": {"source": "digits", "cache_mb": 9}}, {}, "data.cache_mb", "whatever it says"),
         ({"data": {"source": "npz:x", "dir": "y"}}, {}, "data.dir", "only tfds"),
         ({"data": {"source": "folder:x", "manual_dir": "y"}}, {}, "data.manual_dir", "only tfds"),
+        ({"data": {"source": "npy:x", "workers": 8}}, {}, "data.workers", "a thread reads npy"),
         ({"parallel": {"mode": "pmap"}}, {"devices": 1}, "parallel.mode", "on one device"),
         ({"train": {"eval_every": 7}}, {"held_out": 0}, "train.eval_every", "no images are held"),
         (
@@ -106,13 +108,14 @@ def test_what_acts_on_labels_and_what_is_off_is_not_named(network, rate):
 
 def test_images_of_no_class_train_its_row_without_dropout(tiny, pictures, caplog):
     from ddpm_jax.data import from_array
-    from ddpm_jax.training.train import _warn_of_idle
+    from ddpm_jax.training.prepare import Prepared, describe
 
     config = with_(tiny, model={"num_classes": 2}, train={"label_dropout": 0.0})
     for labels, count in [(np.arange(48) % 2, 1), (np.arange(48) % 3 - 1, 0)]:
         source = from_array(pictures, (8, 8, 1), labels)
         caplog.clear()
-        _warn_of_idle(config, source, 9, 8, ())
+        nine = np.arange(9)
+        describe(Prepared(DDPM(config), make_mesh(), source, nine, nine, None), ())
         assert len([x for x in messages(caplog) if x.startswith("train.label_dropout")]) == count
 
 

@@ -32,8 +32,8 @@ ddpm
 storage
 compression
 weights
-training
 evaluation
+training
 figures
 cli
 __main__

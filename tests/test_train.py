@@ -19,7 +19,12 @@ from ddpm_jax.devices.mesh import make_mesh, place, replicated
 from ddpm_jax.errors import DataLost, NonFiniteLoss, NonFiniteSamples
 from ddpm_jax.keys import HOLDOUT, example_keys, random_flip
 from ddpm_jax.storage import checkpoint
-from ddpm_jax.training import train, update
+from ddpm_jax.training import holdout, update
+
+
+def losses_of(indices, value):
+    """As `holdout._losses` gives them, all alike."""
+    return [np.full(len(indices), value, np.float32)]
 
 
 def assert_equal_trees(a, b):
@@ -96,6 +101,7 @@ def test_the_average_is_kept_in_float32_whatever_is_computed_in(tiny, pictures):
 def test_four_steps_are_two_stopped_and_resumed_to_four_bit_for_bit(tiny, pictures, tmp_path):
     config = on_one_device(tiny)
     whole = fit(config, tmp_path / "whole", pictures)
+    programs = update._step._cache_size()
     fit(with_(config, train={"steps": 2}), tmp_path / "parts", pictures)
     resumed = fit(config, tmp_path / "parts", pictures)
     assert int(resumed.step) == 4
@@ -112,6 +118,7 @@ def test_four_steps_are_two_stopped_and_resumed_to_four_bit_for_bit(tiny, pictur
     longer = fit(with_(config, train={"steps": 6}), tmp_path / "longer", pictures)
     assert_equal_trees(again, longer)
     assert [line["step"] for line in lines(tmp_path / "parts")] == [2, 4, 6]
+    assert update._step._cache_size() == programs, "another train.steps is compiled anew"
 
 
 def test_a_run_directory_tells_all(tiny, pictures, tmp_path):
@@ -139,6 +146,9 @@ def test_a_run_directory_tells_all(tiny, pictures, tmp_path):
         "steps_per_s",
         "images_per_s",
         "holdout_loss",
+        "holdout_gap",
+        "holdout_bands",
+        "gap_bands",
     }
     ddpm, params = load(run)
     assert ddpm.config.model == tiny.model
@@ -192,7 +202,7 @@ def test_every_example_gets_its_own_noise_on_every_device(tiny, pictures):
         jax.jit(update.init_state, static_argnums=0)(ddpm).params, replicated(mesh)
     )
     images = place(np.repeat(pictures[:1], 8, axis=0), mesh)
-    losses = train._loss(ddpm, params, jax.random.key(0), images)
+    losses = holdout._loss(ddpm, params, jax.random.key(0), images)
     assert len(set(np.asarray(losses).tolist())) == 8
 
 
@@ -207,16 +217,16 @@ def test_the_holdout_loss_takes_every_image_once(tiny, pictures):
         jax.random.fold_in(jax.random.fold_in(jax.random.key(0), HOLDOUT), start)
         for start in (0, 4)
     ]
-    first = train._loss(ddpm, params, rng[0], pictures[indices[:4]])
-    second = train._loss(ddpm, params, rng[1], pictures[np.resize(indices[4:], 4)])[:2]
+    first = holdout._loss(ddpm, params, rng[0], pictures[indices[:4]])
+    second = holdout._loss(ddpm, params, rng[1], pictures[np.resize(indices[4:], 4)])[:2]
     expected = np.concatenate([first, second]).mean()
     np.testing.assert_allclose(
-        train.holdout_loss(ddpm, params, source, indices), expected, rtol=1e-6
+        holdout.holdout_loss(ddpm, params, source, indices), expected, rtol=1e-6
     )
 
 
 def test_a_holdout_loss_that_is_not_finite_stops_the_run(tiny, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "holdout_loss", lambda *_: float("nan"))
+    monkeypatch.setattr(holdout, "_losses", lambda *args: losses_of(args[-1], np.nan))
     with pytest.raises(
         NonFiniteLoss, match="holdout_loss is nan at step 4; the last good checkpoint is 2"
     ):
@@ -235,7 +245,7 @@ def test_another_default_prng_draws_the_same(tiny, pictures, tmp_path):
         assert_equal_trees(fit(config, tmp_path / "b", pictures).params, state.params)
 
 
-@pytest.mark.parametrize("name", ["batch_at", "holdout_loss"])
+@pytest.mark.parametrize("name", ["batch_at", "_losses"])
 def test_lost_data_stop_the_run_and_keep_what_was_learned(
     tiny, pictures, tmp_path, monkeypatch, name
 ):
@@ -248,12 +258,12 @@ def test_lost_data_stop_the_run_and_keep_what_was_learned(
 
     batch_at = Batches.batch_at
     if name == "batch_at":
-        monkeypatch.setattr(train, "holdout_loss", lambda *_: 0.5)
+        monkeypatch.setattr(holdout, "_losses", lambda *args: losses_of(args[-1], 0.5))
         monkeypatch.setattr(
             Batches, name, lambda self, step: lose() if step == 3 else batch_at(self, step)
         )
     else:
-        monkeypatch.setattr(train, name, lose)
+        monkeypatch.setattr(holdout, name, lose)
     with pytest.raises(DataLost):
         fit(config, tmp_path / "run", pictures)
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["3"]

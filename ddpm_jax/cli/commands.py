@@ -201,7 +201,7 @@ def _plan(args: list[str]) -> None:
     config = options.config
     if config.model.num_classes == "auto":
         from ddpm_jax.data import load_source
-        from ddpm_jax.training.train import with_classes
+        from ddpm_jax.training.prepare import with_classes
 
         config = with_classes(config, load_source(config.data))
     machine = options.machine
@@ -230,7 +230,7 @@ def _sample(args: list[str]) -> None:
     _start(options.launch)
     from ddpm_jax.evaluation.sample import destination, sample_to
 
-    out = destination(options.out)
+    out = destination(options.out, options.files, options.channels)
     model = _load(options)
     sample_to(
         out,
@@ -276,6 +276,7 @@ def _likelihood(args: list[str]) -> None:
         sampler=options.chain.sampler,
         first=first,
         conditional=options.conditional,
+        resolution=options.resolution,
     )
     _print_once(table(measured))
 

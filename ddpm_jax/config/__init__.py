@@ -5,7 +5,7 @@ from etils import epy
 # Lazily: the list of shipped configs is wanted where importing jax would cost time.
 with epy.lazy_api_imports(globals()):
     from ddpm_jax.config.checked import Checked, Metavar, Range
-    from ddpm_jax.config.choices import Format, SamplerName, ScheduleName, Split, Weights
+    from ddpm_jax.config.choices import Format, SamplerName, ScheduleName, Split, Step, Weights
     from ddpm_jax.config.fields import (
         Beta,
         Checkpoint,
@@ -44,6 +44,7 @@ __all__ = [
     "ScheduleName",
     "Seed",
     "Split",
+    "Step",
     "Timesteps",
     "Train",
     "Weights",

@@ -36,3 +36,9 @@ Split = Literal["train", "holdout", "test"]
 
 Format = Literal["safetensors", "diffusers", "stablehlo"]
 """What a model is exported as."""
+
+Step = int | Literal["best"]
+"""Which checkpoint of a run: the one of a step, or the best by the metric of checkpoint.best."""
+
+Metric = Literal["holdout_loss", "bits_per_dim", "fid", "kid", "proxy_fid", "proxy_kid"]
+"""What a run can measure as it trains, and keep its best checkpoint by; lower is better for all."""

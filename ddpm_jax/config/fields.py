@@ -13,9 +13,11 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
+from ddpm_jax.config import places
 from ddpm_jax.config.checked import Checked, Range
-from ddpm_jax.config.choices import DataDtype, Dtype, Mode, ScheduleName, WeightingName
+from ddpm_jax.config.choices import DataDtype, Dtype, Metric, Mode, ScheduleName, WeightingName
 from ddpm_jax.config.meaning import (
+    AROUND,
     BETAS,
     FREE,
     IMAGES,
@@ -215,9 +217,10 @@ class Data(Checked):
     """Class names: as many as model.num_classes may be."""
 
     source: Annotated[str, PLACE] = "digits"
-    """digits, folder:PATH (or a zip), npz:PATH or tfds:NAME[/CONFIG]; array only in Python."""
+    """digits, folder:PATH (or a zip), npz:PATH, npy:PATH, hf:PATH (a saved data set or a folder of
+    parquet files) or tfds:NAME[/CONFIG]; array only in Python."""
     test: Annotated[str | None, PLACE] = None
-    """Test images (folder:, npz: or tfds:) for likelihood, evaluate and figure; None for none."""
+    """Test images for likelihood, evaluate and figure, named as those of source; None for none."""
     dir: Annotated[str | None, PLACE] = None
     """Folder of the tfds data sets; None for $TFDS_DATA_DIR or else ~/tensorflow_datasets."""
     manual_dir: Annotated[str | None, PLACE] = None
@@ -244,21 +247,21 @@ class Data(Checked):
     dtype: Annotated[DataDtype | None, IMAGES] = None
     """Type of the data's numbers, in which samples are written; None for that of the source."""
     # It may differ on resuming, since the fingerprint covers which images there are.
-    skip_unfit: Annotated[bool, FREE] = False
+    skip_unfit: Annotated[bool, AROUND] = False
     """Leave out images of a folder that are smaller than image_shape or too large to decode."""
     # It may differ likewise: where it changes labels, it changes the fingerprint. A run whose model
     # has classes keeps here the names that it found.
-    class_names: Annotated[tuple[str, ...], FREE] = ()
+    class_names: Annotated[tuple[str, ...], AROUND] = ()
     """Names of the labels 0, 1, ...; none given: folders of classes, in alphabetical order."""
     flip: Annotated[bool, LEARNING] = True
     """Mirror half of the training images, chosen at random."""
     holdout: Annotated[float, Range(min=0, max=0.9), LEARNING] = 0.1
     """Fraction of images held out from training, chosen by a hash of their index or name."""
-    workers: Annotated[int, Range(min=0, max=1024), FREE] = 4
+    workers: Annotated[int, Range(min=0, max=1024), AROUND] = 4
     """Processes that read ahead if the images do not fit in cache_mb; 0 for a thread instead."""
-    cache_mb: Annotated[Natural, FREE] = 4096
+    cache_mb: Annotated[Natural, AROUND] = 4096
     """Keep images decoded in memory up to this many MiB; read larger data sets batch by batch."""
-    on_device: Annotated[bool, FREE] = False
+    on_device: Annotated[bool, AROUND] = False
     """Keep all images (at most cache_mb) in each device's memory."""
 
     @functools.cached_property
@@ -280,15 +283,10 @@ class Data(Checked):
                 f"data.class_names: {shown(twice[0])} stands there more than once; name each class "
                 "once"
             )
-        if self.source not in ("digits", "array") and not _is_file_source(self.source):
-            raise UserError(
-                f"data.source: must be digits, folder:PATH, npz:PATH or tfds:NAME, "
-                f"got {self.source!r}"
-            )
-        if self.test is not None and not _is_file_source(self.test):
-            raise UserError(
-                f"data.test: must be folder:PATH, npz:PATH or tfds:NAME, got {self.test!r}"
-            )
+        if self.source not in ("digits", "array") and not places.is_file_source(self.source):
+            raise UserError(f"data.source: must be digits, {places.CHOICES}, got {self.source!r}")
+        if self.test is not None and not places.is_file_source(self.test):
+            raise UserError(f"data.test: must be {places.CHOICES}, got {self.test!r}")
 
     def _check_values(self) -> None:
         kind = self.value_kind
@@ -320,7 +318,11 @@ class Data(Checked):
                 f"data.nonfinite: values {kind.kind} are always finite; leave it out, or choose "
                 "other data.values"
             )
-        if self.nonfinite == "zero" and kind.kind == "range" and not kind.low <= 0 <= kind.high:
+        if (
+            self.nonfinite == "zero"
+            and kind.kind == "range"
+            and not (kind.low or 0) <= 0 <= (kind.high or 0)
+        ):
             raise UserError(
                 f"data.nonfinite: 0 is not in the range of data.values ({self.values}); choose "
                 "centre"
@@ -349,7 +351,7 @@ class Optim(Checked):
 class Train(Checked):
     """The training loop."""
 
-    steps: Annotated[Positive, FREE] = 800_000
+    steps: Annotated[Positive, AROUND] = 800_000
     """Total number of training steps."""
     batch_size: Annotated[BatchSize, LEARNING] = 128
     """Images per step, over all devices."""
@@ -357,33 +359,43 @@ class Train(Checked):
     """Split each batch into this many parts, computed one after another to save memory."""
     label_dropout: Annotated[float, Range(min=0, max=1), LEARNING] = 0.1
     """With model.num_classes: the part of the images that are learned as of no class."""
-    log_every: Annotated[Positive, FREE] = 100
+    log_every: Annotated[Positive, AROUND] = 100
     """Steps between lines of metrics.jsonl."""
-    eval_every: Annotated[Natural, FREE] = 5000
+    eval_every: Annotated[Natural, AROUND] = 5000
     """Steps between held-out losses; 0 for never."""
-    eval_images: Annotated[Positive, FREE] = 2048
+    eval_images: Annotated[Positive, AROUND] = 2048
     """Maximum number of images for the held-out loss."""
-    sample_every: Annotated[Natural, FREE] = 20_000
+    sample_every: Annotated[Natural, AROUND] = 20_000
     """Steps between sample grids; 0 for only one at the end."""
-    num_samples: Annotated[BatchSize, FREE] = 64
+    num_samples: Annotated[BatchSize, AROUND] = 64
     """Images in a sample grid."""
+    evaluate_every: Annotated[Natural, AROUND] = 0
+    """Steps between measurements of FID, KID and bits/dim, by the average; 0 for never."""
+    # DDIM needs few steps where ancestral sampling needs hundreds. Its FID at 50 steps is a little
+    # higher than that of all T, and ranks the checkpoints of a run alike.
+    evaluate_images: Annotated[int, Range(min=20, max=2**24), AROUND] = 1000
+    """Samples for them, of 50 steps of ddim; bits/dim: images that take as many network calls."""
+    inception: Annotated[str | None, PLACE] = None
+    """Weights of FID's InceptionV3 for them (.safetensors or .npz); None trains a small proxy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Checked):
     """When checkpoints are saved and how many are kept."""
 
-    every: Annotated[Positive, FREE] = 5000
+    every: Annotated[Positive, AROUND] = 5000
     """Steps between checkpoints; the last step is always saved."""
-    keep: Annotated[Positive, FREE] = 3
+    keep: Annotated[Positive, AROUND] = 3
     """Number of newest checkpoints to keep."""
+    best: Annotated[Metric | None, AROUND] = None
+    """Also keep the checkpoint where this metric was lowest, for --step best; None for none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parallel(Checked):
     """The devices that a run uses, and how."""
 
-    devices: Annotated[Positive | None, FREE] = None
+    devices: Annotated[Positive | None, AROUND] = None
     """Number of this machine's devices to use; None for all."""
     mode: Annotated[Mode, FREE] = "jit"
     """One program for all devices (jit with shardings), or one for each (pmap)."""
@@ -447,8 +459,3 @@ class Config(Checked):
             )
         unclipped = dataclasses.replace(self.diffusion, clip=False)
         object.__setattr__(self, "diffusion", unclipped)  # As a frozen dataclass sets its fields.
-
-
-def _is_file_source(source: str) -> bool:
-    kind, _, path = source.partition(":")
-    return kind in ("folder", "npz", "tfds") and bool(path)

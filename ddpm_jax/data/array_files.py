@@ -8,7 +8,7 @@ from PIL import Image
 
 from ddpm_jax.data.faults import IS_POINTER, LFS_POINTER, Undecodable, Unfit
 from ddpm_jax.data.names import ending, shown, some
-from ddpm_jax.data.npz import BadArray, Npz, _explaining, _read_header
+from ddpm_jax.data.npz import BadArray, Npz, explaining, read_header
 from ddpm_jax.data.raw import Raw
 
 NAME = "image"
@@ -38,8 +38,8 @@ def array_raw(file: bytes, name: str) -> Raw:
 
 
 def _of_npy(file: bytes) -> np.ndarray:
-    with _explaining():
-        start, header = _read_header(io.BytesIO(file))
+    with explaining():
+        start, header, _ = read_header(io.BytesIO(file))
         if start + header.size != len(file):
             raise BadArray(f"its length is not that of {header.dtype} {list(header.shape)}")
     _check(header.shape, header.dtype)
@@ -75,8 +75,8 @@ def npy(image: np.ndarray) -> bytes:
 def is_npy_of(content: bytes, image_shape: tuple[int, int, int], dtype: np.dtype) -> bool:
     """Whether `content` is a whole .npy file of an image [H,W,C] of `dtype`."""
     try:
-        with _explaining():
-            start, header = _read_header(io.BytesIO(content))
+        with explaining():
+            start, header, _ = read_header(io.BytesIO(content))
     except BadArray:
         return False
     wanted = (tuple(image_shape), np.dtype(dtype))

@@ -98,6 +98,7 @@ def load_folder(path: str, data: Data) -> Source:
         marks=functools.partial(_marks, own),
         former=_former(digests, files.former, data.image_shape, dtype),
         class_names=class_names,
+        dtype=dtype,
     )
 
 

@@ -43,11 +43,14 @@ def to_float(images: Shaped[AnyArray, "*shape"]) -> Float32[AnyArray, "*shape"]:
     return x / 32_767.5 - 1 if images.dtype == jnp.uint16 else x
 
 
-def as_read(x: Float[AnyArray, "*shape"], like: np.dtype) -> Shaped[AnyArray, "*shape"]:
-    """The opposite: images in the model's units as a Source of the type `like` reads them."""
-    if like == np.uint8:
+def as_read(x: Float[AnyArray, "*shape"], levels: int | None) -> Shaped[AnyArray, "*shape"]:
+    """The opposite: images in the model's units as a Source reads them.
+
+    Of 256 or 65,536 `levels`, or None for floats, which stay as they are.
+    """
+    if levels == 256:
         return to_uint8(x)
-    if like == np.uint16:
+    if levels == 65_536:
         xp = jnp if isinstance(x, jax.Array) else np
         return xp.clip(xp.rint((x + 1) * 32_767.5), 0, 65_535).astype(xp.uint16)
     return x

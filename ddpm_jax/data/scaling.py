@@ -1,6 +1,7 @@
 """Between the data's own numbers and the model's units: value = offset + scale * x."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,6 +9,15 @@ from ddpm_jax.config import Data
 from ddpm_jax.data.images import as_read, to_float
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import Array, Float, Float32, Shaped
+
+
+class Unit(NamedTuple):
+    """What the errors of images are given in."""
+
+    size: float
+    """How large the model's unit is in it."""
+    words: str
+    """For example "of 255"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +53,16 @@ class Scaling:
         """float64 [1 or C]: how far from the offset the value lies that is 1 to the model."""
         low, high = self._ends()
         return np.array(self.data.scale or [(high - low) / 2])
+
+    @property
+    def unit(self) -> Unit:
+        """That of errors: levels, or the data's own; where channels differ, the model's."""
+        kind = self.data.value_kind
+        if kind.levels:
+            return Unit((kind.levels - 1) / 2, f"of {kind.levels - 1}")
+        if len(self.scale) == 1:
+            return Unit(float(self.scale[0]), "in the data's units")
+        return Unit(1.0, "in the model's units")
 
     def _ends(self) -> tuple[float, float]:
         kind = self.data.value_kind
@@ -111,7 +131,7 @@ class Scaling:
         if not np.isfinite(x).all():
             raise UserError("x: some numbers are not finite, so no value stands for them")
         if self.data.value_kind.levels:
-            return as_read(x, self.dtype)
+            return as_read(x, self.data.value_kind.levels)
         self._check_channels(x)
         values = self.offset + self.scale * np.float64(x)
         if self.dtype == np.bool_:

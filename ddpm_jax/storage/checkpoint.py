@@ -9,6 +9,8 @@ import functools
 import logging
 import math
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -44,12 +46,14 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int):
-        """Opens `workdir`/checkpoints, made if missing; the `keep` newest stay."""
+        """Opens `workdir`/checkpoints, made if missing; the `keep` newest stay, and `best`."""
         self.folder = _folder(workdir)
         self._failed = False
         self._saved: tuple[int, dict] | None = None
         self._proven = False
         self._keep = keep
+        self.best: int | None = None
+        """A step that stays however old it is; to be set by whoever finds that it is the best."""
         with writing(self.folder):
             if "://" not in str(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +67,7 @@ class Checkpoints:
                 return apart(
                     ocp.training.Checkpointer,
                     self._opened,
-                    preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+                    preservation_policy=self,
                     cleanup_tmp_directories=True,
                 )
         except UserError:
@@ -73,6 +77,14 @@ class Checkpoints:
                 f"{self.folder}: cannot be opened ({_reason(error, self._opened, self.folder)}); "
                 "move what is damaged away"
             ) from error
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+        """Which of the `checkpoints`, in the order of their steps, stay: Orbax asks at each save.
+
+        The others are deleted once the new one is complete.
+        """
+        newest = len(checkpoints) - self._keep
+        return [i >= newest or each.step == self.best for i, each in enumerate(checkpoints)]
 
     @property
     def latest_step(self) -> int | None:
@@ -105,11 +117,10 @@ class Checkpoints:
         reported and renamed to STEP.damaged, which makes room for the step when it is reached
         again. Raises UserError if all are damaged, or one does not fit.
         """
-        steps, unreadable = _steps(self.folder)
-        if not steps:
+        found = newest_of(self.folder.parent, abstract_parts)
+        if found is None:
             return None
-        step, parts, damaged = _newest_whole(self.folder, steps, abstract_parts)
-        damaged |= dict.fromkeys(unreadable, _Unusable("its metadata cannot be read"))
+        step, parts, damaged = found
         wait_for_all("restored")  # All have read before one renames.
         for bad, reason in damaged.items():
             aside = _set_aside(self.folder / str(bad))
@@ -135,12 +146,28 @@ class Checkpoints:
         self._prove()
 
     def close(self) -> None:
-        """Waits for the save in progress, and ends."""
+        """Waits for the save in progress, deletes what need not stay, and ends."""
         if "_checkpointer" not in vars(self):  # Never opened: all that is there is damaged.
             return
         with self._reported():
-            apart(self._checkpointer.close)
+            try:
+                self._delete_former_best()
+            finally:
+                apart(self._checkpointer.close)
         self._prove()
+
+    def _delete_former_best(self) -> None:
+        """A checkpoint can turn out to be the best after it was saved, with no save to follow."""
+        if self.best is None or self._failed:
+            return
+        apart(self._checkpointer.wait)
+        there = self._checkpointer.checkpoints
+        if self.best not in [each.step for each in there]:
+            return
+        stays = self.should_preserve(there, context=None)
+        for each, stay in zip(there, stays, strict=True):
+            if not stay:
+                apart(self._checkpointer.delete, each.step)
 
     def _prove(self) -> None:
         """Looks once for the first checkpoint that was saved, and reads all but its arrays.
@@ -189,6 +216,28 @@ def last_step(workdir: epath.PathLike) -> int:
     """The number of the run's newest checkpoint, which may be damaged; 0 before the first."""
     folder = _folder(workdir)
     return max(_numbers(folder), default=0) if folder.is_dir() else 0
+
+
+def steps_of(workdir: epath.PathLike) -> list[int]:
+    """The steps of the run's checkpoints, ascending; some may be damaged."""
+    folder = _folder(workdir)
+    return _steps(folder)[0] if folder.is_dir() else []
+
+
+def newest_of(
+    workdir: epath.PathLike, abstract_parts: dict
+) -> tuple[int, dict, dict[int, Exception]] | None:
+    """(step, parts, {step: its damage}) of the run's newest whole checkpoint; None without any.
+
+    As `Checkpoints.restore`, but nothing is written.
+    """
+    folder = _folder(workdir)
+    steps, unreadable = _steps(folder) if folder.is_dir() else ([], [])
+    if not steps:
+        return None
+    step, parts, damaged = _newest_whole(folder, steps, abstract_parts)
+    damaged |= dict.fromkeys(unreadable, _Unusable("its metadata cannot be read"))
+    return step, parts, damaged
 
 
 def restore_part(

@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import time
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 from etils import epath
@@ -13,12 +15,16 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ddpm_jax.data.images import grid, png, to_uint8
+from ddpm_jax.data.images import grid, png
 from ddpm_jax.devices.processes import is_first
 from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.storage.best import METRICS, values_of
 from ddpm_jax.storage.files import append_line, parse_json, write_file
 
 log = logging.getLogger(__name__)
+
+Values: TypeAlias = dict[str, Any]
+"""What a line of the log holds: numbers by their names, or lists of numbers and None."""
 
 
 def open_log(workdir: epath.Path, step: int, steps: int) -> "RunLog | NoLog":
@@ -32,7 +38,10 @@ class NoLog:
     def advance(self) -> None:
         """Does nothing."""
 
-    def tick(self, step: int, metrics: dict[str, float]) -> None:
+    def tick(self, step: int, metrics: Values) -> None:
+        """Does nothing."""
+
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
         """Does nothing."""
 
     def pictures(self, step: int, x: np.ndarray) -> None:
@@ -40,6 +49,10 @@ class NoLog:
 
     def has_pictures(self, step: int) -> bool:
         """False; the processes agree on the answer of process 0."""
+        return False
+
+    def has_values(self, step: int, name: str) -> bool:
+        """False, likewise."""
         return False
 
     def close(self) -> None:
@@ -54,7 +67,7 @@ class RunLog:
 
     def __init__(self, workdir: epath.Path, step: int, steps: int):
         self.workdir = workdir
-        self.lines_file = workdir / "metrics.jsonl"
+        self.lines_file = workdir / METRICS
         self._keep_lines_until(step)
         self.tensorboard = _TensorBoard(workdir, step)
         self.progress = progress_bar(
@@ -69,26 +82,36 @@ class RunLog:
         """Moves the progress bar by one step."""
         self.progress.update()
 
-    def tick(self, step: int, metrics: dict[str, float]) -> None:
+    def tick(self, step: int, metrics: Values) -> None:
         """Writes one line of metrics.jsonl, and the same values to TensorBoard and the screen."""
-        line = json.dumps({"step": step, **metrics}, allow_nan=False)
-        append_line(self.lines_file, line.encode() + b"\n")
-
-        for name, value in metrics.items():
-            self.tensorboard.add(step, summary.scalar(name, value))
+        self._write(step, metrics)
         self.progress.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
         if self.progress.disable:
-            figures = "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())
             log.info(
-                "step %d/%d  %s  %s", step, self.progress.total, figures, self._time_left(step)
+                "step %d/%d  %s  %s",
+                step,
+                self.progress.total,
+                _words_of(metrics),
+                self._time_left(step),
             )
 
-    def pictures(self, step: int, x: np.ndarray) -> None:
-        """Writes samples x [N,H,W,C] in [-1, 1] as a grid.
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of its own, as `tick` does; such values take long, and may come late."""
+        self._write(step, values)
+        log.info("evaluation of step %d: %s", step, _words_of(values))
+
+    def _write(self, step: int, values: Values) -> None:
+        line = json.dumps({"step": step, **values}, allow_nan=False)
+        append_line(self.lines_file, line.encode() + b"\n")
+        for name, value in _scalars(values):
+            self.tensorboard.add(step, summary.scalar(name, value))
+
+    def pictures(self, step: int, images: np.ndarray) -> None:
+        """Writes pictures uint8 [N,H,W,C] of samples as a grid.
 
         It goes to samples/, to samples.png and to TensorBoard.
         """
-        picture = grid(to_uint8(x))
+        picture = grid(images)
         content = png(picture)
         write_file(self._picture_file(step), content)
         write_file(self.workdir / "samples.png", content)
@@ -98,6 +121,10 @@ class RunLog:
     def has_pictures(self, step: int) -> bool:
         """Whether the samples of `step` have been written."""
         return self._picture_file(step).exists()
+
+    def has_values(self, step: int, name: str) -> bool:
+        """Whether `evaluated` has written the value called `name` for `step`."""
+        return step in values_of(self.workdir, name)
 
     def close(self) -> None:
         """Writes what is still buffered and closes the log."""
@@ -138,6 +165,21 @@ class RunLog:
                 aside.name,
             )
         write_file(self.lines_file, b"".join(kept))
+
+
+def _scalars(values: Values) -> Iterator[tuple[str, float]]:
+    """Each number with its name; those of a list as name/0, name/1, ..."""
+    for name, value in values.items():
+        if not isinstance(value, list):
+            yield name, value
+            continue
+        yield from ((f"{name}/{i}", each) for i, each in enumerate(value) if each is not None)
+
+
+def _words_of(values: Values) -> str:
+    """The numbers for the screen; lists are too long for it."""
+    numbers = {name: value for name, value in values.items() if not isinstance(value, list)}
+    return "  ".join(f"{name} {value:.5g}" for name, value in numbers.items())
 
 
 def _step_of(line: bytes) -> int | None:

@@ -57,3 +57,19 @@ class StopSignals:
 
     def _restore(self, number):
         signal.signal(number, self._before.pop(number))
+
+
+class Stopped(Exception):
+    """A signal came while something was made that can be made again."""
+
+
+class UntilSignal:
+    """The progress of a chain that a signal ends."""
+
+    def __init__(self, signals: StopSignals):
+        self.signals = signals
+
+    def update(self, _steps: int) -> None:
+        """Raises Stopped if a signal has come."""
+        if self.signals.received:
+            raise Stopped

@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 
 from ddpm_jax.average import first_share
 from ddpm_jax.calibration import Calibration
-from ddpm_jax.config import Config, Weights, names_where, value_of
+from ddpm_jax.config import Config, Step, Weights, names_where, value_of
 from ddpm_jax.data.names import shown
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import mesh_of, replicate
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler import Tuned
 from ddpm_jax.shapes import PyTree
+from ddpm_jax.storage.best import best_step
 from ddpm_jax.storage.files import path_of
 from ddpm_jax.storage.measured import Measured, identity_of, read_measured
 from ddpm_jax.storage.run import data_fingerprint, is_run, load_checkpoint
@@ -104,12 +105,13 @@ def words_of(kind: Kind, step: int | None) -> str:
 
 
 def load(
-    path: epath.PathLike, *, weights: Weights | None = None, step: int | None = None
+    path: epath.PathLike, *, weights: Weights | None = None, step: Step | None = None
 ) -> tuple[DDPM, PyTree]:
     """(ddpm, params) of `path`; params are on the default device.
 
     `path` is one of
-      a run directory: the averaged weights (or the `raw` ones) of its newest checkpoint (or `step`)
+      a run directory: the averaged weights (or the `raw` ones) of its newest checkpoint, that of
+        `step`, or with "best" the one where the metric of checkpoint.best was lowest
       a .safetensors file of `ddpm-jax export`
       a folder of the diffusers library
       a name on huggingface.co, such as google/ddpm-cifar10-32
@@ -124,7 +126,7 @@ def load_weights(
     path: epath.PathLike,
     *,
     weights: Weights | None = None,
-    step: int | None = None,
+    step: Step | None = None,
     mesh: Mesh | None = None,
 ) -> Loaded:
     """As `load`, with all that is known of the weights; params are on each device of `mesh`."""
@@ -132,6 +134,7 @@ def load_weights(
         raise UserError(f"weights: must be ema or raw, got {weights!r}")
     if is_run(path):
         kind = weights or "ema"
+        step = best_step(path) if step == "best" else step
         step, ddpm, params = load_checkpoint(path, weights=kind, step=step, mesh=mesh)
         loaded = Loaded(path, ddpm, params, kind, step, data_fingerprint(path))
         return with_measured(loaded, read_measured(path, ddpm, params))
@@ -154,7 +157,7 @@ def load_weights(
 
 
 def load_for_command(
-    path: epath.PathLike, weights: Weights | None, step: int | None, mesh: Mesh | None
+    path: epath.PathLike, weights: Weights | None, step: Step | None, mesh: Mesh | None
 ) -> Loaded:
     """As `load_weights`; says where a run's average is largely what it started from."""
     loaded = load_weights(path, weights=weights, step=step, mesh=mesh)
