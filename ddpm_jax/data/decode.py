@@ -42,9 +42,13 @@ class Decoded(NamedTuple):
 
 
 def decode(
-    file: bytes, image_shape: tuple[int, int, int], name: str, ending: str | None = None
+    file: bytes,
+    image_shape: tuple[int, int, int],
+    name: str,
+    ending: str | None = None,
+    dtype: np.dtype | type[np.generic] = np.uint8,
 ) -> np.ndarray:
-    """The image in `file` as uint8 [H,W,C].
+    """The image in `file` as [H,W,C] of `dtype`, see `decode_file`.
 
     It is rotated as its EXIF data say, put on white where transparent, resized to cover
     `image_shape`, and cropped in the centre. `ending` (".png") gives the likely format; the default
@@ -54,7 +58,7 @@ def decode(
     Pillow's own errors if it cannot be decoded.
     """
     try:
-        return decode_file(file, image_shape, ending or name).pixels
+        return decode_file(file, image_shape, ending or name, dtype).pixels
     except Unfit as error:
         raise UserError(f"data: {name} {error}; remove it or {error.remedy}") from error
 

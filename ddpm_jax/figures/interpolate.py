@@ -1,6 +1,7 @@
 """Figures 8 and 9: interpolation between two images, in the latents of the forward process."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,9 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Metavar, Range
-from ddpm_jax.data.decode import decode
+from ddpm_jax.data.decode import check_channels, decode, read_dtype
 from ddpm_jax.data.images import to_float
+from ddpm_jax.data.scaled import as_source
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.segments import Progress
@@ -154,7 +156,7 @@ def slerp(
 
 
 def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
-    """Image `name` uint8 [H,W,C]: a file, or an index in the run's data set.
+    """Image `name` [H,W,C], as a Source reads it: a file, or an index in the run's data set.
 
     Raises UserError if it is neither.
     """
@@ -167,15 +169,15 @@ def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
                 f"between: there is no image {name}; choose an index from 0 to {len(source) - 1}"
             )
         return source.read(np.array([int(name)]))[0]
-    if image_shape[-1] not in (1, 3):
-        raise UserError(
-            f"between: {name} is not an index, and image files cannot have {image_shape[-1]} "
-            "channels; use indices in the data set"
-        )
+    config = model.ddpm.config.data
     try:
-        return decode(file.read_bytes(), image_shape, file.name)
+        check_channels(image_shape, [file.name])
+        content = file.read_bytes()
+        values = decode(content, image_shape, file.name, dtype=read_dtype(config.value_kind))
+        return as_source(values, config)
     except UserError as error:
-        raise UserError(f"between: {str(error).removeprefix('data: ')}") from error
+        words = re.sub(r"^data(\.image_shape)?: ", "", str(error))
+        raise UserError(f"between: {words}") from error
     except Exception as error:  # Pillow raises errors of many kinds.
         reason = getattr(error, "strerror", None) or "not an image that Pillow can decode"
         raise UserError(

@@ -8,6 +8,7 @@ U-Net      flat, but without scheduler_config.json
 import dataclasses
 import json
 import logging
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -142,7 +143,9 @@ def _with_values(config: Config, file: epath.Path) -> Config:
     values = _read_json(file)
     if sorted(values) != sorted(VALUES):
         raise UserError(f"{file}: must have the fields {', '.join(VALUES)}; export the model again")
-    given = {name: tuple(each) if isinstance(each, list) else each for name, each in values.items()}
+    given: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each for name, each in values.items()
+    }
     try:
         return dataclasses.replace(config, data=dataclasses.replace(config.data, **given))
     except UserError as error:
