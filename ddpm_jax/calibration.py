@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ddpm_jax.diffusion import unknown
+from ddpm_jax.diffusion import BIN, unknown
 from ddpm_jax.errors import UserError
 from ddpm_jax.schedule import Schedule
 from ddpm_jax.shapes import Array, Float, Float64, Int32
@@ -25,9 +25,6 @@ LEAST_VARIANCE = float(np.finfo(np.float32).tiny)
 
 MOST_CELLS = 8
 """The most rows, and columns, of cells that an image is divided into."""
-
-OF_A_BIN = (2 / 255) ** 2 / 12
-"""The variance of a number somewhere in one of the 256 bins of Eq. 13."""
 
 
 ARRAYS = {"mse": "float64", "error": "float64", "cells": "float32", "cells_error": "float32"}
@@ -157,12 +154,13 @@ def likelihood_steps(
     mse: Float[Array, " T"],
     steps: int,
     variance: FixedVariance = "optimal",
+    levels: int | None = 256,
 ) -> Int32[np.ndarray, " S"]:
     """The `steps` of the T with the best expected bound: ascending, with 0 and T - 1 among them.
 
     `schedule` is the whole chain, `mse` [T] the Calibration's, and `variance` that of the reverse
-    steps. Dynamic programming over pairs of steps (Watson et al. 2021, Algorithm 1), whose costs
-    are those of `pair_bits`.
+    steps; `levels` as for `decoder_bits`. Dynamic programming over pairs of steps (Watson et al.
+    2021, Algorithm 1), whose costs are those of `pair_bits`.
 
     Raises UserError unless 2 <= steps <= T, and ValueError for another variance.
     """
@@ -171,7 +169,7 @@ def likelihood_steps(
         raise UserError(
             f"steps: must be from 2 to {T} for the steps of the best likelihood, got {steps}"
         )
-    costs = pair_bits(schedule, mse, variance)
+    costs = pair_bits(schedule, mse, variance, levels)
     # best[t] is the least cost of a chain from step 0 up to t, of k + 1 steps.
     best = np.full(T, np.inf)
     best[0] = 0.0
@@ -190,7 +188,10 @@ def likelihood_steps(
 
 
 def pair_bits(
-    schedule: Schedule, mse: Float[Array, " T"], variance: FixedVariance
+    schedule: Schedule,
+    mse: Float[Array, " T"],
+    variance: FixedVariance,
+    levels: int | None = 256,
 ) -> Float64[np.ndarray, "T T"]:
     """[s, t]: expected bits/dim of the reverse step from t to s in a chain that visits both.
 
@@ -201,7 +202,7 @@ def pair_bits(
     if variance != "optimal":
         now = np.arange(1, schedule.num_timesteps)
         step = _reverse_step(_Sums(schedule), 0, now)
-        bits[0, 1:] += decoder_bits(step.posterior, float(np.asarray(mse, np.float64)[0]))
+        bits[0, 1:] += decoder_bits(step.posterior, float(np.asarray(mse, np.float64)[0]), levels)
     return bits
 
 
@@ -231,6 +232,7 @@ def chain_bits(
     mse: Float[Array, " T"],
     timesteps: Int32[np.ndarray, " S"],
     variance: FixedVariance,
+    levels: int | None = 256,
 ) -> float:
     """The expected bound in bits/dim, without its prior, of the chain of two or more steps."""
     sums = _Sums(schedule)
@@ -239,7 +241,7 @@ def chain_bits(
     of_decoder = np.maximum(visited[:1], LEAST_VARIANCE)
     if variance != "optimal":
         of_decoder = step.posterior[:1]
-    bits = decoder_bits(of_decoder, float(visited[0])).sum()
+    bits = decoder_bits(of_decoder, float(visited[0]), levels).sum()
     return float(bits + step_bits(step, visited[1:], variance).sum())
 
 
@@ -269,14 +271,18 @@ def step_bits(
     return nats / np.log(2)
 
 
-def decoder_bits(variance: Float64[np.ndarray, " n"], mse: float) -> Float64[np.ndarray, " n"]:
+def decoder_bits(
+    variance: Float64[np.ndarray, " n"], mse: float, levels: int | None = 256
+) -> Float64[np.ndarray, " n"]:
     """Expected L_0 in bits/dim of a decoder of this variance whose mean has the error mse.
 
-    A place in one of the 256 bins has a variance, too, by which they widen the Gaussian. That is
-    exact for bins far narrower than the Gaussian, and close for some that are wider.
+    A place in one of the bins has a variance, too, by which they widen the Gaussian. That is exact
+    for bins far narrower than the Gaussian, and close for some that are wider. `levels` as for
+    `diffusion.decoder_log_likelihood`: None is for a density, which has no bins.
     """
-    wide = variance + OF_A_BIN
-    nats = np.log(255 / 2) + 0.5 * np.log(2 * np.pi * wide) + mse / (2 * wide)
+    width = BIN if levels is None else 2 / (levels - 1)
+    wide = variance + (0 if levels is None else width**2 / 12)
+    nats = -np.log(width) + 0.5 * np.log(2 * np.pi * wide) + mse / (2 * wide)
     return nats / np.log(2)
 
 

@@ -24,6 +24,8 @@ from ddpm_jax.calls.inputs import (
     checked_params,
 )
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
+from ddpm_jax.data.scaling import Scaling
+from ddpm_jax.data.view import View
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.segments import Progress, moving, watched
 from ddpm_jax.guidance import NO_CLASS
@@ -58,12 +60,17 @@ HASHED_FIRST = (
     "data.image_shape",
 )
 
+COMPILED = tuple(names_where(Config, lambda field: field.compiled))
+"""The names of the fields that a compiled program may read."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DDPM:
     """The model that `config` describes.
 
-    Holds no weights; frozen and hashable, so jit takes it as static.
+    Holds no weights; frozen and hashable, so jit takes it as static. Two are equal if no program
+    can tell them apart: jit then compiles once for both. Their configs may differ in what the loop
+    around the programs alone reads, such as train.steps.
     """
 
     config: Config
@@ -71,6 +78,20 @@ class DDPM:
     """The errors that were measured of the weights."""
     tuned: Tuned = NOTHING_TUNED
     """The samplers that were tuned to the weights."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DDPM):
+            return NotImplemented
+        return self._compiled == other._compiled
+
+    def __hash__(self) -> int:
+        return hash(self._compiled)
+
+    @functools.cached_property
+    def _compiled(self) -> tuple:
+        """All that a program can tell of this model."""
+        values = tuple(value_of(self.config, name) for name in COMPILED)
+        return values, self.calibration, self.tuned
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -122,6 +143,41 @@ class DDPM:
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
         return self.config.data.image_shape
+
+    @property
+    def levels(self) -> int | None:
+        """How many levels the data's values have, which the bound counts; None if continuous."""
+        return self.config.data.value_kind.levels
+
+    @functools.cached_property
+    def scaling(self) -> Scaling:
+        """Between the data's values and the model's units."""
+        return Scaling(self.config.data)
+
+    def from_data(self, values: Shaped[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Images [...,H,W,C] of the data's own values, as the model takes them.
+
+        See `Scaling.from_data`: uint8 is x / 127.5 - 1. Raises UserError for values that the
+        config's data.values does not allow.
+        """
+        return self.scaling.from_data(values)
+
+    def to_data(self, x: Float[Array, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+        """Images x [...,H,W,C] of the model, such as samples, in the data's own values and type.
+
+        See `Scaling.to_data`. Raises UserError for images that are not finite.
+        """
+        return self.scaling.to_data(x)
+
+    def to_picture(
+        self, x: Float[Array, "*shape"], channels: tuple[int, ...] | None = None
+    ) -> Shaped[np.ndarray, "*picture"]:
+        """uint8 pictures for the eye of images x [...,H,W,C] of the model, such as samples.
+
+        `channels` are those that are shown, counted from 1; None is for all. Raises UserError for
+        a channel that the images do not have. See `data.view.View` for what black and white are.
+        """
+        return View(self.config.data, channels)(x)
 
     def init(self, rng: AnyKey) -> PyTree:
         """Fresh parameters: a tree of float32 arrays."""
@@ -207,6 +263,7 @@ class DDPM:
             prediction=diffusion.prediction,
             variance=diffusion.variance,
             weight=losses.weight_of(diffusion.weighting, diffusion.min_snr_gamma),
+            levels=self.levels,
         )
 
     def _with_dropout(self, keys: AnyKeys, labels: Labels) -> Labels:
@@ -282,9 +339,7 @@ class DDPM:
                 args = (self, chosen, clip, params, condition.of(rows, mesh), keys)
                 state = watched(programs.advance, args, state, steps, move)
                 result[rows[:count]] = fetch(state.x)[:count]
-        # The mean is not clipped where the network predicts it, and nothing without
-        # diffusion.clip.
-        return np.clip(result, -1, 1, out=result)
+        return programs.within_bounds(self, result)
 
     def inpaint(
         self,

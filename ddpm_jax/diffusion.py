@@ -3,6 +3,7 @@
 Pure functions of arrays. In all of them `t` indexes `schedule`, and images are in [-1, 1].
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -34,6 +35,9 @@ Clip = bool | Literal["dynamic"]
 
 QUANTILE = 0.995
 """Of dynamic clipping (Saharia et al. 2022, Appendix E)."""
+
+BIN = 2 / 255
+"""The width of a bin of Eq. 13 in [-1, 1]; that to which bits of continuous images are counted."""
 
 LEAST_DIVISOR = 2.0**-63
 """The square root of float32's smallest normal number."""
@@ -221,16 +225,26 @@ def normal_kl(
 
 
 def decoder_log_likelihood(
-    x_0: Float[Array, "*shape"], mean: Float[Array, "*shape"], log_variance: Float[Array, "*shape"]
+    x_0: Float[Array, "*shape"],
+    mean: Float[Array, "*shape"],
+    log_variance: Float[Array, "*shape"],
+    levels: int | None = 256,
 ) -> Float[jax.Array, "*shape"]:
     """Eq. 13: log p(x_0 | x_1) in nats, elementwise: a Gaussian integrated over the bin of x_0.
 
-    The 256 levels are k / 127.5 - 1 and the bins x_0 +- 1/255; the first and last bins extend to
-    infinity. Uses the logarithm of the exact normal CDF, which stays finite far into the tails.
+    The 256 `levels` are k / 127.5 - 1 and the bins x_0 +- 1/255; the first and last bins extend to
+    infinity. Other numbers of levels divide [-1, 1] likewise. Uses the logarithm of the exact
+    normal CDF, which stays finite far into the tails.
+
+    `levels` None is for continuous x_0: the Gaussian's density, times BIN as the width of a bin.
     """
+    if levels is None:
+        square = jnp.square(x_0 - mean) * jnp.exp(-log_variance)
+        return jnp.asarray(math.log(BIN) - 0.5 * (math.log(2 * math.pi) + log_variance + square))
+    half = 1 / (levels - 1)
     inv_std = jnp.exp(-0.5 * log_variance)
-    lower = (x_0 - 1 / 255 - mean) * inv_std
-    upper = (x_0 + 1 / 255 - mean) * inv_std
+    lower = (x_0 - half - mean) * inv_std
+    upper = (x_0 + half - mean) * inv_std
     # Since cdf(b) - cdf(a) = cdf(-a) - cdf(-b), use the left tail, where log_ndtr is exact.
     flip = lower + upper > 0
     a, b = jnp.where(flip, -upper, lower), jnp.where(flip, -lower, upper)
@@ -238,7 +252,8 @@ def decoder_log_likelihood(
     gap = jnp.maximum(log_cdf_b - log_cdf_a, jnp.finfo(jnp.float32).tiny)
     inside = log_cdf_b + jnp.log(-jnp.expm1(-gap))
     below, above = jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(-lower)
-    return jnp.where(x_0 < -0.999, below, jnp.where(x_0 > 0.999, above, inside))
+    last = 1 - half / 4
+    return jnp.where(x_0 < -last, below, jnp.where(x_0 > last, above, inside))
 
 
 def unknown(field: str, value: object, choices: object) -> ValueError:

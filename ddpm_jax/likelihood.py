@@ -61,9 +61,13 @@ def bits_per_dim(
     prediction: Prediction,
     variance: Variance | Float[Array, " T"],
     clip: bool = True,
+    levels: int | None = 256,
     cells: tuple[int, int] | None = None,
 ) -> BitsPerDim | BitsAndCells:
-    """Eq. 5 for images x_0 with 256 levels in [-1, 1], with one sample of x_t per step t.
+    """Eq. 5 for images x_0 with `levels` levels in [-1, 1], with one sample of x_t per step t.
+
+    With `levels` None x_0 is continuous, and p(x_0) a density; see
+    `diffusion.decoder_log_likelihood`.
 
     `schedule` may be a strided chain that begins at the original step 0: the decoder's L_0 is of
     that step. The noise of image i at the original step t comes from
@@ -73,6 +77,7 @@ def bits_per_dim(
     """
     keys = example_keys(rng, start + jnp.arange(len(x_0), dtype=jnp.uint32))
     options: dict[str, Any] = {"prediction": prediction, "variance": variance, "clip": clip}
+    options["levels"] = levels
 
     def step(_, t):
         return None, bound_at(schedule, denoise_fn, keys, x_0, t, **options, cells=cells)
@@ -91,6 +96,7 @@ def bound_at(
     prediction: Prediction,
     variance: Variance | Float[Array, " T"],
     clip: bool = True,
+    levels: int | None = 256,
     cells: tuple[int, int] | None = None,
 ) -> tuple[Float[jax.Array, "b ..."], ...]:
     """(the bound's term [b], the mean squared error of the predicted x_0 [b]) at one t.
@@ -105,7 +111,7 @@ def bound_at(
     p = diffusion.p_mean_variance(
         schedule, output, x_t, t_batch, prediction=prediction, variance=variance, clip=clip
     )
-    terms = losses.bound_terms(schedule, p, x_0, x_t, t_batch)
+    terms = losses.bound_terms(schedule, p, x_0, x_t, t_batch, levels)
     squares = jnp.square(x_0 - p.x_0)
     mse = diffusion.example_mean(squares)
     return (terms, mse) if cells is None else (terms, mse, cell_means(squares, cells))
@@ -130,6 +136,7 @@ def decoder_bits(
     prediction: Prediction,
     variance: Variance,
     clip: bool = True,
+    levels: int | None = 256,
 ) -> Float[jax.Array, "b V"]:
     """Eq. 13, L_0 in bits/dim of each image with each of `variances` in place of the decoder's own.
 
@@ -144,7 +151,7 @@ def decoder_bits(
 
     def bits(log_variance):
         table = jnp.full_like(x_0, log_variance)
-        log_likelihood = diffusion.decoder_log_likelihood(x_0, p.x_0, table)
+        log_likelihood = diffusion.decoder_log_likelihood(x_0, p.x_0, table, levels)
         return -diffusion.example_mean(log_likelihood) / math.log(2)
 
     return jax.lax.map(bits, jnp.log(variances)).T

@@ -7,7 +7,7 @@ In all of them `t` indexes `schedule`, and `denoise_fn` is called once, with
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +35,20 @@ def training_loss(
     prediction: Prediction,
     variance: Variance,
     weight: Weight | None = None,
+    levels: int | None = 256,
 ) -> Float[jax.Array, " b"]:
-    """The objective `name`. `weight` is ignored for "vlb", which has its own weights."""
+    """The objective `name`. `weight` is ignored for "vlb", which has its own weights.
+
+    `levels` is that of `diffusion.decoder_log_likelihood`, here and in all functions below.
+    """
     common = (schedule, denoise_fn, x_0, t, noise)
     if name == "simple":
         return simple(*common, prediction=prediction, weight=weight)
     if name == "vlb":
-        return vlb(*common, prediction=prediction, variance=variance)
+        return vlb(*common, prediction=prediction, variance=variance, levels=levels)
     if name == "hybrid":
-        return hybrid(*common, prediction=prediction, variance=variance, weight=weight)
+        options: dict[str, Any] = {"prediction": prediction, "variance": variance}
+        return hybrid(*common, **options, weight=weight, levels=levels)
     raise diffusion.unknown("loss", name, LossName)
 
 
@@ -125,6 +130,7 @@ def vlb_terms(
     prediction: Prediction,
     variance: Variance,
     clip: bool,
+    levels: int | None = 256,
 ) -> Float[jax.Array, " b"]:
     """Eq. 5 and 13: the bound's term of each example's step t, in bits/dim.
 
@@ -136,7 +142,7 @@ def vlb_terms(
     p = diffusion.p_mean_variance(
         schedule, output, x_t, t, prediction=prediction, variance=variance, clip=clip
     )
-    return bound_terms(schedule, p, x_0, x_t, t)
+    return bound_terms(schedule, p, x_0, x_t, t, levels)
 
 
 def bound_terms(
@@ -145,12 +151,13 @@ def bound_terms(
     x_0: Float[Array, "b h w c"],
     x_t: Float[Array, "b h w c"],
     t: Int[Array, " b"],
+    levels: int | None = 256,
 ) -> Float[jax.Array, " b"]:
     """The terms of `vlb_terms` for a reverse step p = p(x_{t-1} | x_t) that is known."""
     mean, _, log_variance = diffusion.q_posterior(schedule, x_0, x_t, t)
     kl = diffusion.example_mean(diffusion.normal_kl(mean, log_variance, p.mean, p.log_variance))
-    decoder = -diffusion.example_mean(diffusion.decoder_log_likelihood(x_0, p.mean, p.log_variance))
-    return jnp.where(t == 0, decoder, kl) / math.log(2)
+    decoder = diffusion.decoder_log_likelihood(x_0, p.mean, p.log_variance, levels)
+    return jnp.where(t == 0, -diffusion.example_mean(decoder), kl) / math.log(2)
 
 
 def vlb(
@@ -162,6 +169,7 @@ def vlb(
     *,
     prediction: Prediction,
     variance: Variance,
+    levels: int | None = 256,
 ) -> Float[jax.Array, " b"]:
     """Eq. 5: an estimate of L in bits/dim, from one step t: T times its term, unclipped.
 
@@ -169,9 +177,8 @@ def vlb(
     parameters.
     """
     x_t = diffusion.q_sample(schedule, x_0, t, noise)
-    terms = vlb_terms(
-        schedule, denoise_fn, x_0, x_t, t, prediction=prediction, variance=variance, clip=False
-    )
+    options: dict[str, Any] = {"prediction": prediction, "variance": variance, "levels": levels}
+    terms = vlb_terms(schedule, denoise_fn, x_0, x_t, t, **options, clip=False)
     return schedule.num_timesteps * terms
 
 
@@ -187,6 +194,7 @@ def hybrid(
     vlb_weight: float = 0.001,
     weight: Weight | None = None,
     min_snr_gamma: float | None = None,
+    levels: int | None = 256,
 ) -> Float[jax.Array, " b"]:
     """L_simple + vlb_weight L_vlb (Nichol & Dhariwal 2021, Eq. 16), for a learned variance.
 
@@ -200,7 +208,7 @@ def hybrid(
     p = diffusion.p_mean_variance(
         schedule, frozen, x_t, t, prediction=prediction, variance=variance, clip=False
     )
-    bound = schedule.num_timesteps * bound_terms(schedule, p, x_0, x_t, t)
+    bound = schedule.num_timesteps * bound_terms(schedule, p, x_0, x_t, t, levels)
     return mean_loss + vlb_weight * bound
 
 

@@ -56,7 +56,16 @@ CHECKED = (
 )
 install_import_hook([f"ddpm_jax.{name}" for name in CHECKED], "shapecheck.check")
 
-from ddpm_jax.config import Checkpoint, Config, Data, Diffusion, Model, Optim, Train
+from ddpm_jax.config import (
+    Checkpoint,
+    Config,
+    Data,
+    Diffusion,
+    Model,
+    Optim,
+    Train,
+    names_where,
+)
 from ddpm_jax.devices.runtime import configure_jax
 from ddpm_jax.errors import UserError
 
@@ -110,6 +119,27 @@ def surroundings(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("COLUMNS", "80")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_read_what_counts():
+    """Fails where a program reads a field that equal models may differ in, while it is traced."""
+    around = {}
+    for path in names_where(Config, lambda field: not field.compiled):
+        group, name = path.split(".")
+        around.setdefault(type(getattr(Config(), group)), {})[name] = path
+
+    def read(group, name):
+        path = around[type(group)].get(name)
+        # Whatever is made while a program is traced is a tracer.
+        if path and isinstance(jax.numpy.zeros(()), jax.core.Tracer):
+            pytest.fail(f"a program reads {path}: let its Meaning say so")
+        return object.__getattribute__(group, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in around:
+            patch.setattr(kind, "__getattribute__", read)
         yield
 
 

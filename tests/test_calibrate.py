@@ -116,7 +116,8 @@ def test_the_decoders_variance_has_the_least_l_0(calibrated, pictures):
 def test_a_run_keeps_them_and_loads_them_with_these_weights_alone(calibrated, pictures):
     copy, ddpm = calibrated
     loaded = load_weights(copy)
-    assert load(copy)[0] == ddpm and loaded.ddpm.calibration == ddpm.calibration
+    assert load(copy)[0] == ddpm and load(copy)[0].config == ddpm.config
+    assert loaded.ddpm.calibration == ddpm.calibration
     fingerprint = loaded.data_fingerprint
     about = {"seed": 1, "split": "holdout", "data_fingerprint": fingerprint}
     assert loaded.measured.of_calibration == about

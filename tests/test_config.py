@@ -71,11 +71,13 @@ def test_the_defaults_are_the_papers_cifar10():
         (lambda: Data(flip=1), "data.flip: must be of type bool, got 1"),
         (
             lambda: Data(source="imagenet"),
-            "data.source: must be digits, folder:PATH, npz:PATH or tfds:NAME, got 'imagenet'",
+            "data.source: must be digits, folder:PATH, npz:PATH, npy:PATH, hf:PATH or tfds:NAME, "
+            "got 'imagenet'",
         ),
         (
             lambda: Data(source="tfds:"),
-            "data.source: must be digits, folder:PATH, npz:PATH or tfds:NAME, got 'tfds:'",
+            "data.source: must be digits, folder:PATH, npz:PATH, npy:PATH, hf:PATH or tfds:NAME, "
+            "got 'tfds:'",
         ),
         (
             lambda: Data(image_shape=(3, 3)),
@@ -142,7 +144,7 @@ def test_the_defaults_are_the_papers_cifar10():
         (lambda: Diffusion(min_snr_gamma=0.0), "diffusion.min_snr_gamma: must be above 0, got 0.0"),
         (
             lambda: Data(test="tfds"),
-            "data.test: must be folder:PATH, npz:PATH or tfds:NAME, got 'tfds'",
+            "data.test: must be folder:PATH, npz:PATH, npy:PATH, hf:PATH or tfds:NAME, got 'tfds'",
         ),
         (
             lambda: Config(data=Data(image_shape=(36, 32, 3))),

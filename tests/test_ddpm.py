@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import messages
+from conftest import messages, with_
 
 from ddpm_jax import DDPM, losses, samplers, to_uint8
 from ddpm_jax.calls.conditions import FREE
@@ -153,9 +153,35 @@ def test_bytes_are_refused_as_images_to_learn_from(model):
 
 def test_ddpm_is_frozen_hashable_and_equal_by_config(tiny):
     assert DDPM(tiny) == DDPM(tiny) and hash(DDPM(tiny)) == hash(DDPM(tiny))
-    assert DDPM(tiny) != DDPM(dataclasses.replace(tiny, seed=1))
+    assert DDPM(tiny) != DDPM(dataclasses.replace(tiny, seed=1)) != tiny
     with pytest.raises(dataclasses.FrozenInstanceError):
         DDPM(tiny).config = None
+
+
+def test_models_that_no_program_tells_apart_are_equal(tiny):
+    """Every other field makes another model; `programs_read_what_counts` holds programs to that."""
+    around = {
+        "data": {"source": "npz:x", "test": "npz:y", "dir": "d", "manual_dir": "m"},
+        "train": {"steps": 5, "log_every": 3, "eval_every": 1, "eval_images": 7},
+        "checkpoint": {"every": 1, "keep": 9},
+        "parallel": {"devices": 2},
+    }
+    around["data"] |= {"skip_unfit": True, "class_names": ("a", "b"), "workers": 0}
+    around["data"] |= {"cache_mb": 1, "on_device": True}
+    around["train"] |= {"sample_every": 1, "num_samples": 2}
+    other = with_(tiny, **around)
+    assert other != tiny and DDPM(other) == DDPM(tiny) and hash(DDPM(other)) == hash(DDPM(tiny))
+    assert DDPM(other).config == other
+    counting = {
+        "model": {"dropout": 0.1, "remat": (0,), "num_classes": 2},
+        "data": {"flip": False, "image_shape": (8, 8, 3)},
+        "train": {"batch_size": 16, "accumulate": 2, "label_dropout": 0.0},
+        "optim": {"learning_rate": 1e-4, "ema_decay": 0.5},
+        "diffusion": {"clip": False, "num_timesteps": 11},
+    }
+    for group, fields in counting.items():
+        for name, value in fields.items():
+            assert DDPM(with_(tiny, **{group: {name: value}})) != DDPM(tiny), name
 
 
 def test_flips_hit_half_of_the_images_and_mirror_them():

@@ -193,6 +193,21 @@ def test_the_decoder_sums_to_one_over_the_levels(mean, std):
     np.testing.assert_allclose(np.exp(np.float64(log_p)).sum(), 1, rtol=2e-4)
 
 
+def test_the_decoder_of_16_bits_sums_to_one_over_the_levels():
+    levels = jnp.arange(65_536) / 32_767.5 - 1
+    table = jnp.full(65_536, 2 * np.log(0.01))
+    for mean in (-0.9999, 0.3):
+        log_p = decoder_log_likelihood(levels, jnp.full(65_536, mean), table, 65_536)
+        np.testing.assert_allclose(np.exp(np.float64(log_p)).sum(), 1, rtol=1e-4)
+
+
+def test_the_decoder_of_continuous_images_is_the_density_times_a_bin(rng):
+    x_0, mean = rng.normal(size=(2, 1000)).astype(np.float32)
+    found = decoder_log_likelihood(x_0, mean, np.full(1000, 2 * np.log(0.3), np.float32), None)
+    expected = stats.norm.logpdf(np.float64(x_0), mean, 0.3) + np.log(2 / 255)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_decoder_is_exact_far_into_the_tails():
     x = np.array([-1, -0.5, 0.2, 127 / 127.5 - 1, 1])
     levels = np.round((x + 1) * 127.5) / 127.5 - 1

@@ -53,6 +53,7 @@ def test_the_first_look_that_small32_advises_is_not_warned_of():
         ({"data": {"source": "digits", "cache_mb": 9}}, {}, "data.cache_mb", "whatever it says"),
         ({"data": {"source": "npz:x", "dir": "y"}}, {}, "data.dir", "only tfds"),
         ({"data": {"source": "folder:x", "manual_dir": "y"}}, {}, "data.manual_dir", "only tfds"),
+        ({"data": {"source": "npy:x", "workers": 8}}, {}, "data.workers", "a thread reads npy"),
         ({"parallel": {"mode": "pmap"}}, {"devices": 1}, "parallel.mode", "on one device"),
         ({"train": {"eval_every": 7}}, {"held_out": 0}, "train.eval_every", "no images are held"),
         (

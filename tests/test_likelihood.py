@@ -59,6 +59,18 @@ def test_every_term_equals_its_closed_form(prediction, variance):
     )
 
 
+@pytest.mark.parametrize("levels", [None, 65_536])
+def test_the_decoders_term_of_continuous_and_16_bit_images_equals_its_closed_form(levels):
+    """Of a density it is exact; 65,536 bins are 257 times narrower than 256, in log2 8.0056."""
+    x_0, noise = images_and_noise()
+    t = jnp.zeros(1, jnp.int32)
+    x_t = q_sample(SCHEDULE, x_0, t, noise)
+    options = dict(prediction="eps", variance="fixed_small", clip=False, levels=levels)
+    found = losses.vlb_terms(SCHEDULE, denoiser(SCHEDULE, "eps"), x_0, x_t, t, **options)[0]
+    expected = CHAIN.terms(CHAIN.variance("fixed_small"))[0] + (np.log2(257) if levels else 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "options"), [("linear", {}), ("cosine", {}), ("const", {"beta_end": 0.01})]
 )

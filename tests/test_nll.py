@@ -176,7 +176,8 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, measured, tmp_path,
         (["--split", "test", "--data", "npz:/nowhere"], "cannot read /nowhere"),
         (
             ["--split", "test", "--data", "digits"],
-            "data.test: must be folder:PATH, npz:PATH or tfds:NAME, got 'digits'",
+            "data.test: must be folder:PATH, npz:PATH, npy:PATH, hf:PATH or tfds:NAME, "
+            "got 'digits'",
         ),
         (["--draws", "0"], "draws: must be at least 1, got 0"),
         (["--batch-size", "0"], "batch_size: must be at least 1, got 0"),

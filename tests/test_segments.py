@@ -16,7 +16,7 @@ from ddpm_jax.devices import progress, segments
 from ddpm_jax.devices.mesh import make_mesh, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import sample
-from ddpm_jax.evaluation.sample import destination, image_file, sample_to
+from ddpm_jax.evaluation.sample import destination, sample_to
 from ddpm_jax.keys import example_keys
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.weights.load import load_weights
@@ -221,7 +221,7 @@ def test_a_damaged_file_among_samples_is_named_and_drawn_again(run, tmp_path, ca
     model = load_weights(run)
     out = destination(f"{tmp_path}/samples/")
     sample_to(out, model, 2, seed=0)
-    file = image_file(out.path, 1)
+    file = out.path / "000001.png"
     whole = file.read_bytes()
     if damage == "cut":
         damage = whole[:-20]

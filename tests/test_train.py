@@ -101,6 +101,7 @@ def test_the_average_is_kept_in_float32_whatever_is_computed_in(tiny, pictures):
 def test_four_steps_are_two_stopped_and_resumed_to_four_bit_for_bit(tiny, pictures, tmp_path):
     config = on_one_device(tiny)
     whole = fit(config, tmp_path / "whole", pictures)
+    programs = update._step._cache_size()
     fit(with_(config, train={"steps": 2}), tmp_path / "parts", pictures)
     resumed = fit(config, tmp_path / "parts", pictures)
     assert int(resumed.step) == 4
@@ -117,6 +118,7 @@ def test_four_steps_are_two_stopped_and_resumed_to_four_bit_for_bit(tiny, pictur
     longer = fit(with_(config, train={"steps": 6}), tmp_path / "longer", pictures)
     assert_equal_trees(again, longer)
     assert [line["step"] for line in lines(tmp_path / "parts")] == [2, 4, 6]
+    assert update._step._cache_size() == programs, "another train.steps is compiled anew"
 
 
 def test_a_run_directory_tells_all(tiny, pictures, tmp_path):

@@ -62,7 +62,7 @@ def _with_best_steps(ddpm: Any, sampler: Sampler) -> Sampler:
 def best_steps(ddpm: Any, steps: int, variance: FixedVariance) -> tuple[int, ...]:
     """The steps of the best likelihood; a second of work at T = 1000, so done once."""
     mse = _calibrated(ddpm, "grid").mse
-    return tuple(likelihood_steps(ddpm.schedule, mse, steps, variance).tolist())
+    return tuple(likelihood_steps(ddpm.schedule, mse, steps, variance, ddpm.levels).tolist())
 
 
 def _calibrated(ddpm: Any, option: str) -> Calibration:

@@ -299,4 +299,4 @@ def _drawn(
 
             x = edit(params, keys, state, of_batch, of_rows, move)
             result[rows[:count]] = fetch(x)[:count]
-    return np.clip(result, -1, 1, out=result)
+    return programs.within_bounds(ddpm, result)

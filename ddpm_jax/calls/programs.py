@@ -43,7 +43,17 @@ def sample_batch(
     schedule, denoise_fn, options = chain_of(ddpm, sampler, params, condition)
     keys = example_keys(rng, indices)
     x_0 = sampler.method(schedule, denoise_fn, keys, ddpm.image_shape, **options)
-    return jnp.clip(x_0, -1, 1)
+    return within_bounds(ddpm, x_0)
+
+
+def within_bounds(ddpm: Any, x: Any) -> Any:
+    """Finished images x clipped to [-1, 1] where the data have bounds; NumPy's in place.
+
+    The mean is not clipped where the network predicts it, and nothing without diffusion.clip.
+    """
+    if not ddpm.config.data.value_kind.bounded:
+        return x
+    return np.clip(x, -1, 1, out=x) if isinstance(x, np.ndarray) else jnp.clip(x, -1, 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -205,7 +215,15 @@ def bounds(
 
     def step(t, state):
         of_t = likelihood.bound_at(
-            schedule, denoise_fn, keys, x_0, t, **of_step, clip=clip, cells=cells
+            schedule,
+            denoise_fn,
+            keys,
+            x_0,
+            t,
+            **of_step,
+            clip=clip,
+            levels=ddpm.levels,
+            cells=cells,
         )
         return jax.tree.map(lambda all_t, one: all_t.at[:, t].set(one), state, of_t)
 
@@ -226,6 +244,7 @@ def decoder_bits(
     """L_0 of images with each of the variances."""
     options = _of_one_step(ddpm.config)
     options["clip"] = bool(options["clip"])
+    options["levels"] = ddpm.levels
     denoise_fn = denoise_fn_of(ddpm, params, condition)
     keys = example_keys(rng, indices)
     return likelihood.decoder_bits(ddpm.schedule, denoise_fn, keys, x_0, variances, **options)

@@ -19,7 +19,7 @@ from ddpm_jax.data.given import Given, given_images
 from ddpm_jax.data.images import png
 from ddpm_jax.data.names import shown
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.sample import image_file
+from ddpm_jax.evaluation.sample_files import sample_files
 from ddpm_jax.storage.files import check_writable, claim, path_of, write_file
 from ddpm_jax.weights.load import Loaded
 
@@ -126,8 +126,9 @@ class DecompressOptions(ModelOptions):
             batch_size=self.batch_size,
             progress=True,
         )
+        files = sample_files(model.ddpm, ".png")
         for number, image in enumerate(images):
-            write_file(image_file(folder, number), png(image))
+            write_file(files.file(folder, number), png(image))
         return f"{folder}: {len(images)} images of {len(data)} bytes"
 
     def _label(self, model: Loaded, data: bytes) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def _sample(args: list[str]) -> None:
     _start(options.launch)
     from ddpm_jax.evaluation.sample import destination, sample_to
 
-    out = destination(options.out)
+    out = destination(options.out, options.files, options.channels)
     model = _load(options)
     sample_to(
         out,
@@ -285,6 +285,7 @@ def _likelihood(args: list[str]) -> None:
         sampler=options.chain.sampler,
         first=first,
         conditional=options.conditional,
+        resolution=options.resolution,
     )
     _print_once(table(measured))
 

@@ -12,11 +12,15 @@ from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.calls.edits import lowest_steps
 from ddpm_jax.cli.options import Launch, Launched, ModelOptions, OptionalPath, Path, SamplerFields
 from ddpm_jax.config import Positive, Range, Seed
-from ddpm_jax.data.given import Given, given_images
-from ddpm_jax.data.images import to_float
+from ddpm_jax.data.decode import read_dtype
+from ddpm_jax.data.given import given_images
+from ddpm_jax.data.images import as_read, to_float
+from ddpm_jax.data.scaled import as_source
+from ddpm_jax.data.view import View
 from ddpm_jax.editing import inpaint_walk
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.edit import Draw, begin, edit_to
+from ddpm_jax.evaluation.sample_files import sample_files
 from ddpm_jax.operators import Operator
 from ddpm_jax.sampler import ANCESTRAL
 from ddpm_jax.weights.load import Loaded
@@ -40,24 +44,46 @@ class Edit(ModelOptions):
     """Folder for the results: IMAGE-0.png, ... and side-by-side.png."""
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
+    channels: tuple[Positive, ...] | None = None
+    """Channels that side-by-side.png shows, counted from 1; None for all."""
     launch: Launched = LAUNCH
 
     def write(self, model: Loaded) -> None:
         """Edits the images into files. Raises UserError for what does not fit."""
-        given = given_images(self.image, self.given_shape(model.ddpm.image_shape))
+        names, images = self._read(model)
         self.guide.check(model.ddpm.config.model)
-        before, draw = self.prepared(model, given)
-        shown = hashlib.blake2b(b"".join(each.tobytes() for each in before), digest_size=8)
+        before, draw = self.prepared(model, images)
+        kept = [as_read(each, model.ddpm.levels).tobytes() for each in before]
+        shown = hashlib.blake2b(b"".join(kept), digest_size=8)
         label = {**model.label, **self.recorded(), "images": shown.hexdigest()}
         size = self.batch_size or 64 * model.devices
-        steps = self.steps_of(model) * -(-len(given.names) // size)
+        steps = self.steps_of(model) * -(-len(names) // size)
+        files = sample_files(model.ddpm)
+        view = View(model.ddpm.config.data, self.channels)
         folder = begin(self.out, label)
-        edit_to(folder, given.names, before, draw, self.n, self.seed, steps)
+        edit_to(folder, names, before, draw, self.n, self.seed, steps, files, view)
+
+    def _read(self, model: Loaded) -> tuple[list[str], np.ndarray]:
+        """The names of the given images, and these in the model's units, float32 [N,h,w,c]."""
+        shape = self.given_shape(model.ddpm.image_shape)
+        data = dataclasses.replace(model.ddpm.config.data, image_shape=shape)
+        names, values = given_images(self.image, shape, dtype=read_dtype(data.value_kind))
+        return names, np.asarray(to_float(as_source(values, data)))
 
     def recorded(self) -> dict[str, Any]:
         """The options that decide the images."""
         kept = dataclasses.asdict(self)
-        for name in ("run", "weights", "step", "image", "n", "out", "batch_size", "launch"):
+        for name in (
+            "run",
+            "weights",
+            "step",
+            "image",
+            "n",
+            "out",
+            "batch_size",
+            "launch",
+            "channels",
+        ):
             del kept[name]
         kept.pop("mask", None)  # What it hides is seen in the images.
         return {"edit": type(self).__name__.lower(), **kept}
@@ -74,8 +100,8 @@ class Edit(ModelOptions):
         """The shape that the images are read in, for a model's."""
         return image_shape
 
-    def prepared(self, model: Loaded, given: Given) -> tuple[list[np.ndarray], Draw]:
-        """(what is shown before the draws, uint8 [N,H,W,C] each, what draws)."""
+    def prepared(self, model: Loaded, images: np.ndarray) -> tuple[list[np.ndarray], Draw]:
+        """(what is shown before the draws, [N,H,W,C] each, what draws), in the model's units."""
         raise NotImplementedError
 
 
@@ -97,21 +123,19 @@ class Inpaint(Edit):
         steps = min(self.steps, model.ddpm.schedule.num_timesteps)
         return len(inpaint_walk(steps, self.resample, self.jump))
 
-    def prepared(self, model: Loaded, given: Given) -> tuple[list[np.ndarray], Draw]:
+    def prepared(self, model: Loaded, images: np.ndarray) -> tuple[list[np.ndarray], Draw]:
         """The images, the same with grey where they are drawn anew, and what draws."""
         if self.mask is None:
             raise UserError("mask: is missing; name an image that is white where to draw anew")
         shape = (*model.ddpm.image_shape[:2], 1)
         masks = given_images(self.mask, shape, "mask").images
-        if len(masks) not in (1, len(given.images)):
+        if len(masks) not in (1, len(images)):
             raise UserError(
-                f"mask: there are {len(masks)} for {len(given.images)} images; give one, or one "
-                "for each"
+                f"mask: there are {len(masks)} for {len(images)} images; give one, or one for each"
             )
         known = masks < 128
         if known.all():
             raise UserError("mask: is black all over, so nothing is drawn anew; paint it white")
-        images = to_float(given.images)
 
         def draw(rng, progress):
             return model.ddpm.inpaint(
@@ -126,8 +150,8 @@ class Inpaint(Edit):
                 **self.drawing(len(images)),
             )
 
-        grey = np.uint8(128)
-        return [given.images, np.where(known, given.images, grey)], draw
+        grey = to_float(np.full((), 128, np.uint8))
+        return [images, np.where(known, images, grey)], draw
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,9 +167,8 @@ class Vary(Edit):
         ddpm = model.ddpm
         return len(lowest_steps(ddpm, ddpm.resolve(self.sampler), self.strength))
 
-    def prepared(self, model: Loaded, given: Given) -> tuple[list[np.ndarray], Draw]:
+    def prepared(self, model: Loaded, images: np.ndarray) -> tuple[list[np.ndarray], Draw]:
         """The images, and what draws."""
-        images = to_float(given.images)
 
         def draw(rng, progress):
             return model.ddpm.vary(
@@ -158,7 +181,7 @@ class Vary(Edit):
                 **self.drawing(len(images)),
             )
 
-        return [given.images], draw
+        return [images], draw
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,7 +190,8 @@ class Restoration(Edit):
 
     sampler: SamplerFields = ANCESTRAL
     noise: Noise = 0.0
-    """Standard deviation of the noise on IMAGE, where white is 1 and black 0."""
+    """Standard deviation of the noise on IMAGE, where white is 1 and black 0; of values without
+    bounds, in units of their own deviation."""
 
     def operator(self, model: Loaded) -> Operator:
         """What did the damage."""
@@ -177,24 +201,25 @@ class Restoration(Edit):
         """The sampler's."""
         return len(model.ddpm.resolve(self.sampler).timesteps_of(model.ddpm.config.diffusion))
 
-    def prepared(self, model: Loaded, given: Given) -> tuple[list[np.ndarray], Draw]:
+    def prepared(self, model: Loaded, images: np.ndarray) -> tuple[list[np.ndarray], Draw]:
         """The damaged images, and what draws."""
         operator = self.operator(model)
-        y = to_float(given.images)
+        # From black to white it is 2 where values have bounds, and else a deviation is 1.
+        unit = 2 if model.ddpm.config.data.value_kind.bounded else 1
 
         def draw(rng, progress):
             return model.ddpm.restore(
                 model.params,
                 rng,
-                y,
+                images,
                 operator,
-                noise=2 * self.noise,  # From black to white it is 2 here.
+                noise=unit * self.noise,
                 sampler=self.sampler,
                 progress=progress,
-                **self.drawing(len(y)),
+                **self.drawing(len(images)),
             )
 
-        return [self.enlarged(given.images, model.ddpm.image_shape)], draw
+        return [self.enlarged(images, model.ddpm.image_shape)], draw
 
     def enlarged(self, images: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
         """The damaged images in the size and channels of the model's."""
@@ -244,7 +269,8 @@ class Deblur(Restoration):
     """Sharpen images that a Gaussian has blurred."""
 
     noise: Noise = 1 / 255
-    """Standard deviation of the noise on IMAGE, where white is 1 and black 0."""
+    """Standard deviation of the noise on IMAGE, where white is 1 and black 0; of values without
+    bounds, in units of their own deviation."""
     sigma: Annotated[float, Range(above=0)] = 1.0
     """The Gaussian's standard deviation, in pixels of the model's images."""
 

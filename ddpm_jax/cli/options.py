@@ -20,6 +20,7 @@ from ddpm_jax.config import (
     Step,
     Weights,
 )
+from ddpm_jax.config.places import METAVAR
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.samplers import BH, Grid
@@ -29,7 +30,7 @@ SamplerFields = Annotated[Sampler, tyro.conf.arg(name="")]
 Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Path = Annotated[str, tyro.conf.arg(metavar="PATH")]
 OptionalPath = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
-OptionalSource = Annotated[str | None, tyro.conf.arg(metavar="SOURCE")]
+OptionalSource = Annotated[str | None, tyro.conf.arg(metavar=METAVAR)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,11 @@ class SampleOptions(ModelOptions):
     seed: Seed = 0
     """Random seed; the same seed gives the same images."""
     out: Path = "samples.png"
-    """A grid (.png), a uint8 array (.npz), or a folder/ of PNGs (only missing ones are drawn)."""
+    """A grid (.png), an array (.npz, .npy), or a folder/ of files (only missing ones are drawn)."""
+    files: Literal["png", "tif", "npy"] | None = None
+    """Files of a folder; None for png where values and channels allow it, else npy."""
+    channels: tuple[Positive, ...] | None = None
+    """Channels that a grid shows, counted from 1; None for all, side by side unless 1 or 3."""
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     launch: Launched = Launch()
@@ -157,6 +162,9 @@ class LikelihoodOptions(ModelOptions):
     """The bound given the images' labels (True) or no class (False); None for labels if any."""
     images: Positive | None = None
     """The first so many images of the split; None for all."""
+    resolution: Annotated[float | None, Range(above=0)] = None
+    """Of continuous values: width of the bins that bits/dim count, in the data's units; None for
+    2/255 of the model's unit."""
     split: Split | None = None
     """Training, held-out or test images; None for test if data.test is set, else holdout."""
     draws: Positive = 1
@@ -166,7 +174,7 @@ class LikelihoodOptions(ModelOptions):
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
+    """The split's images; None for the config's."""
     out: OptionalPath = None
     """Folder for the results; None for one in the run's likelihood/."""
     launch: Launched = Launch()
@@ -188,7 +196,7 @@ class CalibrateOptions(ModelOptions):
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
+    """The split's images; None for the config's."""
     out: OptionalPath = None
     """For models that are no run: a .npz, or a new .safetensors that holds the model, too."""
     launch: Launched = Launch()
@@ -213,7 +221,7 @@ class TuneOptions(ModelOptions):
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """Without --sampler: real images, as folder:PATH, npz:PATH or tfds:NAME; None for the run's."""
+    """Without --sampler: real images; None for the run's."""
     out: OptionalPath = None
     """For models that are no run: their folder, or a new .safetensors that holds the model, too."""
     launch: Launched = Launch()
@@ -246,7 +254,7 @@ class EvaluateOptions(ModelOptions):
     sampler: SamplerFields = ANCESTRAL
     guide: Annotated[Guide, tyro.conf.arg(name="")] = UNGUIDED
     data: OptionalSource = None
-    """Real images, as digits, folder:PATH, npz:PATH or tfds:NAME; None for the config's."""
+    """Real images (digits, too); None for the config's."""
     n: Annotated[int, Range(min=20, max=2**32), tyro.conf.arg(aliases=["-n"])] = 50_000
     """Number of samples; the paper uses 50,000."""
     seed: Seed = 0

@@ -30,6 +30,11 @@ CLOSE = 1e-3
 
 def calibration_of(ddpm: Any) -> Calibration:
     """The model's. Raises UserError if it has none."""
+    if ddpm.levels != 256:
+        raise UserError(
+            "compression: is for 8-bit images, and this model's data.values are "
+            f"{ddpm.config.data.values}; choose another model"
+        )
     if ddpm.calibration is None:
         raise UserError(
             "compression: needs the model's calibration; make it with ddpm-jax calibrate RUN"

@@ -22,6 +22,9 @@ else:
 Dtype = Literal["float32", "bfloat16"]
 """The type that the network's inner convolutions and dense layers compute in."""
 
+DataDtype = Literal["bool", "uint8", "int8", "uint16", "int16", "float16", "float32", "float64"]
+"""The types of numbers that data may have; float64 is read as float32."""
+
 Mode = Literal["jit", "pmap"]
 """One program for all devices, or one for each."""
 

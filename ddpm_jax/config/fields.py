@@ -6,15 +6,18 @@ below a field is its help on the command line.
 """
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
+from ddpm_jax.config import places
 from ddpm_jax.config.checked import Checked, Range
-from ddpm_jax.config.choices import Dtype, Metric, Mode, ScheduleName, WeightingName
+from ddpm_jax.config.choices import DataDtype, Dtype, Metric, Mode, ScheduleName, WeightingName
 from ddpm_jax.config.meaning import (
+    AROUND,
     BETAS,
     FREE,
     IMAGES,
@@ -23,6 +26,7 @@ from ddpm_jax.config.meaning import (
     NETWORK_AND_IMAGES,
     PLACE,
 )
+from ddpm_jax.config.values import Values, parse_values
 from ddpm_jax.diffusion import LEARNED, Clip, Prediction, Variance
 from ddpm_jax.errors import UserError, shown
 from ddpm_jax.losses import LossName
@@ -120,7 +124,8 @@ class Diffusion(Checked):
     variance: Annotated[Variance, NETWORK_AND_IMAGES] = "fixed_large"
     """Variance of a reverse step: beta_t, the posterior's, learned, or learned between those."""
     clip: Annotated[Clip, IMAGES] = True
-    """Clip the predicted x_0 to [-1, 1]; dynamic does so by quantile (in sampling alone)."""
+    """Clip the predicted x_0 to [-1, 1]; dynamic does so by quantile (in sampling alone). False
+    where data.values have no bounds (standardise)."""
     loss: Annotated[LossName, LEARNING] = "simple"
     """Squared error (simple), the bound in bits/dim (vlb), or simple + 0.001 vlb (hybrid)."""
     weighting: Annotated[WeightingName | None, LEARNING] = None
@@ -212,9 +217,10 @@ class Data(Checked):
     """Class names: as many as model.num_classes may be."""
 
     source: Annotated[str, PLACE] = "digits"
-    """digits, folder:PATH (or a zip), npz:PATH or tfds:NAME[/CONFIG]; array only in Python."""
+    """digits, folder:PATH (or a zip), npz:PATH, npy:PATH, hf:PATH (a saved data set or a folder of
+    parquet files) or tfds:NAME[/CONFIG]; array only in Python."""
     test: Annotated[str | None, PLACE] = None
-    """Test images (folder:, npz: or tfds:) for likelihood, evaluate and figure; None for none."""
+    """Test images for likelihood, evaluate and figure, named as those of source; None for none."""
     dir: Annotated[str | None, PLACE] = None
     """Folder of the tfds data sets; None for $TFDS_DATA_DIR or else ~/tensorflow_datasets."""
     manual_dir: Annotated[str | None, PLACE] = None
@@ -225,26 +231,47 @@ class Data(Checked):
         3,
     )
     """Height, width, channels. Image files are resized to cover it and cropped in the centre."""
+    values: Annotated[str, IMAGES] = "uint8"
+    """Which numbers the data hold: uint8, uint16, range LOW HIGH (any numbers between these),
+    quantiles LOW HIGH (cut off there, for example 0.001 0.999), or standardise (no bounds)."""
+    per_channel: Annotated[bool, LEARNING] = False
+    """With quantiles and standardise: measure each channel for itself instead of all together."""
+    nonfinite: Annotated[Literal["refuse", "zero", "centre"], LEARNING] = "refuse"
+    """Put in the place of NaNs and infinities: 0, or the middle of the range (the mean with
+    standardise); refuse stops with their number."""
+    # A run keeps here what it found in its training images.
+    offset: Annotated[tuple[float, ...], IMAGES] = ()
+    """The value that is 0 to the model, one for all channels or one each; none given: measured."""
+    scale: Annotated[tuple[float, ...], IMAGES] = ()
+    """How far from it the value lies that is 1 to the model; none given: measured."""
+    dtype: Annotated[DataDtype | None, IMAGES] = None
+    """Type of the data's numbers, in which samples are written; None for that of the source."""
     # It may differ on resuming, since the fingerprint covers which images there are.
-    skip_unfit: Annotated[bool, FREE] = False
+    skip_unfit: Annotated[bool, AROUND] = False
     """Leave out images of a folder that are smaller than image_shape or too large to decode."""
     # It may differ likewise: where it changes labels, it changes the fingerprint. A run whose model
     # has classes keeps here the names that it found.
-    class_names: Annotated[tuple[str, ...], FREE] = ()
+    class_names: Annotated[tuple[str, ...], AROUND] = ()
     """Names of the labels 0, 1, ...; none given: folders of classes, in alphabetical order."""
     flip: Annotated[bool, LEARNING] = True
     """Mirror half of the training images, chosen at random."""
     holdout: Annotated[float, Range(min=0, max=0.9), LEARNING] = 0.1
     """Fraction of images held out from training, chosen by a hash of their index or name."""
-    workers: Annotated[int, Range(min=0, max=1024), FREE] = 4
+    workers: Annotated[int, Range(min=0, max=1024), AROUND] = 4
     """Processes that read ahead if the images do not fit in cache_mb; 0 for a thread instead."""
-    cache_mb: Annotated[Natural, FREE] = 4096
+    cache_mb: Annotated[Natural, AROUND] = 4096
     """Keep images decoded in memory up to this many MiB; read larger data sets batch by batch."""
-    on_device: Annotated[bool, FREE] = False
+    on_device: Annotated[bool, AROUND] = False
     """Keep all images (at most cache_mb) in each device's memory."""
+
+    @functools.cached_property
+    def value_kind(self) -> Values:
+        """What `values` says."""
+        return parse_values(self.values)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_values()
         if math.prod(self.image_shape) > LARGEST:
             raise UserError(
                 f"data.image_shape: an image would have {math.prod(self.image_shape)} numbers; "
@@ -256,14 +283,49 @@ class Data(Checked):
                 f"data.class_names: {shown(twice[0])} stands there more than once; name each class "
                 "once"
             )
-        if self.source not in ("digits", "array") and not _is_file_source(self.source):
+        if self.source not in ("digits", "array") and not places.is_file_source(self.source):
+            raise UserError(f"data.source: must be digits, {places.CHOICES}, got {self.source!r}")
+        if self.test is not None and not places.is_file_source(self.test):
+            raise UserError(f"data.test: must be {places.CHOICES}, got {self.test!r}")
+
+    def _check_values(self) -> None:
+        kind = self.value_kind
+        given = [name for name in ("offset", "scale") if getattr(self, name)]
+        if given and not kind.measured:
             raise UserError(
-                f"data.source: must be digits, folder:PATH, npz:PATH or tfds:NAME, "
-                f"got {self.source!r}"
+                f"data.{given[0]}: values {kind.kind} already says it; leave it out, or choose "
+                "standardise"
             )
-        if self.test is not None and not _is_file_source(self.test):
+        if len(given) == 1:
+            raise UserError("data.offset and data.scale: give both or neither")
+        channels = self.image_shape[2]
+        for name in given:
+            count = len(getattr(self, name))
+            if count not in (1, channels):
+                raise UserError(
+                    f"data.{name}: must be one number, or one for each of the {channels} channels, "
+                    f"got {count}"
+                )
+        if self.scale and min(self.scale) <= 0:
+            raise UserError(f"data.scale: must be above 0, got {min(self.scale):g}")
+        if self.per_channel and not kind.measured:
             raise UserError(
-                f"data.test: must be folder:PATH, npz:PATH or tfds:NAME, got {self.test!r}"
+                f"data.per_channel: values {kind.kind} measures nothing; leave it out, or choose "
+                "quantiles or standardise"
+            )
+        if self.nonfinite != "refuse" and kind.levels:
+            raise UserError(
+                f"data.nonfinite: values {kind.kind} are always finite; leave it out, or choose "
+                "other data.values"
+            )
+        if (
+            self.nonfinite == "zero"
+            and kind.kind == "range"
+            and not (kind.low or 0) <= 0 <= (kind.high or 0)
+        ):
+            raise UserError(
+                f"data.nonfinite: 0 is not in the range of data.values ({self.values}); choose "
+                "centre"
             )
 
 
@@ -289,7 +351,7 @@ class Optim(Checked):
 class Train(Checked):
     """The training loop."""
 
-    steps: Annotated[Positive, FREE] = 800_000
+    steps: Annotated[Positive, AROUND] = 800_000
     """Total number of training steps."""
     batch_size: Annotated[BatchSize, LEARNING] = 128
     """Images per step, over all devices."""
@@ -297,19 +359,19 @@ class Train(Checked):
     """Split each batch into this many parts, computed one after another to save memory."""
     label_dropout: Annotated[float, Range(min=0, max=1), LEARNING] = 0.1
     """With model.num_classes: the part of the images that are learned as of no class."""
-    log_every: Annotated[Positive, FREE] = 100
+    log_every: Annotated[Positive, AROUND] = 100
     """Steps between lines of metrics.jsonl."""
-    eval_every: Annotated[Natural, FREE] = 5000
+    eval_every: Annotated[Natural, AROUND] = 5000
     """Steps between held-out losses; 0 for never."""
-    eval_images: Annotated[Positive, FREE] = 2048
+    eval_images: Annotated[Positive, AROUND] = 2048
     """Maximum number of images for the held-out loss."""
-    sample_every: Annotated[Natural, FREE] = 20_000
+    sample_every: Annotated[Natural, AROUND] = 20_000
     """Steps between sample grids; 0 for only one at the end."""
-    num_samples: Annotated[BatchSize, FREE] = 64
+    num_samples: Annotated[BatchSize, AROUND] = 64
     """Images in a sample grid."""
-    evaluate_every: Annotated[Natural, FREE] = 0
+    evaluate_every: Annotated[Natural, AROUND] = 0
     """Steps between measurements of FID, KID and bits/dim of the averaged weights; 0 for never."""
-    evaluate_images: Annotated[int, Range(min=20, max=2**24), FREE] = 1000
+    evaluate_images: Annotated[int, Range(min=20, max=2**24), AROUND] = 1000
     """Samples for FID and KID, by 50 steps of ddim, since all T would cost more than the training.
     bits/dim is of as many held-out images as cost the same: a twentieth of them if T is 1000."""
     inception: Annotated[str | None, PLACE] = None
@@ -320,11 +382,11 @@ class Train(Checked):
 class Checkpoint(Checked):
     """When checkpoints are saved and how many are kept."""
 
-    every: Annotated[Positive, FREE] = 5000
+    every: Annotated[Positive, AROUND] = 5000
     """Steps between checkpoints; the last step is always saved."""
-    keep: Annotated[Positive, FREE] = 3
+    keep: Annotated[Positive, AROUND] = 3
     """Number of newest checkpoints to keep."""
-    best: Annotated[Metric | None, FREE] = None
+    best: Annotated[Metric | None, AROUND] = None
     """Also keep the checkpoint where this metric was lowest, for --step best; None for none."""
 
 
@@ -332,7 +394,7 @@ class Checkpoint(Checked):
 class Parallel(Checked):
     """The devices that a run uses, and how."""
 
-    devices: Annotated[Positive | None, FREE] = None
+    devices: Annotated[Positive | None, AROUND] = None
     """Number of this machine's devices to use; None for all."""
     mode: Annotated[Mode, FREE] = "jit"
     """One program for all devices (jit with shardings), or one for each (pmap)."""
@@ -366,6 +428,8 @@ class Config(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.data.value_kind.bounded:
+            self._stop_clipping()
         height, width, _ = self.data.image_shape
         levels = len(self.model.channel_multipliers)
         factor = 2 ** (levels - 1)
@@ -385,7 +449,12 @@ class Config(Checked):
                 f"{self.train.batch_size}; choose a divisor"
             )
 
-
-def _is_file_source(source: str) -> bool:
-    kind, _, path = source.partition(":")
-    return kind in ("folder", "npz", "tfds") and bool(path)
+    def _stop_clipping(self) -> None:
+        """Sets diffusion.clip to False: values without bounds are nowhere clipped."""
+        if self.diffusion.clip == "dynamic":
+            raise UserError(
+                f"diffusion.clip: dynamic clips to bounds, which values {self.data.values} do not "
+                "have; leave it out"
+            )
+        unclipped = dataclasses.replace(self.diffusion, clip=False)
+        object.__setattr__(self, "diffusion", unclipped)  # As a frozen dataclass sets its fields.

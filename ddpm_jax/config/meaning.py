@@ -22,6 +22,8 @@ class Meaning:
     """Whether it does so through the betas alone, which are compared themselves."""
     place: bool = False
     """Whether it names a place on this machine, which is nobody else's business."""
+    compiled: bool = True
+    """Whether a compiled program may read it: two models that differ in it share no program."""
 
 
 LEARNING = Meaning(resume=False)
@@ -30,8 +32,10 @@ IMAGES = Meaning(resume=False, images=True)
 BETAS = Meaning(resume=False, images=True, through_betas=True)
 NETWORK_AND_IMAGES = Meaning(resume=False, network=True, images=True)
 FREE = Meaning(resume=True)
+# The loop around the programs reads it, and they do not: how long, how often, from where.
+AROUND = Meaning(resume=True, compiled=False)
 # The data may have moved: their fingerprint is compared when a run resumes.
-PLACE = Meaning(resume=True, place=True)
+PLACE = Meaning(resume=True, place=True, compiled=False)
 
 
 def meanings(kind: type, prefix: str = "") -> dict[str, Meaning]:

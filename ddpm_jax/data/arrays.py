@@ -1,13 +1,21 @@
 """Checks arrays of images and labels, and names what would make them right."""
 
 import logging
+import typing
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ddpm_jax.config.choices import DataDtype
+from ddpm_jax.config.values import LEVELS, Values
 from ddpm_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+UINT8 = Values("uint8")
+
+CONTINUOUS = "range LOW HIGH, quantiles LOW HIGH or standardise"
+"""The values that take numbers of any kind."""
 
 # The order of the axes elsewhere, and how NumPy makes [N, H, W, C] of it.
 ORDERS = {
@@ -23,18 +31,25 @@ LABELS = np.iinfo(np.int32)
 
 
 def check_images(
-    shape: tuple[int, ...], dtype: np.dtype, image_shape: tuple[int, int, int]
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    image_shape: tuple[int, int, int],
+    values: Values = UINT8,
 ) -> None:
-    """Raises UserError unless an array of `shape` and `dtype` holds images of `image_shape`."""
+    """Raises UserError unless an array of `shape` and `dtype` holds images of `image_shape`.
+
+    `values` says which dtypes they may have, in either order of their bytes.
+    """
     if len(shape) == 3 and shape == tuple(image_shape) != (*shape[1:], 1):
         raise UserError(f"data: images are one image {list(shape)}; give x[None], [N, H, W, C]")
-    if dtype != np.uint8 or len(shape) not in (3, 4):
+    dtype = dtype.newbyteorder("=")
+    if dtype.name not in dtypes_of(values) or len(shape) not in (3, 4):
         raise UserError(
-            f"data: images must be uint8 [N, H, W, C], got {dtype} {list(shape)}; "
-            f"{_conversion(shape, dtype)}"
+            f"data: images must be {' or '.join(dtypes_of(values))} [N, H, W, C], got {dtype} "
+            f"{list(shape)}; {_conversion(shape, dtype, values)}"
         )
     of_one = (*shape[1:], 1)[:3]
-    _check_order(shape, image_shape)
+    _check_order(shape, image_shape, values)
     if not shape[0]:
         raise UserError("data: no images found; at least one is needed")
     if of_one != tuple(image_shape):
@@ -45,27 +60,74 @@ def check_images(
         )
 
 
-def _conversion(shape: tuple[int, ...], dtype: np.dtype) -> str:
-    """How to make uint8 [N, H, W, C] of such an array."""
+def check_kind(dtype: np.dtype, values: Values, place: str) -> None:
+    """Raises UserError, which names `place`, unless images of `dtype` may be of such values."""
+    if dtype.name not in dtypes_of(values):
+        raise UserError(
+            f"data: the images of {place} are {dtype}, but data.values is {values.kind}; pass "
+            f"--data.values {_values_for(dtype)}"
+        )
+
+
+def dtypes_of(values: Values) -> tuple[str, ...]:
+    """The names of the dtypes that images of such values may have."""
+    return (values.kind,) if values.levels else typing.get_args(DataDtype)
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """`array` with the bytes of its numbers in this machine's order."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _conversion(shape: tuple[int, ...], dtype: np.dtype, values: Values) -> str:
+    """How to make images of an array that is not taken as it is."""
     if len(shape) not in (3, 4):
         return "reshape them"
-    if dtype.kind == "f":
+    if dtype.kind == "c":
+        return "give the real and imaginary parts as channels"
+    if dtype.kind not in "buif":
+        return "give an array of numbers"
+    if not values.levels:
+        return "convert them with x.astype('float32')"
+    conversion = f"convert them with {_to_levels(dtype, values)}"
+    if dtype.name in typing.get_args(DataDtype):
+        return f"{conversion}, or keep them with --data.values {_values_for(dtype)}"
+    return f"{conversion}, or with x.astype('float32') for --data.values {CONTINUOUS}"
+
+
+def _to_levels(dtype: np.dtype, values: Values) -> str:
+    """How numbers of this dtype become levels."""
+    most = (values.levels or 0) - 1
+    kind = values.kind
+    if dtype.kind == "f" and kind == "uint8":
         return (
-            "convert them with (x * 255).round().astype('uint8') if they are in [0, 1], "
+            "(x * 255).round().astype('uint8') if they are in [0, 1], "
             "with ddpm_jax.to_uint8(x) if in [-1, 1]"
         )
+    if dtype.kind == "f":
+        return f"(x * {most}).round().astype('{kind}') if they are in [0, 1]"
     if dtype.kind == "b":
-        return "convert them with x.astype('uint8') * 255"
+        return f"x.astype('{kind}') * {most}"
     if dtype == np.uint16:
-        return "convert them with (x >> 8).astype('uint8') if they go up to 65535"
-    return "convert them with x.astype('uint8') if they are in [0, 255]"
+        return "(x >> 8).astype('uint8') if they go up to 65535"
+    if dtype == np.uint8:
+        return "x.astype('uint16') * 257"
+    return f"x.astype('{kind}') if they are in [0, {most}]"
 
 
-def _check_order(shape: tuple[int, ...], image_shape: tuple[int, int, int]) -> None:
+def _values_for(dtype: np.dtype) -> str:
+    """The choices of data.values that suit numbers of this dtype."""
+    if dtype.kind == "b":
+        return "range 0 1"
+    return dtype.name if dtype.name in LEVELS else CONTINUOUS
+
+
+def _check_order(shape: tuple[int, ...], image_shape: tuple[int, int, int], values: Values) -> None:
     """Raises UserError for images with the axes in the order of another library."""
-    if len(shape) != 4:
-        return
     fits = shape[1:] == tuple(image_shape)
+    # Pictures are hardly ever one or three pixels high; measurements may be, with many channels.
+    if len(shape) != 4 or (fits and values.kind != "uint8"):
+        return
     for order, axes in ORDERS.items():
         turned = tuple(shape[axis] for axis in axes)
         is_likely = turned[1:] == tuple(image_shape) or _are_images(shape, turned)
@@ -118,3 +180,30 @@ def check_labels(labels: ArrayLike, images: int) -> np.ndarray:
             "classes from 0, for example with np.unique(labels, return_inverse=True)[1]"
         )
     return found.astype(np.int32)
+
+
+def check_conditions(conditions: ArrayLike, images: int) -> np.ndarray:
+    """`conditions` as float32 [images, D]. Raises UserError unless they are finite numbers."""
+    try:
+        found = np.asarray(conditions)
+    except ValueError as error:  # Lists of several lengths.
+        raise UserError(
+            f"data: conditions must be {images} vectors of one length ({error}); fix them"
+        ) from error
+    if found.dtype.kind not in "buif" or found.ndim != 2 or len(found) != images or not found.size:
+        remedy = "fix conditions or leave them out"
+        if found.shape == (images,):
+            remedy = "give conditions[:, None]"
+        raise UserError(
+            f"data: conditions must be numbers [{images}, D], a vector per image, got "
+            f"{found.dtype} {list(found.shape)}; {remedy}"
+        )
+    with np.errstate(over="ignore"):
+        vectors = found.astype(np.float32)
+    lost = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(lost):
+        raise UserError(
+            f"data: conditions of image {lost[0]}, and of {len(lost) - 1} more, are NaN, infinite "
+            "or too large for float32; fix them"
+        )
+    return vectors

@@ -42,6 +42,9 @@ class BatchReader(Protocol):
 class Batches:
     """Batches of some images of a source: every epoch each of them once, in an order of its own.
 
+    An epoch of a source that is read in blocks visits these in an order of its own, and mixes the
+    images of some blocks at a time, so that it reads each block once.
+
     The stream does not stop at the end of an epoch: the batch there holds the last images of one
     and the first of the next.
     """
@@ -74,10 +77,22 @@ class Batches:
         chosen = np.empty(len(rows), np.int64)
         for e in np.unique(epoch):
             inside = epoch == e
-            chosen[inside] = self.indices[
-                _permutation(self.seed, int(e), len(self.indices))[place[inside]]
-            ]
+            chosen[inside] = self.indices[self._order(int(e))[place[inside]]]
         return chosen
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The order in which an epoch visits `indices`: int64 [N]."""
+        if self._places is None:
+            return _permutation(self.seed, epoch, len(self.indices))
+        return _permutation_by_blocks(self.seed, epoch, self._places)
+
+    @functools.cached_property
+    def _places(self) -> "_Places | None":
+        blocks = self.source.blocks
+        if blocks is None:
+            return None
+        found, block = np.unique(self.indices // blocks.images, return_inverse=True)
+        return _Places(block, len(found), blocks.mixed)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -108,3 +123,23 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     # NumPy promises the streams of its bit generators for ever, and nothing that is built on them.
     bits = np.random.Philox(key=[seed, epoch]).random_raw(n)
     return np.argsort(bits, kind="stable")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # Its hash is its identity.
+class _Places:
+    """The blocks that some images lie in."""
+
+    block: np.ndarray
+    """[N] the block of each image, numbered from 0."""
+    blocks: int
+    mixed: int
+    """Of how many blocks the images are mixed at a time."""
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation_by_blocks(seed: int, epoch: int, places: _Places) -> np.ndarray:
+    bits = np.random.Philox(key=[seed, epoch]).random_raw(places.blocks + len(places.block))
+    rank = np.empty(places.blocks, np.int64)
+    rank[np.argsort(bits[: places.blocks], kind="stable")] = np.arange(places.blocks)
+    window = rank[places.block] // places.mixed
+    return np.lexsort((bits[places.blocks :], window))  # By the window, and at random inside it.

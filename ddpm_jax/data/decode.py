@@ -1,34 +1,40 @@
 """Turns image files into pixels: decodes, rotates, fills transparency, resizes and crops them."""
 
+import contextlib
 import functools
 import io
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ddpm_jax.data.faults import IS_POINTER, LFS_POINTER, Undecodable
-from ddpm_jax.data.formats import formats, opener
+from ddpm_jax.config.values import Values
+from ddpm_jax.data.array_files import ENDINGS, array_raw, is_array
+from ddpm_jax.data.deep_pillow import keeps_depth, pillow_raw
+from ddpm_jax.data.faults import IS_POINTER, LFS_POINTER, Undecodable, Unfit
+from ddpm_jax.data.fits import fits_raw, is_fits
+from ddpm_jax.data.formats import formats, is_tiff, opener
 from ddpm_jax.data.pixels import to_8_bit
 from ddpm_jax.data.quiet import quiet_pillow
+from ddpm_jax.data.raw import Raw, finished
 from ddpm_jax.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
+
+ANY_CHANNELS = (".tif", ".tiff", ".fit", ".fits", *ENDINGS)
+"""The endings of files that may have other numbers of channels."""
 
 DECODING = 2
 """The version of decoding. The fingerprint of data has it where it made other pixels of an image
 than version 1, which ignored that a 16-bit grey may be inverted, transparent or of 12 bits."""
 
 
-class Unfit(UserError):
-    """An image is too small or too large; the message continues a sentence after its name."""
-
-
 class Decoded(NamedTuple):
     """The pixels of an image file."""
 
     pixels: np.ndarray
-    """uint8 [H,W,C]."""
+    """[H,W,C] of the type that was asked for."""
     anew: bool
     """Whether version 1 of decoding made other pixels of it."""
     size: tuple[int, int]
@@ -50,32 +56,86 @@ def decode(
     try:
         return decode_file(file, image_shape, ending or name).pixels
     except Unfit as error:
-        raise UserError(f"data: {name} {error}; remove it or lower data.image_shape") from error
+        raise UserError(f"data: {name} {error}; remove it or {error.remedy}") from error
 
 
-def decode_file(file: bytes, image_shape: tuple[int, int, int], ending: str) -> Decoded:
-    """As `decode`, but raises Unfit for an image that is too small or too large."""
-    height, width, channels = image_shape
+def read_dtype(values: Values) -> np.dtype:
+    """The type that image files are read in where data.values are these: uint8, uint16, float32."""
+    return np.dtype(values.kind if values.levels else np.float32)
+
+
+def decode_file(
+    file: bytes,
+    image_shape: tuple[int, int, int],
+    ending: str,
+    dtype: np.dtype | type[np.generic] = np.uint8,
+) -> Decoded:
+    """As `decode`, but as `dtype`, and raises Unfit for an image that does not fit.
+
+    uint16 has white at 65535, however deep the file is. float32 are the file's own numbers: levels
+    up to 255 or 65535 of pictures, and any numbers of TIFF, FITS and arrays. A TIFF may have any
+    number of channels, in one page or a page for each. A .npy or .npz file holds one array [H,W] or
+    [H,W,C]; an .npz of several names it `image`.
+    """
+    dtype = np.dtype(dtype)
     reopen = functools.partial(_open, file, ending)
+    if dtype == np.uint8 and image_shape[2] in MODES and not is_array(ending):
+        return _shallow(reopen, image_shape)
+    with quiet_pillow():
+        raw = _raw(file, image_shape[2], ending, reopen)
+    height, width = raw.values.shape[:2]
+    _check_size(height, width, image_shape)
+    return Decoded(finished(raw, image_shape, dtype), False, (height, width))
+
+
+def _shallow(reopen: Callable[[], Image.Image], image_shape: tuple[int, int, int]) -> Decoded:
+    height, width, channels = image_shape
     with quiet_pillow():
         image, anew = to_8_bit(reopen, MODES[channels])
-    if image.width < width or image.height < height:
-        raise Unfit(
-            f"is {image.width}x{image.height} pixels, smaller than data.image_shape "
-            f"{width}x{height}"
-        )
+    _check_size(image.height, image.width, image_shape)
     size = (image.height, image.width)
     image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     return Decoded(np.asarray(image, np.uint8).reshape(image_shape), anew, size)
 
 
-def check_channels(image_shape: tuple[int, int, int]) -> None:
-    """Raises UserError if image files cannot be decoded to this number of channels."""
-    if image_shape[2] not in MODES:
-        raise UserError(
-            "data.image_shape: for image files the channels must be 1 (greyscale) or 3 (RGB), "
-            f"got {image_shape[2]}"
+def _raw(file: bytes, channels: int, ending: str, reopen: Callable[[], Image.Image]) -> Raw:
+    if is_array(ending):
+        return array_raw(file, ending)
+    if is_fits(file):
+        return fits_raw(file)
+    if not is_tiff(file):
+        return pillow_raw(file, reopen)
+    from ddpm_jax.data.tiff import NeedsCodec, tiff_raw  # 8-bit images do without tifffile.
+
+    try:
+        return tiff_raw(file, channels) or pillow_raw(file, reopen)
+    except NeedsCodec as error:  # Pillow knows compressions that tifffile alone does not.
+        with contextlib.suppress(Undecodable, UnidentifiedImageError):
+            if channels in MODES and keeps_depth(reopen):
+                return pillow_raw(file, reopen)
+        raise error
+
+
+def _check_size(height: int, width: int, image_shape: tuple[int, int, int]) -> None:
+    if width < image_shape[1] or height < image_shape[0]:
+        raise Unfit(
+            f"is {width}x{height} pixels, smaller than data.image_shape "
+            f"{image_shape[1]}x{image_shape[0]}"
         )
+
+
+def check_channels(image_shape: tuple[int, int, int], names: Sequence[str] = ()) -> None:
+    """Raises UserError if no image file, of those with `names`, can have this many channels.
+
+    TIFF, FITS and arrays may have any number.
+    """
+    if image_shape[2] in MODES or any(name.lower().endswith(ANY_CHANNELS) for name in names):
+        return
+    words = "; TIFF, FITS, .npy and .npz files may have others" if names else ""
+    raise UserError(
+        "data.image_shape: for image files the channels must be 1 (greyscale) or 3 (RGB), "
+        f"got {image_shape[2]}{words}"
+    )
 
 
 class WithLimits:

@@ -34,6 +34,21 @@ class CannotRead(UserError):
         return CannotRead, (self.name, self.reason, self.remedy)
 
 
+class Unfit(UserError):
+    """An image does not fit, most often for its size.
+
+    The message continues a sentence after the image's name. `remedy` may stand between "remove it"
+    and other remedies.
+    """
+
+    def __init__(self, message: str, remedy: str = "lower data.image_shape"):
+        super().__init__(message)
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple:
+        return Unfit, (str(self), self.remedy)
+
+
 class Undecodable(ValueError):
     """A file holds no image that can be used; the message is the reason, to be shown."""
 

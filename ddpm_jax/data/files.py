@@ -13,15 +13,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from ddpm_jax.data.decode import Unfit
 from ddpm_jax.data.faults import (
     IS_POINTER,
     LFS_POINTER,
     CannotRead,
+    Unfit,
     cannot_read,
     reason_of,
 )
-from ddpm_jax.data.formats import image_files, unopened
+from ddpm_jax.data.formats import array_files, image_files, unopened
 from ddpm_jax.data.names import endings, shown, some
 from ddpm_jax.errors import UserError, machine_remedy
 
@@ -57,8 +57,11 @@ class Files:
     """The names that older versions gave to the files, of those that differ."""
 
 
-def open_files(path: str) -> Files:
+def open_files(path: str, arrays: bool = False) -> Files:
     """The image files below `path`, a folder or a .zip.
+
+    With `arrays` .npy and .npz files are images, too. Otherwise they are only where no other file
+    is one: beside images they hold features, labels and the like.
 
     Folders that hold a run are left out, and images that only another package could open; one line
     says so. Raises UserError if there are none, or `path` cannot be read or is a run itself.
@@ -74,6 +77,8 @@ def open_files(path: str) -> Files:
         ) from error
     names = _without_runs(root, list(found.names))
     images = image_files(names)
+    if arrays or not images:
+        images = sorted([*images, *array_files(names)])
     others = unopened(names)
     if not images:
         inside = others or endings(names) or "no files"

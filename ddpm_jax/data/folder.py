@@ -14,8 +14,22 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
-from ddpm_jax.data.decode import DECODING, Unfit, WithLimits, check_channels, decode_file
-from ddpm_jax.data.faults import CannotRead, Undecodable, cannot_read, is_of_machine, reason_of
+from ddpm_jax.data.decode import (
+    DECODING,
+    MODES,
+    WithLimits,
+    check_channels,
+    decode_file,
+    read_dtype,
+)
+from ddpm_jax.data.faults import (
+    CannotRead,
+    Undecodable,
+    Unfit,
+    cannot_read,
+    is_of_machine,
+    reason_of,
+)
 from ddpm_jax.data.files import open_files
 from ddpm_jax.data.names import name_bytes, shown, some
 from ddpm_jax.data.sources import Source
@@ -31,24 +45,29 @@ def load_folder(path: str, data: Data) -> Source:
 
     Every file with the ending of one of Pillow's formats is read and decoded once. Files that were
     read whole and cannot be decoded are logged and skipped, and with data.skip_unfit also images
-    that are too small or too large. Folders of runs and samples are left out.
+    that do not fit: too small, too large, of other channels or of numbers that data.values does not
+    name. Folders of runs and samples are left out.
 
-    Raises UserError if there are no images, a file cannot be read, an image is smaller than
-    `data.image_shape` or too large to decode safely, or `data.image_shape` has neither 1 nor 3
-    channels.
+    Images are in the type that `read_dtype` gives. Files .npy and .npz are images of one array
+    each, except where data.values is uint8 and other images are there too: there they are not read,
+    since they hold features, labels and the like.
+
+    Raises UserError if there are no images, a file cannot be read, an image does not fit, or none
+    of the files can have the channels of `data.image_shape`.
     """
-    check_channels(data.image_shape)
-    files = open_files(path)
+    dtype = read_dtype(data.value_kind)
+    files = open_files(path, arrays=dtype != np.uint8 or data.image_shape[2] not in MODES)
     names = files.names
-    cached = len(names) * math.prod(data.image_shape) <= data.cache_mb * 2**20
-    pixels = np.empty((len(names) if cached else 0, *data.image_shape), np.uint8)
-    decoder = _Decoder(files.read, data.image_shape)
+    check_channels(data.image_shape, names)
+    cached = len(names) * math.prod(data.image_shape) * dtype.itemsize <= data.cache_mb * 2**20
+    pixels = np.empty((len(names) if cached else 0, *data.image_shape), dtype)
+    decoder = _Decoder(files.read, data.image_shape, dtype)
     digests: dict[str, _Digest] = {}
     bad = []
-    unfit: dict[str, str] = {}
+    unfit: dict[str, Unfit] = {}
     for name, result in _try_all(decoder, names):
         if isinstance(result, Unfit):
-            unfit[name] = str(result)
+            unfit[name] = result
         elif isinstance(result, Exception):
             bad.append(f"{shown(name)} ({_why(result)})")
         else:
@@ -73,12 +92,13 @@ def load_folder(path: str, data: Data) -> Source:
         usable,
         read,
         labels,
-        _fingerprint(dict(zip(usable, own, strict=True)), data.image_shape),
+        _fingerprint(dict(zip(usable, own, strict=True)), data.image_shape, dtype),
         streamed=not cached,
         beside=Path(path).expanduser().absolute().parent,
         marks=functools.partial(_marks, own),
-        former=_former(digests, files.former, data.image_shape),
+        former=_former(digests, files.former, data.image_shape, dtype),
         class_names=class_names,
+        dtype=dtype,
     )
 
 
@@ -103,14 +123,17 @@ class _Decoder(WithLimits):
     Raises CannotRead if the file cannot be read, Unfit, or Pillow's own errors.
     """
 
-    def __init__(self, read: Callable[[str], bytes], image_shape: tuple[int, int, int]):
+    def __init__(
+        self, read: Callable[[str], bytes], image_shape: tuple[int, int, int], dtype: np.dtype
+    ):
         self.read = read
         self.image_shape = image_shape
+        self.dtype = dtype
 
     def __call__(self, name: str) -> _Image:
         file = self.read(name)
         try:
-            pixels, anew, _ = decode_file(file, self.image_shape, name)
+            pixels, anew, _ = decode_file(file, self.image_shape, name, self.dtype)
         except Exception as error:  # Pillow raises many kinds, without a common base class.
             if is_of_machine(error):
                 raise cannot_read(shown(name), error) from error
@@ -149,21 +172,23 @@ def _why(error: Exception) -> str:
     return str(error) if isinstance(error, Undecodable) else type(error).__name__
 
 
-def _check_fit(unfit: dict[str, str], skip: bool) -> None:
-    """Logs the images that are too small or too large, or raises UserError unless to `skip`."""
+def _check_fit(unfit: dict[str, Unfit], skip: bool) -> None:
+    """Logs the images that do not fit, or raises UserError unless to `skip`."""
     if not unfit:
         return
     first, *others = [f"{shown(name)} {why}" for name, why in unfit.items()]
+    remedies = list(dict.fromkeys(why.remedy for why in unfit.values()))
+    of_size = remedies == [Unfit("").remedy]
+    words = "are too small or too large" if of_size else "do not fit"
     named = first
     if others:
         more = some([shown(name) for name in list(unfit)[1:]])
-        named += f", and {len(others)} more images are too small or too large: {more}"
+        named += f", and {len(others)} more images {words}: {more}"
     if skip:
         log.warning("data: skipped %d images that do not fit: %s", len(unfit), named)
         return
     raise UserError(
-        f"data: {named}; remove them, lower data.image_shape, or leave them out with "
-        "--data.skip-unfit"
+        f"data: {named}; remove them, {remedies[0]}, or leave them out with --data.skip-unfit"
     )
 
 
@@ -213,26 +238,29 @@ def _classes(names: list[str]) -> tuple[np.ndarray | None, tuple[str, ...] | Non
     return np.array([order[folder] for folder in folders], np.int32), class_names
 
 
-def _fingerprint(digests: dict[str, str], image_shape) -> str:
-    lines = [f"{image_shape}".encode()]
+def _fingerprint(digests: dict[str, str], image_shape, dtype: np.dtype) -> str:
+    # That of uint8 is as it ever was.
+    lines = [f"{image_shape}{'' if dtype == np.uint8 else f' {dtype}'}".encode()]
     lines += [f"{digest} ".encode() + name_bytes(name) for name, digest in digests.items()]
     return hashlib.blake2b(b"\n".join(lines), digest_size=16).hexdigest()
 
 
-def _former(digests: dict[str, _Digest], names: Mapping[str, str], image_shape) -> dict[str, str]:
+def _former(
+    digests: dict[str, _Digest], names: Mapping[str, str], image_shape, dtype: np.dtype
+) -> dict[str, str]:
     """{fingerprint that an older version gave to these files: what has changed since}."""
     former = {}
     anew = [name for name, digest in digests.items() if digest.anew]
     if anew:
         was = {name: digest.file for name, digest in digests.items()}
-        former[_fingerprint(was, image_shape)] = (
+        former[_fingerprint(was, image_shape, dtype)] = (
             f"{shown(anew[0])} and {len(anew) - 1} more are decoded otherwise since then "
             f"(version {DECODING}: greys that are inverted, transparent or of 12 bits)"
         )
     called = [name for name in digests if name in names]
     if called:
         was = {names.get(name, name): digest.file for name, digest in digests.items()}
-        former[_fingerprint(dict(sorted(was.items())), image_shape)] = (
+        former[_fingerprint(dict(sorted(was.items())), image_shape, dtype)] = (
             f"{shown(called[0])} was called {shown(names[called[0]])} then, as "
             f"{len(called) - 1} more had other names"
         )

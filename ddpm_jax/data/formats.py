@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, TiffImagePlugin
 
+from ddpm_jax.data.array_files import is_array
 from ddpm_jax.data.names import ending as ending_of
 from ddpm_jax.data.names import endings as counted_endings
 
@@ -37,6 +38,8 @@ STARTS = {
     (0, b"\0\0\0\x0cJXL "): JXL,
 }
 
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
 # No package lets Pillow open these. What they hold must be written as another format first.
 CONVERTED = {
     "rawpy": (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2"),
@@ -50,6 +53,11 @@ def image_files(names: Iterable[str]) -> list[str]:
     """Those of `names` (paths with /) with an image file's ending, sorted; hidden ones left out."""
     known = endings()
     return sorted(name for name in set(names) if _after_dot(name) in known and not _is_hidden(name))
+
+
+def array_files(names: Iterable[str]) -> list[str]:
+    """Those of `names` that hold arrays, .npy and .npz, sorted; hidden ones left out."""
+    return sorted(name for name in set(names) if is_array(name) and not _is_hidden(name))
 
 
 def unopened(names: Iterable[str]) -> str:
@@ -80,6 +88,11 @@ def opener(file: bytes) -> str | None:
         if file.startswith(start, place):
             return plugin.package
     return None
+
+
+def is_tiff(file: bytes) -> bool:
+    """Whether `file` begins as a TIFF does."""
+    return file.startswith(TIFF_STARTS)
 
 
 def _after_dot(name: str) -> str:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.decode import Unfit, check_channels, decode_file
-from ddpm_jax.data.faults import cannot_read, is_of_machine, reason_of
+from ddpm_jax.data.array_files import is_array
+from ddpm_jax.data.decode import MODES, check_channels, decode_file
+from ddpm_jax.data.faults import Unfit, cannot_read, is_of_machine, reason_of
 from ddpm_jax.data.files import open_files
 from ddpm_jax.data.formats import image_files
 from ddpm_jax.data.names import shown
@@ -23,22 +24,28 @@ class Given(NamedTuple):
     names: list[str]
     """Their files' names."""
     images: np.ndarray
-    """uint8 [N,H,W,C]."""
+    """[N,H,W,C] of the type that was asked for."""
 
 
-def given_images(path: str, image_shape: tuple[int, int, int], option: str = "image") -> Given:
-    """The image in the file `path`, or those of a folder or zip, as uint8 of `image_shape`.
+def given_images(
+    path: str,
+    image_shape: tuple[int, int, int],
+    option: str = "image",
+    dtype: np.dtype | type[np.generic] = np.uint8,
+) -> Given:
+    """The image in the file `path`, or those of a folder or zip, as `dtype` of `image_shape`.
 
-    They are resized to cover it and cropped in the centre, as in training; one line says how many
-    were of another size. Raises UserError, which begins with `option`, if there are none, or one
-    cannot be read or decoded or is smaller.
+    They are decoded as a folder's are where `read_dtype` gives `dtype`: resized to cover the shape
+    and cropped in the centre; one line says how many were of another size. Raises UserError, which
+    begins with `option`, if there are none, or one cannot be read or decoded or does not fit.
     """
-    check_channels(image_shape)
-    names, read = _files(path, option)
-    images = np.empty((len(names), *image_shape), np.uint8)
+    arrays = dtype != np.uint8 or image_shape[2] not in MODES
+    names, read = _files(path, option, arrays)
+    check_channels(image_shape, names)
+    images = np.empty((len(names), *image_shape), dtype)
     others = 0
     for i, name in enumerate(names):
-        decoded = _decoded(name, read(name), image_shape, option)
+        decoded = _decoded(name, read(name), image_shape, option, dtype)
         images[i] = decoded.pixels
         others += decoded.size != image_shape[:2]
     if others:
@@ -54,14 +61,14 @@ def given_images(path: str, image_shape: tuple[int, int, int], option: str = "im
     return Given(names, images)
 
 
-def _files(path: str, option: str) -> tuple[list[str], Callable[[str], bytes]]:
+def _files(path: str, option: str, arrays: bool) -> tuple[list[str], Callable[[str], bytes]]:
     """(the files' names, what reads one)."""
     file = Path(path).expanduser()
     if not file.exists():
         raise UserError(f"{option}: {shown(path)} does not exist; name an image, a folder or a zip")
-    if file.is_file() and image_files([file.name]):
+    if file.is_file() and (image_files([file.name]) or is_array(file.name)):
         return [file.name], lambda name: _read(file)
-    files = open_files(path)
+    files = open_files(path, arrays)
     return files.names, files.read
 
 
@@ -72,14 +79,13 @@ def _read(file: Path) -> bytes:
         raise cannot_read(shown(file), error) from error
 
 
-def _decoded(name, file, image_shape, option):
+def _decoded(name, file, image_shape, option, dtype):
     try:
-        return decode_file(file, image_shape, name)
+        return decode_file(file, image_shape, name, dtype)
     except Unfit as error:
-        words = str(error).replace("data.image_shape", "the")
-        raise UserError(
-            f"{option}: {shown(name)} {words} that this takes; choose another image"
-        ) from error
+        words = str(error).replace("smaller than data.image_shape", "smaller than the")
+        words += " that this takes" if words != str(error) else ""
+        raise UserError(f"{option}: {shown(name)} {words}; choose another image") from error
     except Exception as error:  # Pillow raises many kinds of errors, without a common base class.
         if is_of_machine(error):
             raise cannot_read(shown(name), error) from error

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.shapes import Array, Float, Float32, UInt8
+from ddpm_jax.shapes import Float, Float32, Shaped, UInt8
 
 PNG_END = b"IEND\xaeB`\x82"
 """The last bytes of every PNG file."""
@@ -32,9 +32,28 @@ def to_uint8(x: Float[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
     return xp.clip(xp.rint((x + 1) * 127.5), 0, 255).astype(xp.uint8)
 
 
-def to_float(images: UInt8[Array, "*shape"]) -> Float32[Array, "*shape"]:
-    """uint8 images as float32 in [-1, 1]: x / 127.5 - 1."""
-    return images.astype(jnp.float32) / 127.5 - 1
+def to_float(images: Shaped[AnyArray, "*shape"]) -> Float32[AnyArray, "*shape"]:
+    """Images as a Source reads them, as float32 in the model's units.
+
+    uint8 is x / 127.5 - 1 and uint16 x / 32767.5 - 1; floats are in these units already.
+    """
+    x = images.astype(jnp.float32)
+    if images.dtype == jnp.uint8:
+        return x / 127.5 - 1
+    return x / 32_767.5 - 1 if images.dtype == jnp.uint16 else x
+
+
+def as_read(x: Float[AnyArray, "*shape"], levels: int | None) -> Shaped[AnyArray, "*shape"]:
+    """The opposite: images in the model's units as a Source reads them.
+
+    Of 256 or 65,536 `levels`, or None for floats, which stay as they are.
+    """
+    if levels == 256:
+        return to_uint8(x)
+    if levels == 65_536:
+        xp = jnp if isinstance(x, jax.Array) else np
+        return xp.clip(xp.rint((x + 1) * 32_767.5), 0, 65_535).astype(xp.uint16)
+    return x
 
 
 def warn_of_range(x: jax.Array | np.ndarray, name: str = "x_0") -> None:

@@ -44,7 +44,7 @@ class Npz:
 
     def __init__(self, file: str | os.PathLike | IO[bytes]):
         _check_kind(file)
-        with _explaining():
+        with explaining():
             self._zip = zipfile.ZipFile(file)
         self._members = {
             info.filename.removesuffix(".npy"): info
@@ -66,22 +66,21 @@ class Npz:
         info = self._members[name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise BadArray(f"{shown(name)}: it is not compressed as numpy.savez does")
-        with _explaining(name), self._zip.open(info) as member:
-            start, header = _read_header(member)
+        with explaining(name), self._zip.open(info) as member:
+            start, header, _ = read_header(member)
             ratio = 1 if info.compress_type == zipfile.ZIP_STORED else MAX_RATIO
             most = min(info.file_size, ratio * info.compress_size)
             if start + header.size > most or info.compress_size > self._length():
                 raise BadArray(f"the file is too short for {header.dtype} {list(header.shape)}")
             if start + header.size < info.file_size:  # NumPy writes nothing behind an array.
                 raise BadArray(f"the file is too long for {header.dtype} {list(header.shape)}")
-            if header.size > _memory():
-                raise BadArray(f"{header.size / 2**30:,.0f} GiB are more than this machine has")
+            check_memory(header)
         return header
 
     def read(self, name: str) -> np.ndarray:
         """The array `name`."""
         self.header(name)
-        with _explaining(name), self._zip.open(self._members[name]) as member:
+        with explaining(name), self._zip.open(self._members[name]) as member:
             return np.lib.format.read_array(member, allow_pickle=False)
 
     def _length(self) -> int:
@@ -91,7 +90,7 @@ class Npz:
 
 
 @contextlib.contextmanager
-def _explaining(name: str | None = None) -> Iterator[None]:
+def explaining(name: str | None = None) -> Iterator[None]:
     """Turns what NumPy and zipfile raise for a damaged file, many kinds, into BadArray."""
     try:
         yield
@@ -118,8 +117,11 @@ def _check_kind(file) -> None:
         raise BadArray("it holds a single array (npy), not arrays with names")
 
 
-def _read_header(member: IO[bytes]) -> tuple[int, Header]:
-    """(bytes before the array's own, its header)."""
+def read_header(member: IO[bytes]) -> tuple[int, Header, bool]:
+    """(bytes before the array's own, its header, whether its axes are in Fortran's order).
+
+    Raises BadArray for what is not the beginning of a plain array.
+    """
     start = member.read(8)
     if start[:6] != PREFIX or start[6:] not in (b"\1\0", b"\2\0"):
         raise BadArray("it does not begin as a plain array does")
@@ -132,12 +134,18 @@ def _read_header(member: IO[bytes]) -> tuple[int, Header]:
     read = np.lib.format.read_array_header_1_0
     if width == 4:
         read = np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(text)
+    shape, is_fortran, dtype = read(text)
     if dtype.hasobject:
         raise BadArray("it holds Python objects, which are not read")
     if min(shape, default=0) < 0:
         raise BadArray(f"its shape is {list(shape)}")
-    return len(start) + width + size, Header(shape, dtype)
+    return len(start) + width + size, Header(shape, dtype), is_fortran
+
+
+def check_memory(header: Header) -> None:
+    """Raises BadArray for an array that is larger than this machine's memory."""
+    if header.size > _memory():
+        raise BadArray(f"{header.size / 2**30:,.0f} GiB are more than this machine has")
 
 
 def _memory() -> int:

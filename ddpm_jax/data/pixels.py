@@ -33,12 +33,11 @@ def to_8_bit(reopen: Callable[[], Image.Image], mode: str) -> Pixels:
     """
     with reopen() as opened:
         kind = opened.format or ""
-        rawmode = _rawmode(opened)
-        tags = getattr(opened, "tag_v2", {})
-        inverted = kind == "TIFF" and tags.get(PHOTOMETRIC) == MIN_IS_WHITE
+        rawmode = rawmode_of(opened)
+        inverted = is_inverted(opened)
         image = ImageOps.exif_transpose(opened)
     key = image.info.get("transparency") if kind == "PNG" else None
-    if _is_deep(image, kind):
+    if is_deep(image, kind):
         levels = _levels(image, rawmode)
         grey = _upper_byte(~levels if inverted else levels, kind)
         hidden = levels == key
@@ -58,7 +57,13 @@ def to_8_bit(reopen: Callable[[], Image.Image], mode: str) -> Pixels:
     return Pixels(_flat(image).convert(mode), False)
 
 
-def _rawmode(opened: Image.Image) -> str:
+def is_inverted(opened: Image.Image) -> bool:
+    """Whether 0 is white, which Pillow leaves to others where levels are deep."""
+    tags = getattr(opened, "tag_v2", {})
+    return opened.format == "TIFF" and tags.get(PHOTOMETRIC) == MIN_IS_WHITE
+
+
+def rawmode_of(opened: Image.Image) -> str:
     """How the pixels lie in the file; empty where there is no single such thing."""
     tile = getattr(opened, "tile", None)
     how = tile[0][3] if tile else ""
@@ -66,7 +71,7 @@ def _rawmode(opened: Image.Image) -> str:
     return how if isinstance(how, str) else ""
 
 
-def _is_deep(image: Image.Image, kind: str) -> bool:
+def is_deep(image: Image.Image, kind: str) -> bool:
     """Whether it is a 16-bit grey; some formats' are of mode I, which has room for 32 bits."""
     if image.mode == "I":
         return kind in ("PNG", "PPM")

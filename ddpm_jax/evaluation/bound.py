@@ -25,9 +25,17 @@ from etils import epath
 from ddpm_jax.calibration import DECODER_VARIANCES, Calibration
 from ddpm_jax.config import Config, names_where, to_dict
 from ddpm_jax.data.images import to_float
+from ddpm_jax.data.scaling import Scaling, Unit
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.rows import full_batches
+from ddpm_jax.evaluation.density import (
+    at_resolution,
+    check_resolution,
+    shift_of,
+    words_of_density,
+)
 from ddpm_jax.evaluation.errors import Errors, read_errors
 from ddpm_jax.evaluation.labels import labels_of
 from ddpm_jax.evaluation.splits import Images
@@ -60,6 +68,8 @@ class Likelihood(NamedTuple):
     """[S] the steps of the chain, ascending; None for all."""
     calibration: Calibration | None = None
     """Of the first draw, where its errors were kept for every image."""
+    unit: Unit = Unit(127.5, "of 255")
+    """That of rmse."""
 
     @property
     def rate(self) -> np.ndarray:
@@ -68,11 +78,11 @@ class Likelihood(NamedTuple):
 
     @property
     def rmse(self) -> np.ndarray:
-        """[S] root mean squared error of the image shown after 1, ..., S reverse steps, of 255.
+        """[S] root mean squared error of the image shown after 1, ..., S reverse steps.
 
-        Table 4's distortion.
+        Table 4's distortion, in `unit`.
         """
-        return 127.5 * np.sqrt(self.mse[::-1])
+        return self.unit.size * np.sqrt(self.mse[::-1])
 
 
 def measure(
@@ -87,6 +97,7 @@ def measure(
     first: int | None = None,
     calibrating: bool = False,
     conditional: bool | None = None,
+    resolution: float | None = None,
 ) -> Likelihood:
     """The bound over all of `images`, `draws` times with fresh noise; resumes from existing parts.
 
@@ -97,9 +108,10 @@ def measure(
     The result has a calibration if `calibrating`, which measures again where parts lack what
     that needs. Otherwise a run gets its calibration.npz where the whole chain is measured on
     images that were not trained on, more of them than before, with their labels if they have any.
-    Raises UserError if an argument cannot be used, the bound is infinite, or the folder holds parts
-    of something else.
+    `resolution` is for continuous values, see `density.at_resolution`. Raises UserError if an
+    argument cannot be used, the bound is infinite, or the folder holds parts of something else.
     """
+    check_resolution(model.ddpm, resolution)
     model.ddpm.config.diffusion.check_bound()
     sampler = model.ddpm.resolve_bound(sampler)
     labels = labels_of(model.ddpm, images, conditional)
@@ -123,9 +135,11 @@ def measure(
             parts.make(draw, jax.random.fold_in(rng, draw), progress)
     wait_for_all("likelihood")
     read = [_read_parts(folder, draw, model, count, len(steps)) for draw in range(draws)]
-    result = _result(read, label, steps)
+    result = _result(read, label, steps, model.ddpm.scaling)
     if errors is not None and errors.images == count:
         result = result._replace(calibration=errors.calibration())
+    if model.ddpm.levels is None:
+        result = _at_resolution(result, model.ddpm, resolution)
     write_file(folder / "curves.npz", npz(_curves(result)))
     summary = {"run": str(model.path), **result.summary}
     write_file(folder / "likelihood.json", json.dumps(summary, indent=1).encode())
@@ -133,6 +147,14 @@ def measure(
     if feeding and result.calibration is not None:
         keep_calibration(model.home / CALIBRATION, model, images, seed, result.calibration)
     return result
+
+
+def _at_resolution(result: Likelihood, ddpm: DDPM, resolution: float | None) -> Likelihood:
+    """The result with bits/dim at `resolution`; all of the difference is the decoder's."""
+    terms = result.terms.copy()
+    terms[0] += shift_of(ddpm, resolution)
+    summary = at_resolution(result.summary, ddpm, resolution)
+    return result._replace(summary=summary, terms=terms)
 
 
 def keep_calibration(
@@ -171,7 +193,10 @@ def table(likelihood: Likelihood) -> str:
     for name, words in rows.items():
         of_draws = f"{error[name]:.5f}" if error else ""
         lines.append(f"{words:28}{summary[name]:8.5f}  {of_draws}".rstrip())
-    lines.append(f"{'root mean squared error':28}{summary['rmse']:8.5f}  of 255")
+    unit = likelihood.unit.words
+    lines.append(f"{'root mean squared error':28}{summary['rmse']:8.5f}  {unit}")
+    if "log_density" in summary:
+        lines += words_of_density(summary)
     if not error:
         lines.append("(a standard error needs --draws 2 or more)")
     return "\n".join(lines)
@@ -397,7 +422,9 @@ def _part(bits) -> dict[str, np.ndarray]:
     }
 
 
-def _result(parts: list[list[dict]], label: dict, timesteps: np.ndarray) -> Likelihood:
+def _result(
+    parts: list[list[dict]], label: dict, timesteps: np.ndarray, scaling: Scaling
+) -> Likelihood:
     """The means over the images and draws of `parts`, a list for each draw."""
     draws = len(parts)
     images = label["images"]
@@ -421,11 +448,12 @@ def _result(parts: list[list[dict]], label: dict, timesteps: np.ndarray) -> Like
         **label,
         "draws": draws,
         **means,
-        "rmse": float(127.5 * np.sqrt(mse[0])),
+        "rmse": float(scaling.unit.size * np.sqrt(mse[0])),
         "standard_error": error,
         "standard_error_over_images": float(np.std(np.mean(totals, axis=0)) / np.sqrt(images)),
     }
-    return Likelihood(summary, over_t("terms"), means["prior"], mse, timesteps)
+    terms = over_t("terms")
+    return Likelihood(summary, terms, means["prior"], mse, timesteps, unit=scaling.unit)
 
 
 def _curves(result: Likelihood) -> dict[str, np.ndarray]:

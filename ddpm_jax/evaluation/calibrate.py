@@ -80,15 +80,17 @@ def table(model: Loaded) -> str:
     calibration = ddpm.calibration
     assert calibration is not None
     T = ddpm.schedule.num_timesteps
+    unit = ddpm.scaling.unit
+    width = len(f"RMSE {unit.words}")
     lines = [
         f"{model.measured.of_calibration['split']}, {calibration.images} images, {model.words}",
-        f"{'step':>6}  RMSE of 255  standard error",
+        f"{'step':>6}  RMSE {unit.words}  standard error",
     ]
     for t in time_grid(T, min(ROWS, T)):
-        rmse = 127.5 * np.sqrt(calibration.mse[t])
+        rmse = unit.size * np.sqrt(calibration.mse[t])
         # By the delta method: the error of a root.
-        error = 127.5 * calibration.error[t] / (2 * np.sqrt(calibration.mse[t]) or 1)
-        lines.append(f"{t:6}  {rmse:11.4f}  {error:14.4f}")
+        error = unit.size * calibration.error[t] / (2 * np.sqrt(calibration.mse[t]) or 1)
+        lines.append(f"{t:6}  {rmse:{width}.4f}  {error:14.4f}")
     lines += [
         "bits/dim that are saved, as these errors predict",
         f"{'steps':>6}  {'in place of':12}  optimal variance  and the likelihood grid",
@@ -108,11 +110,12 @@ def _row(ddpm: DDPM, steps: int) -> str:
     if own != "fixed_small" and own != "fixed_large":
         return f"{steps:6}  {own:12}  not known for a learned variance"
     even = time_grid(schedule.num_timesteps, steps)
-    before = chain_bits(schedule, mse, even, own)
+    levels = ddpm.levels
+    before = chain_bits(schedule, mse, even, own, levels)
     best: FixedVariance = "optimal"
-    saved = before - chain_bits(schedule, mse, even, best)
+    saved = before - chain_bits(schedule, mse, even, best, levels)
     line = f"{steps:6}  {own:12}  {saved:16.4f}"
     if steps < 2:
         return line
-    chosen = likelihood_steps(schedule, mse, steps, best)
-    return f"{line}  {before - chain_bits(schedule, mse, chosen, best):23.4f}"
+    chosen = likelihood_steps(schedule, mse, steps, best, levels)
+    return f"{line}  {before - chain_bits(schedule, mse, chosen, best, levels):23.4f}"

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.calls.conditions import UNGUIDED, Guide
-from ddpm_jax.data.images import to_float, to_uint8
+from ddpm_jax.data.images import as_read, to_float
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.errors import UserError
@@ -125,7 +125,7 @@ def kid_judge_of(model: Loaded, data: str | None, shared: epath.Path) -> KidJudg
     extractor = proxy(train.source, train.indices, root, make_mesh())
 
     def features(images: np.ndarray) -> np.ndarray:
-        return extract(extractor, to_uint8(images)).features
+        return extract(extractor, as_read(images, model.ddpm.levels)).features
 
     there = all_features(extractor, real.source, real.indices, root)
     return KidJudge(features, there, f"{words}, on the features of a proxy", guide)

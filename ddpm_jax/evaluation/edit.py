@@ -9,9 +9,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from ddpm_jax.data.images import grid, png, to_uint8
+from ddpm_jax.data.images import grid, png
+from ddpm_jax.data.view import View
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.segments import Progress
+from ddpm_jax.evaluation.sample_files import SampleFiles
 from ddpm_jax.keys import seed_key
 from ddpm_jax.shapes import AnyKey
 from ddpm_jax.storage.files import claim, path_of, write_file
@@ -43,24 +45,29 @@ def edit_to(
     n: int,
     seed: int,
     steps: int,
+    files: SampleFiles,
+    view: View,
 ) -> None:
     """Draws each of the images `names` `n` times into `folder`: NAME-0.png, NAME-1.png, ...
 
-    Draw j is made with the key fold_in(key(seed), j). side-by-side.png has a row an image: those of
-    `before`, uint8 [N,H,W,C] each, then the draws. A draw takes so many `steps`, of all batches.
+    Draw j is made with the key fold_in(key(seed), j). side-by-side.png has a row an image, made by
+    `view`: those of `before`, [N,H,W,C] each, then the draws. A draw takes so many `steps`, of all
+    batches.
     """
-    columns = list(before)
+    columns = [view(images[:SHOWN]) for images in before]
     stems = _stems(names)
     with progress_bar(total=n * steps, desc="editing", unit="step") as progress:
         for j in range(n):
-            images = to_uint8(draw(jax.random.fold_in(seed_key(seed), j), progress))
+            images = draw(jax.random.fold_in(seed_key(seed), j), progress)
             for stem, image in zip(stems, images, strict=True):
-                write_file(folder / f"{stem}-{j}.png", png(image))
-            columns.append(images)
-    rows = np.stack([column[:SHOWN] for column in columns], axis=1)
+                write_file(folder / f"{stem}-{j}{files.kind}", files.content(image))
+            columns.append(view(images[:SHOWN]))
+    rows = np.stack(columns, axis=1)
     picture = grid(rows.reshape(-1, *rows.shape[2:]), columns=len(columns))
     write_file(folder / "side-by-side.png", png(picture))
     log.info("%d images: %s; see side-by-side.png there", n * len(names), folder)
+    if view.words:
+        log.info("in the picture, %s", view.words)
 
 
 def _stems(names: list[str]) -> list[str]:

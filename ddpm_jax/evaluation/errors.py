@@ -93,7 +93,9 @@ def read_errors(folder: epath.Path, ddpm: DDPM, most: int) -> Errors:
     kinds = {name: Kept("float64", shape) for name, shape in shapes.items()}
     arrays = read_kept(file, {"images": Kept("int64", ()), **kinds})
     images = int(arrays.pop("images"))
-    whole = all((np.isfinite(array) & (array >= 0)).all() for array in arrays.values())
+    squares = [array for name, array in arrays.items() if name != "decoder"]
+    whole = all((array >= 0).all() for array in squares)
+    whole = whole and all(np.isfinite(array).all() for array in arrays.values())
     if not whole or not 0 <= images <= most:
         raise UserError(
             f"{file}: is not of {most} images or fewer, or holds numbers that are no squares; "

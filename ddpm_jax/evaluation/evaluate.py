@@ -6,7 +6,6 @@ RUN/evaluation/STEP-WEIGHTS-SAMPLER-seedN/, of a model with classes STEP-...-gui
   KIND-N-SETS.json the result, with all that it depends on
 """
 
-import functools
 import hashlib
 import json
 import logging
@@ -17,7 +16,6 @@ from etils import epath
 
 from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.config import Split, to_dict
-from ddpm_jax.data.decode import decode
 from ddpm_jax.devices.mesh import describe_devices, make_mesh
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.errors import UserError
@@ -29,6 +27,7 @@ from ddpm_jax.evaluation.features import (
     Features,
     Reference,
     cache_root,
+    check_inception,
     compared,
     features_of,
     inception,
@@ -37,7 +36,8 @@ from ddpm_jax.evaluation.features import (
 )
 from ddpm_jax.evaluation.labels import guide_for
 from ddpm_jax.evaluation.paper import results_of
-from ddpm_jax.evaluation.sample import checked_sampler, fill_folder, image_file
+from ddpm_jax.evaluation.sample import checked_sampler, fill_folder
+from ddpm_jax.evaluation.sample_files import sample_files
 from ddpm_jax.evaluation.splits import Images, load_images, read_split
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import path_of, read_table, write_file
@@ -65,8 +65,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compares images 0, ..., n - 1 of key(seed) with real ones; resumes with what is there.
 
-    Returns the result that it writes. The real images are `data` (folder:PATH, npz:PATH or
-    tfds:NAME, whose test split counts too), by default those that the run was trained on and those
+    Returns the result that it writes. The real images are `data`, named as data.source (of
+    tfds:NAME the test split counts too), by default those that the run was trained on and those
     that it was not. Features are FID's InceptionV3's with the weights of `inception_file`, or else
     those of a small classifier trained on the images' labels; its numbers are called proxy.
     `samples` is a folder of `ddpm-jax sample`, filled up if images are missing. If `guide` has no
@@ -84,6 +84,8 @@ def evaluate(
     guide = guide_for(model.ddpm, train, guide)
     folder = home / _name(model, sampler, seed, guide) if home else path_of(out)
     root = cache_root(train.source, folder / "real")
+    if inception_file:
+        check_inception(model.ddpm.config.data)
     extractor = _extractor_of(train, inception_file, root)
     references = {
         images.split: reference_of(extractor, images.source, images.indices, root)
@@ -232,12 +234,6 @@ def real_images(model: Loaded, data: str | None) -> list[Images]:
 
     `data` as for `evaluate`. Raises UserError for images that cannot be used.
     """
-    config = model.ddpm.config
-    channels = config.data.image_shape[-1]
-    if channels not in (1, 3):
-        raise UserError(
-            f"data.image_shape: must have 1 or 3 channels to be evaluated, got {channels}"
-        )
     if data is None:
         train = read_split(model, "train")
     else:
@@ -274,20 +270,18 @@ def _others(model: Loaded, data: str | None) -> Images | None:
 def _features_of_samples(extractor: Extractor, model: Loaded, place, n: int, folder) -> Features:
     """Kept by the bytes of the files, which somebody may have put others in the place of."""
     wait_for_all("samples")
+    files = sample_files(model.ddpm)
 
     def tag(indices):
         hashed = hashlib.blake2b(digest_size=8)
         for i in indices:
-            hashed.update(image_file(place, i).read_bytes())
+            hashed.update(files.file(place, i).read_bytes())
         return hashed.hexdigest()
 
-    read = functools.partial(_read_samples, place, model.ddpm.image_shape)
+    def read(indices):
+        return np.stack([files.read(files.file(place, i)) for i in indices])
+
     return features_of(extractor, read, n, folder / f"features-{extractor.sha256[:16]}", tag)
-
-
-def _read_samples(place, image_shape, indices) -> np.ndarray:
-    files = [image_file(place, i) for i in indices]
-    return np.stack([decode(file.read_bytes(), image_shape, file.name) for file in files])
 
 
 def _compare(drawn: Features, references: dict[Split, Reference], kind: str) -> dict[str, dict]:

@@ -10,12 +10,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from ddpm_jax.config import Data
 from ddpm_jax.data import Source
 from ddpm_jax.devices.mesh import fetch, place, replicate
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.runtime import user_cache
+from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.inception_weights import load_inception
 from ddpm_jax.evaluation.metrics import Statistics, statistics
 from ddpm_jax.evaluation.proxy import classifier_shapes, train_classifier
@@ -42,7 +44,7 @@ class Extractor(NamedTuple):
 
     kind: Literal["inception", "proxy"]
     apply: Callable
-    """(params, uint8 [B,H,W,C]) -> (features [B,D], logits [B,K]), jitted."""
+    """(params, images [B,H,W,C]) -> (features [B,D], logits [B,K]), jitted."""
     params: Any
     mesh: Mesh
     """The devices that hold params."""
@@ -63,6 +65,16 @@ def inception(path: epath.PathLike, mesh: Mesh) -> Extractor:
         "resize": "to 299x299, bilinear without half-pixel centres or antialiasing, as TensorFlow 1"
     }
     return Extractor("inception", inception_features, params, mesh, sha256, about)
+
+
+def check_inception(data: Data, option: str = "inception") -> None:
+    """Raises UserError, which begins with `option`, for images that it was not made for."""
+    if data.value_kind.kind == "uint8" and data.image_shape[2] in (1, 3):
+        return
+    raise UserError(
+        f"{option}: FID's network was made for 8-bit greys and colours, and these images have "
+        f"{data.image_shape[2]} channels of values {data.values}; leave it out to use the proxy"
+    )
 
 
 def proxy(source: Source, indices: np.ndarray, root: epath.Path, mesh: Mesh) -> Extractor:
@@ -123,8 +135,8 @@ def features_of(
 ) -> Features:
     """The features of images 0, ..., `count` - 1; files that `folder` already holds are reused.
 
-    `read` maps indices to images uint8 [B,H,W,C]. `tag` maps indices to a word for file names,
-    which must change if the images at these indices change.
+    `read` maps indices to images [B,H,W,C], as a Source's. `tag` maps indices to a word for file
+    names, which must change if the images at these indices change.
     """
     files = _make_parts(extractor, read, count, folder, Features._fields, tag)
     parts = list(_read_parts(files, count, Features._fields))
@@ -183,7 +195,7 @@ def all_features(
 
 
 def extract(extractor: Extractor, images: np.ndarray) -> Features:
-    """The features of uint8 images [N,H,W,C]."""
+    """The features of images [N,H,W,C], as a Source reads them."""
     features = []
     logits = []
     for rows, count in full_batches(len(images), BATCH * extractor.mesh.size):
@@ -246,6 +258,7 @@ def _read_statistics(file: epath.Path, count: int) -> dict[str, np.ndarray]:
 
 def _folder(root: epath.Path, source: Source, indices: np.ndarray, what: str) -> epath.Path:
     """The cache folder for results computed from these images; `what` names the results."""
-    hashed = hashlib.blake2b(f"{source.fingerprint} {what} {VERSION}".encode(), digest_size=8)
+    images = " ".join([source.fingerprint, source.units]).rstrip()
+    hashed = hashlib.blake2b(f"{images} {what} {VERSION}".encode(), digest_size=8)
     hashed.update(np.asarray(indices, np.int64).tobytes())
     return root / hashed.hexdigest()

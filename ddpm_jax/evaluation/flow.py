@@ -75,7 +75,7 @@ class Chains:
             move = self._mover(sampler, len(grid), real)
             state = watched(programs.advance_on, args, state, np.array(grid[::-1]), move)
             images[rows[:real]] = fetch(state.x)[:real]
-        return np.clip(images, -1, 1, out=images)
+        return programs.within_bounds(self.model.ddpm, images)
 
     def finite_images(
         self, sampler: Sampler, grid: Grid, start: int, count: int
@@ -119,7 +119,7 @@ class Chains:
         level = levels(strided(schedule, np.array(grid)), schedule)
         numbers = images.size
         costs = euler_costs(level.alpha, level.sigma, products / numbers, to_image / numbers)
-        return np.clip(images, -1, 1, out=images), costs
+        return programs.within_bounds(self.model.ddpm, images), costs
 
     @property
     def _T(self) -> int:
@@ -178,7 +178,7 @@ class Chains:
 
 
 class Distance(NamedTuple):
-    """How far images are from others, of 255."""
+    """How far images are from others, of 255 or in other units."""
 
     rmse: float
     """The root of the mean squared difference of all images."""
@@ -190,14 +190,17 @@ TOO_FAR = Distance(np.inf, np.inf)
 """Of images that are not finite."""
 
 
-def distance(images: np.ndarray | None, others: np.ndarray) -> Distance:
-    """The Distance of images [N,H,W,C] in [-1, 1]; TOO_FAR for None."""
+def distance(images: np.ndarray | None, others: np.ndarray, unit: float = 127.5) -> Distance:
+    """The Distance of images [N,H,W,C], as `squared_differences`; TOO_FAR for None."""
     if images is None:
         return TOO_FAR
-    squares = squared_differences(images, others)
+    squares = squared_differences(images, others, unit)
     return Distance(float(np.sqrt(squares.mean())), float(np.median(np.sqrt(squares))))
 
 
-def squared_differences(images: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The mean squared difference of each of images [N,H,W,C] in [-1, 1], of 255^2: float64 [N]."""
-    return 127.5**2 * np.square(np.float64(images) - others).mean(axis=(1, 2, 3))
+def squared_differences(images: np.ndarray, others: np.ndarray, unit: float = 127.5) -> np.ndarray:
+    """The mean squared difference of each of images [N,H,W,C] from others: float64 [N].
+
+    They are in the model's units, of which one is `unit` of those of the difference.
+    """
+    return unit**2 * np.square(np.float64(images) - others).mean(axis=(1, 2, 3))

@@ -9,10 +9,13 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.calls.conditions import UNGUIDED, Guide
-from ddpm_jax.data.images import grid, is_png_of, png, to_uint8
+from ddpm_jax.data.array_files import npy
+from ddpm_jax.data.images import grid, png
+from ddpm_jax.data.view import View
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.sample_files import SampleFiles, sample_files
 from ddpm_jax.keys import seed_key
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import check_writable, claim, npz, path_of, write_file
@@ -32,19 +35,29 @@ class Destination(NamedTuple):
 
     path: epath.Path
     kind: str
-    """folder, .png or .npz."""
+    """folder, .png, .npz or .npy."""
+    files: str | None = None
+    """Of a folder: what its files end in; None for what fits the values, see `sample_files`."""
+    channels: tuple[int, ...] | None = None
+    """Of a grid: the channels that are shown, counted from 1; None for all."""
 
 
-def destination(out: epath.PathLike) -> Destination:
-    """What `out` means: a .png (a grid), an .npz, or a folder (NAME/, or one that is there).
+def destination(
+    out: epath.PathLike, files: str | None = None, channels: tuple[int, ...] | None = None
+) -> Destination:
+    """What `out` means: a .png (a grid), .npz, .npy, or a folder (NAME/, or one that is there).
 
-    Raises UserError for anything else.
+    Raises UserError for anything else, and where `files` or `channels` mean nothing.
     """
     path = path_of(out)
     kind = "folder" if str(out).endswith("/") or path.is_dir() else path.suffix
-    if kind not in ("folder", ".png", ".npz"):
-        raise UserError(f"out: must end in .png (a grid), .npz, or / (a folder), got {out}")
-    return Destination(path, kind)
+    if kind not in ("folder", ".png", ".npz", ".npy"):
+        raise UserError(f"out: must end in .png (a grid), .npz, .npy or / (a folder), got {out}")
+    if files is not None and kind != "folder":
+        raise UserError(f"files: only applies to a folder, and out is {out}; leave it out")
+    if channels is not None and kind != ".png":
+        raise UserError(f"channels: only applies to a grid (.png), and out is {out}; leave it out")
+    return Destination(path, kind, files and f".{files}", channels)
 
 
 def sample_to(
@@ -58,21 +71,26 @@ def sample_to(
 ) -> None:
     """Draws images 0, ..., n - 1 of key(seed) into `out`, as `DDPM.sample` does.
 
-    A folder gets 000000.png, ..., of which only the missing ones are made, an .npz `images` uint8
-    [n,H,W,C], a grid a row for each of several labels. Raises UserError for a sampler or labels
-    that do not fit, or files that cannot be written.
+    A folder gets 000000.png, ..., of which only the missing ones are made, an .npz `images`
+    [n,H,W,C], a grid a row for each of several labels. All but the grid hold the data's own values,
+    in their type. Raises UserError for a sampler or labels that do not fit, or files that cannot be
+    written.
     """
     sampler = checked_sampler(sampler, model)
     guide.check(model.ddpm.config.model)
     size = batch_size or 64 * model.devices
     if out.kind == "folder":
-        fill_folder(out.path, model, n, seed, sampler, size, guide)
+        fill_folder(out.path, model, n, seed, sampler, size, guide, out.files)
     else:
         check_writable(out.path)
+        view = View(model.ddpm.config.data, out.channels)
+        if out.kind == ".png" and view.words:
+            log.info("in the picture, %s", view.words)
+        finished = view if out.kind == ".png" else model.ddpm.to_data
         drawn: list[np.ndarray] = []
         try:
             for _, images in _draw(model, range(n), seed, sampler, size, guide):
-                drawn.append(images)
+                drawn.append(finished(images))
         except BaseException:
             _keep(out, drawn, n, guide)
             raise
@@ -84,6 +102,8 @@ def _write(out: Destination, path: epath.Path, drawn: list[np.ndarray], guide: G
     images = np.concatenate(drawn)
     if out.kind == ".npz":
         write_file(path, npz({"images": images} | _labels_of(guide, len(images))))
+    elif out.kind == ".npy":
+        write_file(path, npy(images))
     else:
         write_file(path, png(_table(images, len(guide.labels or ()))))
 
@@ -125,15 +145,15 @@ def fill_folder(
     sampler: Sampler,
     batch_size: int,
     guide: Guide = UNGUIDED,
+    kind: str | None = None,
 ) -> None:
     """Draws the missing ones of images 0, ..., n - 1 of key(seed) into `folder`: 000000.png, ...
 
-    A file that does not hold such an image whole is drawn again. Beside them samples.json records
-    how they were drawn. Raises UserError if the folder holds something else.
+    `kind` is that of `sample_files`. A file that does not hold such an image whole is drawn again.
+    Beside them samples.json records how they were drawn. Raises UserError if the folder holds
+    something else.
     """
-    channels = model.ddpm.image_shape[-1]
-    if channels not in (1, 3):
-        raise UserError(f"out: a PNG has 1 or 3 channels, not {channels}; choose an .npz")
+    files = sample_files(model.ddpm, kind)
     sampler = checked_sampler(sampler, model)
     label = {**model.label, "seed": seed, **sampler.recorded(model.ddpm.config.diffusion)}
     if model.ddpm.config.model.num_classes:
@@ -142,14 +162,14 @@ def fill_folder(
     if errors is not None:  # Other errors, other variances, other images.
         label["calibration"] = errors
     claim(folder, "samples.json", label, functools.partial(_label_of_today, model=model))
-    is_missing = agreed(np.array([_is_missing(folder, i, model) for i in range(n)]))
+    is_missing = agreed(np.array([_is_missing(folder, i, files) for i in range(n)]))
     missing = np.flatnonzero(is_missing).tolist()
     log.info("%s: drawing the missing %d of %d images", folder, len(missing), n)
     left = len(missing)
     try:
         for indices, images in _draw(model, missing, seed, sampler, batch_size, guide):
             for i, image in zip(indices, images, strict=True):
-                write_file(image_file(folder, i), png(image))
+                write_file(files.file(folder, i), files.content(image))
             left -= len(images)
     finally:
         if left:
@@ -176,26 +196,21 @@ def _label_of_today(label: dict, model: Loaded) -> dict:
     return {**label, **sampler.recorded(model.ddpm.config.diffusion)}
 
 
-def _is_missing(folder: epath.Path, i: int, model: Loaded) -> bool:
+def _is_missing(folder: epath.Path, i: int, files: SampleFiles) -> bool:
     """Whether image i has to be drawn. Names a file that is there and damaged."""
-    file = image_file(folder, i)
+    file = files.file(folder, i)
     if not file.exists():
         return True
     if file.is_dir():
         raise UserError(f"{file}: is a folder in the place of an image; remove or rename it")
-    if is_png_of(file.read_bytes(), model.ddpm.image_shape):
+    if files.is_whole(file.read_bytes()):
         return False
     log.warning("%s: not a whole image of this model; drawn again", file)
     return True
 
 
-def image_file(folder: epath.Path, i: int) -> epath.Path:
-    """The file of image i in a folder of samples."""
-    return folder / f"{i:06d}.png"
-
-
 def _draw(model, indices, seed, sampler, batch_size, guide):
-    """Yields (indices of consecutive images, their uint8 pixels), a batch at a time."""
+    """Yields (indices of consecutive images, these in the model's units), a batch at a time."""
     rng = seed_key(seed)
     runs = list(_runs_of(indices, batch_size))
     steps = len(sampler.timesteps_of(model.ddpm.config.diffusion))
@@ -211,7 +226,7 @@ def _draw(model, indices, seed, sampler, batch_size, guide):
                 progress=progress,
                 **guide.of(np.array(some)),
             )
-            yield some, to_uint8(x)
+            yield some, x
 
 
 def _runs_of(indices, most: int):

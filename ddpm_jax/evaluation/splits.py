@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.config import Config, Split
+from ddpm_jax.config.places import CHOICES
 from ddpm_jax.data import Source, load_source, split
 from ddpm_jax.data.class_names import numbered_words
 from ddpm_jax.data.names import shown
+from ddpm_jax.data.scaled import scaled
 from ddpm_jax.errors import UserError
 from ddpm_jax.weights.load import Loaded
 
@@ -57,8 +59,8 @@ def first_of(images: Images, n: int | None) -> tuple[Images, int | None]:
 def read_split(model: Loaded, split: Split | None = None, data: str | None = None) -> Images:
     """The images of `split`: train and holdout as they were in training, or data.test.
 
-    `split` None is `default_split`. `data` (folder:PATH, npz:PATH or tfds:NAME) is read instead of
-    the config's own source. If the training data is not known, train is all of `data`. Raises
+    `split` None is `default_split`. `data`, named as data.source, is read instead of the
+    config's own source. If the training data is not known, train is all of `data`. Raises
     UserError if the split is empty or unknown, or if the images to take train or holdout from are
     not those of the training.
     """
@@ -74,8 +76,7 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
         )
     if config.source == "array" and data is None:
         raise UserError(
-            "data: this model was trained on an array; name its images with --data npz:PATH "
-            "(or folder:PATH, tfds:NAME)"
+            f"data: this model was trained on an array; name its images with --data {CHOICES}"
         )
     source = load_images(model, data or config.source)
     if model.data_fingerprint is None:
@@ -97,7 +98,8 @@ def load_images(model: Loaded, place: str, test: bool = False) -> Source:
     """
     config = model.ddpm.config
     data = dataclasses.replace(config.data, source=config.data.source if test else place)
-    source = load_source(dataclasses.replace(data, test=place if test else data.test), test)
+    raw = load_source(dataclasses.replace(data, test=place if test else data.test), test)
+    source = scaled(raw, data)
     classes = config.model.num_classes
     found = source.class_names
     is_other = source.fingerprint != model.data_fingerprint and not config.data.class_names

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.calls.conditions import UNGUIDED, Guide
 from ddpm_jax.config import SamplerName, Split
-from ddpm_jax.data.images import to_uint8
+from ddpm_jax.data.images import as_read
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.evaluation import metrics
 from ddpm_jax.evaluation.evaluate import real_images
@@ -23,6 +23,7 @@ from ddpm_jax.evaluation.features import (
     Extractor,
     Reference,
     cache_root,
+    check_inception,
     extract,
     inception,
     proxy,
@@ -77,6 +78,8 @@ class FidJudge(NamedTuple):
     """Of the images trained on and, where they are known, of others."""
     guide: Guide = UNGUIDED
     """The labels of the samples."""
+    levels: int | None = 256
+    """Of the images' values; None for continuous ones."""
 
     @property
     def split(self) -> Split:
@@ -194,12 +197,14 @@ def draw_fine(
     return chains.fine(HELD_BACK + start, count)
 
 
-def distance(images: np.ndarray, fine: np.ndarray) -> Estimate:
-    """Root mean squared difference, of 255, of images [N,H,W,C] in [-1, 1] from the fine ones.
+def distance(images: np.ndarray, fine: np.ndarray, unit: float = 127.5) -> Estimate:
+    """Root mean squared difference of images [N,H,W,C] in [-1, 1] from the fine ones.
+
+    It is of 255, or whatever `unit` of it the model's unit is.
 
     `fine` holds those of the first of the same starts. The error is that of the choice of starts.
     """
-    squares = squared_differences(images[: len(fine)], fine)
+    squares = squared_differences(images[: len(fine)], fine, unit)
     value = float(np.sqrt(squares.mean()))
     if len(squares) < 2 or not value:
         return Estimate(value, 0.0)
@@ -223,13 +228,14 @@ def fid_judge_of(
     train = sets[0]
     root = cache_root(train.source, shared)
     if inception_file:
+        check_inception(model.ddpm.config.data)
         extractor = inception(inception_file, mesh)
     else:
         extractor = proxy(train.source, train.indices, root, mesh)
     references = {
         each.split: reference_of(extractor, each.source, each.indices, root) for each in sets
     }
-    return FidJudge(extractor, references, guide_for(model.ddpm, train))
+    return FidJudge(extractor, references, guide_for(model.ddpm, train), model.ddpm.levels)
 
 
 def fids(judge: FidJudge, images: np.ndarray) -> dict[Split, Estimate]:
@@ -237,7 +243,7 @@ def fids(judge: FidJudge, images: np.ndarray) -> dict[Split, Estimate]:
 
     The error is `metrics.fid_error`'s, which covers the choice of the samples.
     """
-    features = extract(judge.extractor, to_uint8(images)).features
+    features = extract(judge.extractor, as_read(images, judge.levels)).features
     own = metrics.statistics(features)
     return {
         split: Estimate(

@@ -14,6 +14,7 @@ from etils import epath
 
 from ddpm_jax import samplers
 from ddpm_jax.calls.conditions import UNGUIDED, Guide
+from ddpm_jax.data.scaling import Unit
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.progress import progress_bar
@@ -95,15 +96,20 @@ class Search:
         self.errors: dict[tuple[Sampler, Grid], float] = {}
 
     @property
+    def unit(self) -> Unit:
+        """That of distances."""
+        return self.chains.model.ddpm.scaling.unit
+
+    @property
     def T(self) -> int:
         """The model's number of steps."""
         return self.chains.model.ddpm.schedule.num_timesteps
 
     def error(self, sampler: Sampler, grid: Grid) -> float:
-        """The RMSE of 255 over the starts of the search; measured once."""
+        """The RMSE, in `unit`, over the starts of the search; measured once."""
         if (sampler, grid) not in self.errors:
             images = self.chains.finite_images(sampler, grid, 0, self.count)
-            error = distance(images, self.target).rmse
+            error = distance(images, self.target, self.unit.size).rmse
             self.errors[sampler, grid] = float(agreed(error))
         return self.errors[sampler, grid]
 
@@ -122,7 +128,7 @@ class Search:
 
         def judge(sampler: Sampler, grid: Grid) -> Distance:
             images = self.chains.finite_images(sampler, grid, self.count, self.held)
-            return distance(images, target)
+            return distance(images, target, self.unit.size)
 
         tuned = dataclasses.replace(sampler, timesteps=grid)
         grids = untuned_grids(self.T, self.steps)
@@ -169,6 +175,8 @@ class Result(NamedTuple):
     """Of the best of them."""
     choice: Choice | None
     """Where no sampler was named."""
+    unit: str = "of 255"
+    """What distances are given in."""
 
     @property
     def tuned(self) -> Tuned:
@@ -227,7 +235,7 @@ def tune(
         best = min(methods, key=lambda each: compared[each])
         distances = search.judged(best, search.best(best, EVALUATIONS))
         errors = {each.words: error for each, error in compared.items()}
-        result = Result(steps, search.held, errors, distances, None)
+        result = Result(steps, search.held, errors, distances, None, search.unit.words)
         keep(
             place, model, result, images, seed, guide
         )  # Before the comparison, which takes long, too.
@@ -351,11 +359,13 @@ def table(result: Result) -> str:
     sampler = distances.sampler
     lines = []
     if len(result.compared) > 1:
-        lines.append("nearest to the deterministic solution, RMSE of 255 over the search's starts:")
+        lines.append(
+            f"nearest to the deterministic solution, RMSE {result.unit} over the search's starts:"
+        )
         lines += [f"  {name:26}{error:9.3f}" for name, error in result.compared.items()]
     lines += [
-        f"{sampler.words}, {result.steps} steps: RMSE of 255 from the deterministic solution, "
-        f"over {result.held} starts held back",
+        f"{sampler.words}, {result.steps} steps: RMSE {result.unit} from the deterministic "
+        f"solution, over {result.held} starts held back",
         f"  {'':26}{'of all':>9}{'median of the images':>23}",
     ]
     rows = {"tuned": distances.tuned, **distances.untuned}

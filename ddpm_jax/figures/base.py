@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from ddpm_jax.config import Checked, Metavar, Seed, Step, Weights
+from ddpm_jax.config import Checked, Metavar, Positive, Seed, Step, Weights
+from ddpm_jax.config.places import METAVAR
+from ddpm_jax.data.view import View
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import q_sample
@@ -26,8 +28,8 @@ from ddpm_jax.weights.load import Loaded, home_of, load_for_command
 
 log = logging.getLogger(__name__)
 
-OptionalSource = Annotated[str | None, Metavar("SOURCE")]
-"""folder:PATH, npz:PATH or tfds:NAME."""
+OptionalSource = Annotated[str | None, Metavar(METAVAR)]
+"""Images, named as data.source."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,8 @@ class RunFigure(Figure):
     """Averaged (ema) or last (raw) weights; None for a run's ema, or those that a file holds."""
     step: Step | None = None
     """Step of the checkpoint; best for the lowest checkpoint.best; None for the newest."""
+    channels: tuple[Positive, ...] | None = None
+    """The channels that are shown, counted from 1; None for all, side by side unless 1 or 3."""
 
     def path(self) -> epath.Path:
         """The picture's path, by default in the run's figures/.
@@ -93,6 +97,12 @@ class RunFigure(Figure):
     def footnote(self, weights: str) -> str:
         """The note that names the model; `weights` describes its weights in words."""
         return f"{self.run}, {weights}, seed {self.seed}"
+
+    def notes_of(self, model: Loaded) -> list[str]:
+        """The footnote, and what black and white are where images are not of 8 bits."""
+        words = View(model.ddpm.config.data, self.channels).words
+        footnote = self.footnote(model.words)
+        return [f"{words[:1].upper()}{words[1:]}.", footnote] if words else [footnote]
 
 
 def steps_at(num_timesteps: int, fractions: Iterable[float]) -> list[int]:

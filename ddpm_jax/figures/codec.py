@@ -48,7 +48,7 @@ class Codec(RunFigure):
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
+    """The split's images; None for the config's source."""
 
     name: ClassVar[str] = "codec"
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from ddpm_jax.config import Metavar, Range
 from ddpm_jax.data.decode import decode
-from ddpm_jax.data.images import to_float, to_uint8
+from ddpm_jax.data.images import to_float
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.segments import Progress
@@ -37,7 +37,7 @@ class Interpolate(RunFigure):
     steps: Annotated[int, Range(min=1)] | None = None
     """With --slerp: DDIM steps for each direction; None for all."""
     data: OptionalSource = None
-    """The run's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
+    """The run's images; None for the config's source."""
 
     @property
     def name(self) -> str:  # type: ignore[override] # fixed in the other figures
@@ -69,8 +69,8 @@ class Interpolate(RunFigure):
             ks = [T, 0]
             rows = ["latents", "pixels"]
             with progress_bar(total=2 * (self.steps or T), desc=self.name, unit="step") as bar:
-                mixed = slerp_latents(ddpm, params, x_0, weights, self.steps, bar)
-            mixtures = [mixed, _mix(x_0[:1], x_0[1:], weights)]
+                on_circle = slerp_latents(ddpm, params, x_0, weights, self.steps, bar)
+            mixtures = [on_circle, _mix(x_0[:1], x_0[1:], weights)]
         else:
             title = "Interpolation in latent space (Fig. 8 and 9)"
             note = (
@@ -83,17 +83,19 @@ class Interpolate(RunFigure):
             rng = seed_key(self.seed)
             with progress_bar(total=sum(ks), desc=self.name, unit="step") as bar:
                 mixtures = [mix_latents(ddpm, params, rng, x_0, weights, k, bar) for k in ks]
-        images = to_uint8(np.stack([np.asarray(row) for row in mixtures]))
-        ends = np.broadcast_to(sources[:, None], (2, len(rows), *sources.shape[1:]))
+        mixed = np.stack([np.asarray(row) for row in mixtures])
+        images = ddpm.to_picture(mixed, self.channels)
+        shown = ddpm.to_picture(x_0, self.channels)
+        ends = np.broadcast_to(shown[:, None], (2, len(rows), *shown.shape[1:]))
         picture = image_table(
             np.concatenate([ends[0][:, None], images, ends[1][:, None]], axis=1),
             rows=rows,
             columns=["image 1", *(f"{weight:.2g}" for weight in weights), "image 2"],
             title=title,
-            notes=[f"Columns: the weight of image 2. {note}", self.footnote(model.words)],
+            notes=[f"Columns: the weight of image 2. {note}", *self.notes_of(model)],
         )
         return self.write(
-            picture, {"k": np.array(ks), "weight": weights, "source": sources, "images": images}
+            picture, {"k": np.array(ks), "weight": weights, "source": shown, "images": images}
         )
 
 

@@ -11,13 +11,21 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Metavar, Range
-from ddpm_jax.data.images import to_uint8
+from ddpm_jax.data.images import as_read, to_float
+from ddpm_jax.data.scaling import Unit
 from ddpm_jax.data.sources import Source
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.features import all_features, cache_root, extract, inception, proxy
+from ddpm_jax.evaluation.features import (
+    all_features,
+    cache_root,
+    check_inception,
+    extract,
+    inception,
+    proxy,
+)
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import OptionalSource, RunFigure, labels_in_turn
 from ddpm_jax.figures.panel import image_table
@@ -32,14 +40,15 @@ class Nearest(NamedTuple):
     index: np.ndarray  # type: ignore[assignment] # no one searches a tuple
     """[Q,N] their places in the searched indices."""
     distance: np.ndarray
-    """[Q,N] root mean squared difference of pixels (of 255), or the distance of features."""
+    """[Q,N] root mean squared difference of pixels (of 255 for 8-bit images), or the distance of
+    features."""
 
 
 class Space(NamedTuple):
     """The space in which the nearest images are searched: pixels or features."""
 
     nearest: Callable[..., Nearest]
-    """(uint8 queries [Q,H,W,C], count, own=None) -> Nearest, like the function `nearest`."""
+    """(queries [Q,H,W,C], count, own=None) -> Nearest, like the function `nearest`."""
     words: str
     """The meaning of its distances, in words."""
 
@@ -53,7 +62,7 @@ class Neighbours(RunFigure):
     neighbours: Annotated[int, Range(min=1)] = 8
     """Number of training images beside each sample."""
     data: OptionalSource = None
-    """The training images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
+    """The training images; None for the config's source."""
     features: bool = False
     """Compare images by the features that `evaluate` uses, not by pixels."""
     inception: Annotated[str | None, Metavar("PATH")] = None
@@ -67,8 +76,8 @@ class Neighbours(RunFigure):
     def draw(self) -> epath.Path:
         """Writes the picture and .npz.
 
-        The .npz holds uint8 samples [n,H,W,C] and neighbours [n,N,H,W,C], index and distance [n,N],
-        and typical, the median distance between training images.
+        The .npz holds samples [n,H,W,C] and neighbours [n,N,H,W,C] (levels, or the model's units),
+        index and distance [n,N], and typical, the median distance between training images.
         """
         if self.inception and not self.features:
             raise UserError(
@@ -77,10 +86,13 @@ class Neighbours(RunFigure):
         model = self.load()
         flip = model.ddpm.config.data.flip
         _, source, indices = read_split(model, "train", self.data)
-        space = self._space(source, indices)
+        if self.inception:
+            check_inception(model.ddpm.config.data)
+        space = self._space(source, indices, model.ddpm.scaling.unit)
         labels = labels_in_turn(model.ddpm, self.n)
         rng = seed_key(self.seed)
-        samples = to_uint8(model.ddpm.sample(model.params, rng, self.n, labels=labels))
+        drawn = model.ddpm.sample(model.params, rng, self.n, labels=labels)
+        samples = as_read(drawn, model.ddpm.levels)
         count = min(self.neighbours, len(indices))
         if flip:  # A mirrored copy is a copy too.
             both = space.nearest(np.concatenate([samples, samples[:, :, ::-1]]), count)
@@ -91,8 +103,9 @@ class Neighbours(RunFigure):
             found = space.nearest(samples, count)
         near = np.stack([source.read(indices[row]) for row in found.index])
         typical = distance_between(space, source, indices, flip)
+        shown = to_float(np.concatenate([samples[:, None], near], axis=1))
         picture = image_table(
-            np.concatenate([samples[:, None], near], axis=1),
+            model.ddpm.to_picture(shown, self.channels),
             rows=[f"nearest at {distance:.1f}" for distance in found.distance[:, 0]],
             columns=["sample", *(f"#{i + 1}" for i in range(count))],
             title="Samples and their nearest training images (Fig. 12)",
@@ -100,7 +113,7 @@ class Neighbours(RunFigure):
                 f"Nearest of {len(indices)} training images by {space.words}. A copy would be near "
                 f"0; the median from a training image to its nearest other one is {typical:.1f}."
                 + (" Mirrored images count too." if flip else ""),
-                self.footnote(model.words),
+                *self.notes_of(model),
             ],
         )
         numbers = {
@@ -112,10 +125,10 @@ class Neighbours(RunFigure):
         }
         return self.write(picture, numbers)
 
-    def _space(self, source, indices) -> Space:
+    def _space(self, source: Source, indices: np.ndarray, unit: Unit) -> Space:
         if not self.features:
-            pixels = functools.partial(nearest, source=source, indices=indices)
-            return Space(pixels, "the root mean squared difference of pixels, of 255")
+            pixels = functools.partial(nearest, source=source, indices=indices, unit=unit.size)
+            return Space(pixels, f"the root mean squared difference of pixels, {unit.words}")
         mesh = make_mesh()
         root = cache_root(source, self.path().parent / "real")
         if self.inception:
@@ -139,8 +152,9 @@ def nearest(
     *,
     source: Source,
     indices: np.ndarray,
+    unit: float = 127.5,
 ) -> Nearest:
-    """The `count` nearest images to each of uint8 `queries` [Q,H,W,C].
+    """The `count` nearest images to each of `queries` [Q,H,W,C], as a Source reads them.
 
     The source's images `indices` [M] are searched block by block on the device. If a query is
     itself one of them, `own` [Q] holds its place in `indices`, which is left out.
@@ -157,7 +171,8 @@ def nearest(
     place = np.asarray(best[1])
     # Computed again in float64: a sum of large squares is rounded in float32.
     rmse = [
-        _rmse(query, source.read(indices[row])) for query, row in zip(queries, place, strict=True)
+        _rmse(query, source.read(indices[row]), unit)
+        for query, row in zip(queries, place, strict=True)
     ]
     return _best(Nearest(place, np.stack(rmse)), count)
 
@@ -226,9 +241,12 @@ def _best(found: Nearest, count: int) -> Nearest:
 
 
 def _flatten(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1
+    return to_float(images.reshape(len(images), -1))
 
 
-def _rmse(image, others) -> np.ndarray:
+def _rmse(image, others, unit: float) -> np.ndarray:
+    """[N] in levels, where the images are; else in a unit that the model's is `unit` of."""
     difference = np.float64(others) - image
+    if others.dtype.kind == "f":
+        difference = difference * unit
     return np.asarray(np.sqrt(np.square(difference).mean(axis=(1, 2, 3))))

@@ -10,7 +10,7 @@ from etils import epath
 from PIL import Image
 
 from ddpm_jax.config import Range
-from ddpm_jax.data.images import grid, to_uint8
+from ddpm_jax.data.images import grid
 from ddpm_jax.ddpm import DDPM, Labels
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.segments import Progress
@@ -47,8 +47,8 @@ class Progressive(RunFigure):
         labels = labels_in_turn(ddpm, self.n)
         with progress_bar(total=steps_of(ks), desc=self.name, unit="step") as bar:
             x, x_0 = chain(ddpm, params, keys, ks, bar, labels)
-        x = to_uint8(x)
-        x_0 = to_uint8(x_0)
+        x = ddpm.to_picture(x, self.channels)
+        x_0 = ddpm.to_picture(x_0, self.channels)
         picture = image_table(
             x_0[[ks.index(k) for k in shown]].swapaxes(0, 1),
             rows=names_of("sample", self.n, labels),
@@ -56,7 +56,7 @@ class Progressive(RunFigure):
             title="The image predicted from x_k along the reverse process (Fig. 6)",
             notes=[
                 f"k: diffusion steps in x_k; k={T} is pure noise, k=0 is the finished sample.",
-                self.footnote(model.words),
+                *self.notes_of(model),
             ],
         )
         frames = [_side_by_side(x[i], x_0[i]) for i in range(len(ks))]

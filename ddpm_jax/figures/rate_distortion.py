@@ -31,7 +31,7 @@ class RateDistortion(RunFigure):
     batch_size: Positive | None = None
     """Images per batch; None for 64 per device."""
     data: OptionalSource = None
-    """The split's images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
+    """The split's images; None for the config's source."""
 
     name: ClassVar[str] = "rate-distortion"
 
@@ -49,7 +49,8 @@ class RateDistortion(RunFigure):
         table = table_4(result)
         k = np.arange(1, len(result.terms) + 1)
         steps = "reverse process steps (T - t + 1)"
-        rmse = "distortion (RMSE of 255)"
+        unit = result.unit.words
+        rmse = f"distortion (RMSE {unit})"
         rate = "rate (bits/dim)"
         picture = curves(
             [
@@ -67,7 +68,7 @@ class RateDistortion(RunFigure):
                 self.footnote(words_of(summary["weights"], summary["step"])),
             ],
         )
-        print(f"{'reverse steps':>13} {'rate, bits/dim':>15} {'RMSE of 255':>12}")
+        print(f"{'reverse steps':>13} {'rate, bits/dim':>15} {f'RMSE {unit}':>12}")
         for row in table:
             print(f"{row['reverse_steps']:13d} {row['rate']:15.5f} {row['rmse']:12.5f}")
         content = json.dumps({**summary, "table_4": table}, indent=1)

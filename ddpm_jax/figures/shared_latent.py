@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ddpm_jax.calls import programs
 from ddpm_jax.config import Range
-from ddpm_jax.data.images import to_uint8
 from ddpm_jax.ddpm import DDPM, Labels
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.segments import Progress
@@ -52,27 +52,29 @@ class SharedLatent(RunFigure):
                 for x, k in zip(latents, ks, strict=True)
             ]
         samples = np.stack(shares)
-        # [K]: standard deviation among the samples that share x_k, averaged over pixels, of 255.
-        spread = 127.5 * samples.std(axis=2, ddof=1).mean(axis=(1, 2, 3, 4))
+        # [K]: standard deviation among the samples that share x_k, averaged over pixels.
+        unit = ddpm.scaling.unit
+        pictures = ddpm.to_picture(samples, self.channels)
+        spread = unit.size * samples.std(axis=2, ddof=1).mean(axis=(1, 2, 3, 4))
         cells = [
             [_cell(samples[j, i], latents[j, i]) for j in range(len(ks))] for i in range(self.n)
         ]
         picture = image_table(
-            to_uint8(np.array(cells)),
+            ddpm.to_picture(np.array(cells), self.channels),
             rows=names_of("chain", self.n, labels),
             columns=[f"k={k}\nspread {s:.1f}" for k, s in zip(ks, spread, strict=True)],
             title="Samples that share a latent (Fig. 7)",
             notes=[
                 "Each cell has the shared x_k at the bottom right and three samples drawn from it. "
                 f"k: diffusion steps in x_k; k={T} is pure noise, k=0 is the image. "
-                "Spread: standard deviation among the three, of 255.",
-                self.footnote(model.words),
+                f"Spread: standard deviation among the three, {unit.words}.",
+                *self.notes_of(model),
             ],
             size=120,
         )
         return self.write(
             picture,
-            {"k": np.array(ks), "x_k": latents, "samples": to_uint8(samples), "spread": spread},
+            {"k": np.array(ks), "x_k": latents, "samples": pictures, "spread": spread},
         )
 
 
@@ -97,7 +99,7 @@ def share(
         # Other keys than those of the chains, which have small indices, and others for every k.
         keys = keys_of(jax.random.fold_in(jax.random.fold_in(rng, SHARED), k), len(x))
         x, _ = reverse(params, keys, x, k, progress=progress)
-    return jnp.clip(x.reshape(len(x_k), SHARES, *x.shape[1:]), -1, 1)
+    return programs.within_bounds(ddpm, x.reshape(len(x_k), SHARES, *x.shape[1:]))
 
 
 def _cell(samples, latent) -> np.ndarray:

@@ -8,7 +8,6 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Metavar, Range
-from ddpm_jax.data.images import to_uint8
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
@@ -61,7 +60,7 @@ class Steps(RunFigure):
     steps: Annotated[tuple[int, ...], Range(min=2)] = (5, 8, 10, 15, 20, 50)
     """Numbers of steps; those above T are left out."""
     data: OptionalSource = None
-    """Real images, as folder:PATH, npz:PATH or tfds:NAME; None for the config's source."""
+    """Real images; None for the config's source."""
     inception: Annotated[str | None, Metavar("PATH")] = None
     """Weights of FID's InceptionV3; None trains a small proxy on the images' labels instead."""
 
@@ -107,6 +106,8 @@ class Steps(RunFigure):
         self, model: Loaded, chosen: list[Contestant], judge: FidJudge | None
     ) -> list[Row]:
         """A Row for the fine solution and for each contestant."""
+        ddpm = model.ddpm
+        unit = ddpm.scaling.unit.size
         starts = min(self.samples, STARTS)
         n = self.samples if judge else starts
         guide = judge.guide if judge else guide_for(model.ddpm, None)
@@ -115,12 +116,12 @@ class Steps(RunFigure):
         with progress_bar(total=total, desc=self.name, unit="call") as bar:
             exact = draw_fine(model, self.seed, 0, starts, bar.update, guide)
             fine = Contestant("fine solution", ANCESTRAL, steps_of_fine)
-            measured = [Row(fine, NOTHING, NOTHING, to_uint8(exact[:SHOWN]))]
+            measured = [Row(fine, NOTHING, NOTHING, ddpm.to_picture(exact[:SHOWN], self.channels))]
             for each in chosen:
                 images = draw(model, each.sampler, self.seed, 0, n, bar.update, guide=guide)
-                far = distance(images, exact) if each.deterministic else NOTHING
+                far = distance(images, exact, unit) if each.deterministic else NOTHING
                 fid = fids(judge, images)[judge.split] if judge else NOTHING
-                measured.append(Row(each, far, fid, to_uint8(images[:SHOWN])))
+                measured.append(Row(each, far, fid, ddpm.to_picture(images[:SHOWN], self.channels)))
         return measured
 
     def _picture(
@@ -130,7 +131,7 @@ class Steps(RunFigure):
         panels: list[dict[str, Any]] = [
             {
                 "lines": lines_of(rows, "distance"),
-                "ylabel": "RMSE of 255 from the fine solution",
+                "ylabel": f"RMSE {model.ddpm.scaling.unit.words} from the fine solution",
             }
         ]
         starts = min(self.samples, STARTS)
@@ -177,7 +178,7 @@ class Steps(RunFigure):
             rows=[row.contestant.name for row in shown],
             columns=[f"start {i}" for i in range(len(fine.images))],
             title=f"The same starts by each sampler in {steps} steps",
-            notes=[self.footnote(model.words)],
+            notes=self.notes_of(model),
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 
 from ddpm_jax.config import Config, Data, Train, value_of
+from ddpm_jax.config.places import READ_AS_NEEDED
 
 EVERY = (
     "train.log_every",
@@ -63,7 +64,9 @@ def _of_data(config: Config, streamed: bool) -> Iterator[str]:
             yield f"data.{name}: only tfds data sets use it, not {data.source}"
     if data.workers != default.workers and not streamed:
         yield "data.workers: all images are in memory, so no process reads ahead"
-    in_memory = not kinds & {"folder", "tfds"}
+    elif data.workers != default.workers and data.source.startswith("npy:"):
+        yield "data.workers: a thread reads npy files ahead, whatever it says"
+    in_memory = not kinds & READ_AS_NEEDED
     if data.cache_mb != default.cache_mb and in_memory and not data.on_device:
         yield f"data.cache_mb: the images of {data.source} are in memory whatever it says"
 

@@ -15,7 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ddpm_jax.data.images import grid, png, to_uint8
+from ddpm_jax.data.images import grid, png
 from ddpm_jax.devices.processes import is_first
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.storage.best import METRICS, values_of
@@ -106,12 +106,12 @@ class RunLog:
         for name, value in _scalars(values):
             self.tensorboard.add(step, summary.scalar(name, value))
 
-    def pictures(self, step: int, x: np.ndarray) -> None:
-        """Writes samples x [N,H,W,C] in [-1, 1] as a grid.
+    def pictures(self, step: int, images: np.ndarray) -> None:
+        """Writes pictures uint8 [N,H,W,C] of samples as a grid.
 
         It goes to samples/, to samples.png and to TensorBoard.
         """
-        picture = grid(to_uint8(x))
+        picture = grid(images)
         content = png(picture)
         write_file(self._picture_file(step), content)
         write_file(self.workdir / "samples.png", content)

@@ -16,6 +16,8 @@ from ddpm_jax.config import Config
 from ddpm_jax.data import Source, from_array, load_source, split
 from ddpm_jax.data.class_names import numbered_words
 from ddpm_jax.data.guard import leave_unguarded_reader
+from ddpm_jax.data.scaled import scaled
+from ddpm_jax.data.survey import log_units, with_units
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import make_mesh, state_shardings
 from ddpm_jax.errors import UserError
@@ -66,6 +68,8 @@ def prepare(
     config, source = _with_source(config, images, labels)
     config = with_classes(config, source)
     train, held_out = split(source, config.data.holdout)
+    config = dataclasses.replace(config, data=with_units(config.data, source, train))
+    source = scaled(source, config.data)
     mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
     check_batch(config.train, mesh.size)
     _check_steps(workdir, config.train.steps)
@@ -85,6 +89,7 @@ def describe(prepared: Prepared, given: Collection[str]) -> None:
     )
     if config.data.class_names:
         log.info("data: the classes are %s", numbered_words(config.data.class_names))
+    log_units(config.data)
     lines = idle_settings(
         config,
         streamed=prepared.source.streamed,
@@ -102,8 +107,7 @@ def abstract_state(ddpm: DDPM, mesh: Mesh) -> TrainState:
 
     They are known first, so that every array is made where it belongs.
     """
-    shapes = jax.eval_shape(functools.partial(init_state, ddpm))
-    return abstract_like(shapes, state_shardings(shapes, mesh))
+    return _init_on(ddpm, mesh)[0]
 
 
 def new_state(prepared: Prepared, workdir: epath.Path) -> TrainState:
@@ -116,10 +120,20 @@ def new_state(prepared: Prepared, workdir: epath.Path) -> TrainState:
             f"{workdir}: this run has no checkpoint yet; "
             "name the weights that it starts from with --init-from"
         )
-    abstract = abstract_state(prepared.ddpm, prepared.mesh)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    init = functools.partial(init_state, prepared.ddpm)
-    return jax.jit(init, out_shardings=shardings)(prepared.params)
+    init = _init_on(prepared.ddpm, prepared.mesh)[1]
+    return init(prepared.params)
+
+
+@functools.lru_cache(maxsize=16)
+def _init_on(ddpm: DDPM, mesh: Mesh):
+    """(the shapes of a state with their places on the mesh, the program that makes the first).
+
+    They are kept for the next run of the same model in this process.
+    """
+    init = functools.partial(init_state, ddpm)
+    shapes = jax.eval_shape(init)
+    shardings = state_shardings(shapes, mesh)
+    return abstract_like(shapes, shardings), jax.jit(init, out_shardings=shardings)
 
 
 def _with_source(
@@ -130,8 +144,9 @@ def _with_source(
         if labels is not None:
             raise UserError("labels: belong to images that are given, too; pass both")
         return config, load_source(config.data)
-    source = from_array(images, config.data.image_shape, labels)
-    data = dataclasses.replace(config.data, source="array")
+    data = config.data
+    source = from_array(images, data.image_shape, labels, values=data.value_kind)
+    data = dataclasses.replace(data, source="array")
     return dataclasses.replace(config, data=data), source
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Config
-from ddpm_jax.data.images import to_float, to_uint8
+from ddpm_jax.data.images import as_read, to_float
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.errors import UserError
@@ -18,6 +18,7 @@ from ddpm_jax.evaluation.features import (
     BATCH,
     Extractor,
     cache_root,
+    check_inception,
     extract,
     inception,
     proxy,
@@ -74,7 +75,7 @@ class Quality:
         x = self.ddpm.sample(
             params, rng, self.n, labels=self.labels, sampler=sampler, progress=progress
         )
-        images = to_uint8(x)
+        images = as_read(x, self.ddpm.levels)
         features = []
         for rows, count in full_batches(self.n, BATCH * self.extractor.mesh.size):
             progress.update(0)
@@ -140,12 +141,7 @@ def check_quality(prepared: Prepared) -> None:
     if config.train.inception is None:
         _check_proxy(prepared)
         return
-    channels = config.data.image_shape[-1]
-    if channels not in (1, 3):
-        raise UserError(
-            f"train.inception: InceptionV3 is for images of 1 or 3 channels, not {channels}; "
-            "leave it out to train a proxy"
-        )
+    check_inception(config.data, "train.inception")
     load_inception(config.train.inception)
 
 

@@ -245,7 +245,7 @@ def _draw(ddpm, state, mesh, run_log, signals) -> str | None:
     except NonFiniteSamples as error:
         log.warning("samples of step %d: none; %s", step, error)
         return None
-    run_log.pictures(step, x)
+    run_log.pictures(step, ddpm.to_picture(x))
     return None
 
 

@@ -1,7 +1,6 @@
 """One update (Ho et al. 2020, Algorithm 1 and Appendix B), on one device or many."""
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -204,8 +203,8 @@ class Update:
 
 
 def _on_device(config: Config, source: Source, mesh: Mesh):
-    """All images of `source`, uint8 [N,H,W,C], on each device."""
-    size = len(source) * math.prod(config.data.image_shape) / 2**20
+    """All images of `source`, [N,H,W,C], on each device."""
+    size = len(source) * source.read(np.arange(1)).nbytes / 2**20
     if size > config.data.cache_mb:
         raise UserError(
             f"data.on_device: {len(source)} images take {size:.0f} MiB, more than data.cache_mb "
