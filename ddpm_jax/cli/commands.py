@@ -3,6 +3,7 @@
 Each command imports its own part of the package when it runs: `ddpm-jax --help` needs none of it.
 """
 
+import dataclasses
 import logging
 import os
 import sys
@@ -172,11 +173,19 @@ def _train(args: list[str]) -> None:
     config = load_config(name)
     default = TrainOptions(config, workdir)
     options = parse(TrainOptions, args, f"ddpm-jax train {label}", default)
+    given = changed(config, options.config)
+    what = (options.config, options.workdir)
+    if options.dry_run:
+        # What is compiled is not kept, either: nothing is written, and it is measured.
+        _start(dataclasses.replace(options.launch, compile_cache=False))
+        from ddpm_jax.training.dry_run import dry_run, table
+
+        _print_once(table(dry_run(*what, init_from=options.init_from, given=given)))
+        return
     _start(options.launch)
     from ddpm_jax.training.train import fit
 
-    given = changed(config, options.config)
-    fit(options.config, options.workdir, init_from=options.init_from, given=given)
+    fit(*what, init_from=options.init_from, given=given)
 
 
 def _plan(args: list[str]) -> None:

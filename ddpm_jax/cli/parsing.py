@@ -129,6 +129,7 @@ def _one_line(box: str) -> str:
         words,
     )
     # The kind of a list, "[INT [INT ...]]", alone or in the place of None.
+    words = re.sub(r"be \{None\}\|(\w+)\|\{(\w+)\}, got", r"be None, \1 or \2, got", words)
     words = re.sub(r"must be \{None\}\|\{?(.*?)\}?, got", r"must be None or \1, got", words)
     words = re.sub(r"\[(\w+) \[\1 \.\.\.\]\]", r"\1 \1 ..., with spaces between", words)
     words = re.sub(r".*Missing from .*: (\S+) .*\(required\)", r"\1 is missing", words)

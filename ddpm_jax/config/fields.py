@@ -370,13 +370,12 @@ class Train(Checked):
     num_samples: Annotated[BatchSize, AROUND] = 64
     """Images in a sample grid."""
     evaluate_every: Annotated[Natural, AROUND] = 0
-    """Steps between measurements of FID, KID and bits/dim, by the average; 0 for never."""
-    # DDIM needs few steps where ancestral sampling needs hundreds. Its FID at 50 steps is a little
-    # higher than that of all T, and ranks the checkpoints of a run alike.
+    """Steps between measurements of FID, KID and bits/dim of the averaged weights; 0 for never."""
     evaluate_images: Annotated[int, Range(min=20, max=2**24), AROUND] = 1000
-    """Samples for them, of 50 steps of ddim; bits/dim: images that take as many network calls."""
+    """Samples for FID and KID, by 50 steps of ddim, since all T would cost more than the training.
+    bits/dim is of as many held-out images as cost the same: a twentieth of them if T is 1000."""
     inception: Annotated[str | None, PLACE] = None
-    """Weights of FID's InceptionV3 for them (.safetensors or .npz); None trains a small proxy."""
+    """Weights of FID's InceptionV3 (.safetensors or .npz); None for a small proxy, called so."""
 
 
 @dataclasses.dataclass(frozen=True)

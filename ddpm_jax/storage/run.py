@@ -108,10 +108,7 @@ def start_run(
     something else or cannot be written. The run is then unchanged.
     """
     workdir = path_of(workdir)
-    if workdir.exists() and (not workdir.is_dir() or _is_foreign(workdir)):
-        raise UserError(
-            f"workdir: {workdir} is not empty and not a run directory; choose another --workdir"
-        )
+    _check_place(workdir)
     with locked(workdir):
         config_file = workdir / "config.json"
         run_file = workdir / "run.json"
@@ -131,6 +128,23 @@ def start_run(
         write_file(config_file, json.dumps(to_dict(config), indent=1).encode())
         _record_images(workdir / "data.npz", source)
         yield workdir
+
+
+def check_run(
+    workdir: epath.PathLike, config: Config, source: Source, init_from: dict | None = None
+) -> None:
+    """Raises UserError where `start_run` would for what is in `workdir`; writes nothing."""
+    workdir = path_of(workdir)
+    _check_place(workdir)
+    if (workdir / "config.json").exists():
+        _check_same(workdir, read_config(workdir), config, _read_run(workdir), source, init_from)
+
+
+def _check_place(workdir: epath.Path) -> None:
+    if workdir.exists() and (not workdir.is_dir() or _is_foreign(workdir)):
+        raise UserError(
+            f"workdir: {workdir} is not empty and not a run directory; choose another --workdir"
+        )
 
 
 def starts_from(workdir: epath.Path) -> dict | None:

@@ -5,7 +5,13 @@ from collections.abc import Collection, Iterator
 from ddpm_jax.config import Config, Data, Train, value_of
 from ddpm_jax.config.places import READ_AS_NEEDED
 
-EVERY = ("train.log_every", "train.eval_every", "train.sample_every", "checkpoint.every")
+EVERY = (
+    "train.log_every",
+    "train.eval_every",
+    "train.sample_every",
+    "train.evaluate_every",
+    "checkpoint.every",
+)
 """Settings that space work over the updates; it is also done after the last one."""
 
 
@@ -81,6 +87,10 @@ def _of_training(
         yield "train.eval_every: no images are held out (data.holdout), so no loss is measured"
     if "train.eval_images" in given and not evaluates:
         yield "train.eval_images: no held-out loss is measured"
+    if not train.evaluate_every:
+        for name in ("evaluate_images", "inception"):
+            if getattr(train, name) != getattr(Train(), name):
+                yield f"train.{name}: nothing is evaluated (train.evaluate_every is 0)"
     for name in EVERY:
         if name in given and value_of(config, name) > train.steps:
             yield (

@@ -39,7 +39,7 @@ from ddpm_jax.training.update import run_key
 log = logging.getLogger(__name__)
 
 STEPS = 50
-"""Steps of the sampler, DDIM: its FID is close to that of all T steps, at a twentieth of 1000."""
+"""Steps of DDIM. Song et al. 2020, Table 1: FID 4.67 on CIFAR-10, and 4.04 in all 1000 steps."""
 
 
 class Quality:
