@@ -357,6 +357,67 @@ def test_deep_ppm_is_stretched_from_its_own_maximum(rng, most, plain):
     assert np.abs(found - levels[..., :1] * 65535 / most).max() <= 0.5
 
 
+def fits(values, bits, **cards):
+    """A FITS file of values [H,W] or [C,H,W]."""
+    named = {"SIMPLE": "T", "BITPIX": bits, "NAXIS": values.ndim}
+    named |= {f"NAXIS{i + 1}": size for i, size in enumerate(values.shape[::-1])}
+    lines = [f"{name:8}= {value:>20} / a comment" for name, value in (named | cards).items()]
+    header = "".join(f"{line:80}" for line in [*lines, "COMMENT = no value", "END"])
+    body = values.tobytes()
+    length = -(-len(body) // 2880) * 2880
+    return header.encode().ljust(-(-len(header) // 2880) * 2880) + body.ljust(length, b"\0")
+
+
+def test_fits_holds_measurements_with_the_last_row_on_top(rng):
+    values = rng.integers(-(2**15), 2**15, (6, 5))
+    values[1, 1] = 77
+    up = values[::-1, :, None]
+    stored = values.astype(">i2")
+    own = dict(dtype=np.float32, name=".fits")
+    np.testing.assert_array_equal(decoded(fits(stored, 16), (6, 5, 1), **own), up)
+    unsigned = decoded(fits(stored, 16, BZERO="32768.0", BSCALE="1.0"), (6, 5, 1), **own)
+    np.testing.assert_array_equal(unsigned, up + 32768)
+    scaled = decoded(fits(stored, 16, BZERO="1.5D0", BSCALE="0.25", BLANK=77), (6, 5, 1), **own)
+    expected = np.where(up == 77, np.nan, up * 0.25 + 1.5)
+    np.testing.assert_array_equal(scaled, expected)
+    for bits, dtype in ((-32, ">f4"), (-64, ">f8"), (32, ">i4"), (64, ">i8")):
+        many = rng.integers(0, 99, (4, 6, 5)).astype(dtype)
+        found = decoded(fits(many, bits), (6, 5, 4), **own)
+        np.testing.assert_array_equal(found, np.moveaxis(many, 0, 2)[::-1])
+    bytes_ = rng.integers(0, 256, (6, 5), dtype=np.uint8)
+    file = fits(bytes_, 8)
+    shallow = decoded(file, (6, 5, 1), ".fits", np.uint8)
+    np.testing.assert_array_equal(decoded(file, (6, 5, 1), ".fits"), shallow * np.uint16(257))
+    with pytest.raises(UserError, match="holds int16 numbers, which have no fixed range"):
+        decoded(fits(stored, 16), (6, 5, 1), ".fits")
+    for file, words in (
+        (fits(stored, 16)[:2900], "parts of its pixels are missing"),
+        (fits(np.zeros(0, ">i2"), 16, NAXIS=0), "its first part holds no image"),
+        (fits(stored, 16)[:240], "its header has no end"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            decoded(file, (6, 5, 1), **own)
+
+
+def test_a_tiff_that_unpacks_to_a_flood_takes_no_memory(monkeypatch):
+    monkeypatch.setattr("ddpm_jax.data.tiff.UNPACKED", 2**16)
+    big = tif(np.zeros((400, 400), np.uint16), photometric="minisblack", compression="zlib")
+    assert len(big) < 2**11
+    with pytest.raises(UserError, match="unpacks to too many bytes"):
+        decoded(big, (4, 4, 1))
+    # A part of a small image that unpacks to more than the image.
+    small = tif(np.zeros((16, 16), np.uint16), photometric="minisblack", compression="zlib")
+    with tifffile.TiffFile(io.BytesIO(small)) as opened:
+        counts, places = opened.pages[0].tags[279], opened.pages[0].tags[273]
+    flood = zlib.compress(bytes(2**17))
+    file = bytearray(small) + flood
+    for tag, number in ((counts, len(flood)), (places, len(small))):
+        file[tag.offset + 4 : tag.offset + 12] = struct.pack("<II", 1, number)
+        file[tag.offset + 2 : tag.offset + 4] = struct.pack("<H", 4)
+    with pytest.raises(UserError, match="unpacks to too many bytes"):
+        decoded(bytes(file), (16, 16, 1))
+
+
 def test_formats_of_which_pillow_loses_bits_are_left_out(rng, grey):
     file = saved(Image.fromarray(grey), "JPEG2000")  # Greys are whole.
     np.testing.assert_array_equal(decoded(file, (6, 5, 1), ".jp2")[..., 0], grey)
@@ -468,7 +529,7 @@ def test_images_that_do_not_fit_are_named_with_the_remedy(tmp_path, rng):
     for name in ("a.npy", "b.npy"):
         (tmp_path / name).unlink()
     line = refusal((4, 4, 2))
-    assert "got 2; TIFF, .npy and .npz files may have others" in line
+    assert "got 2; TIFF, FITS, .npy and .npz files may have others" in line
 
 
 def test_arrays_beside_8_bit_images_are_left_alone(tmp_path, rng):

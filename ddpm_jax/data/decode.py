@@ -13,6 +13,7 @@ from ddpm_jax.config.values import Values
 from ddpm_jax.data.array_files import ENDINGS, array_raw, is_array
 from ddpm_jax.data.deep_pillow import keeps_depth, pillow_raw
 from ddpm_jax.data.faults import IS_POINTER, LFS_POINTER, Undecodable, Unfit
+from ddpm_jax.data.fits import fits_raw, is_fits
 from ddpm_jax.data.formats import formats, is_tiff, opener
 from ddpm_jax.data.pixels import to_8_bit
 from ddpm_jax.data.quiet import quiet_pillow
@@ -21,7 +22,7 @@ from ddpm_jax.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
 
-ANY_CHANNELS = (".tif", ".tiff", *ENDINGS)
+ANY_CHANNELS = (".tif", ".tiff", ".fit", ".fits", *ENDINGS)
 """The endings of files that may have other numbers of channels."""
 
 DECODING = 2
@@ -100,6 +101,8 @@ def _shallow(reopen: Callable[[], Image.Image], image_shape: tuple[int, int, int
 def _raw(file: bytes, channels: int, ending: str, reopen: Callable[[], Image.Image]) -> Raw:
     if is_array(ending):
         return array_raw(file, ending)
+    if is_fits(file):
+        return fits_raw(file)
     if not is_tiff(file):
         return pillow_raw(file, reopen)
     from ddpm_jax.data.tiff import NeedsCodec, tiff_raw  # 8-bit images do without tifffile.
@@ -124,11 +127,11 @@ def _check_size(height: int, width: int, image_shape: tuple[int, int, int]) -> N
 def check_channels(image_shape: tuple[int, int, int], names: Sequence[str] = ()) -> None:
     """Raises UserError if no image file, of those with `names`, can have this many channels.
 
-    TIFF files and arrays may have any number.
+    TIFF, FITS and arrays may have any number.
     """
     if image_shape[2] in MODES or any(name.lower().endswith(ANY_CHANNELS) for name in names):
         return
-    words = "; TIFF, .npy and .npz files may have others" if names else ""
+    words = "; TIFF, FITS, .npy and .npz files may have others" if names else ""
     raise UserError(
         "data.image_shape: for image files the channels must be 1 (greyscale) or 3 (RGB), "
         f"got {image_shape[2]}{words}"

@@ -2,12 +2,14 @@
 
 import io
 import math
+import zlib
 
 import numpy as np
 import tifffile
 from PIL import Image
 
 from ddpm_jax.data.faults import Undecodable, Unfit
+from ddpm_jax.data.files import MAX_RATIO, UNPACKED
 from ddpm_jax.data.formats import is_tiff
 from ddpm_jax.data.quiet import quiet_pillow
 from ddpm_jax.data.raw import Raw
@@ -29,6 +31,14 @@ ORIENTATIONS = {
 ORIENTATION = 274
 
 
+LZMA = 34_925
+DEFLATE = (8, 32_946)
+DEFLATE_RATIO = 1032
+"""Deflate makes at most this many bytes of one."""
+
+MISSING = "parts of its pixels are missing"
+
+
 class NeedsCodec(Undecodable):
     """The file's compression is one that tifffile leaves to another package."""
 
@@ -45,7 +55,7 @@ def tiff_raw(file: bytes, channels: int) -> Raw | None:
         first = pages[0]
         if len(pages) == 1 and channels in (1, 3) and _is_shallow(first):
             return None
-        values = np.concatenate([_values(page, len(file), len(pages)) for page in pages], axis=2)
+        values = np.concatenate([_values(page, file, len(pages)) for page in pages], axis=2)
         white = _white(first)
         if first.photometric == MIN_IS_WHITE and white is not None:
             values = white - values
@@ -73,31 +83,56 @@ def _white(page: tifffile.TiffPage) -> int | None:
     return 2 ** int(bits) - 1 if page.sampleformat == UNSIGNED and bits <= 16 else None
 
 
-def _values(page: tifffile.TiffPage, length: int, pages: int) -> np.ndarray:
+def _values(page: tifffile.TiffPage, file: bytes, pages: int) -> np.ndarray:
     """[H,W,C] of a page."""
-    kind = page.dtype
-    if kind is None or kind.kind not in "buif" or kind.itemsize > 8:
-        raise Undecodable("its pixels are of a type that is not read")
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None:  # See _check_size in files.py.
-        pixels = page.imagelength * page.imagewidth
-        if pixels > most or math.prod(page.shaped) * kind.itemsize * pages > 8 * most:
-            raise Unfit(
-                f"has {page.imagewidth}x{page.imagelength} pixels, too many to decode safely"
-            )
-    ends = np.add(page.dataoffsets, page.databytecounts)
-    if not len(ends) or min(page.databytecounts) == 0 or max(ends) > length:
-        raise Undecodable("parts of its pixels are missing")
+    _check_page(page, file, pages)
+    planes, _, height, width, samples = page.shaped
+    values = np.empty((planes, height, width, samples), page.dtype)
+    found = 0
     try:
-        values = page.asarray(squeeze=False, maxworkers=1)
+        # Of a part that is cut short tifffile gives the rows that are there.
+        for part, (plane, _, top, left, _), _ in page.segments(maxworkers=1):
+            if part is not None:
+                rows, columns = part.shape[1:3]
+                place = values[plane, top : top + rows, left : left + columns]
+                place[:] = part[0, : place.shape[0], : place.shape[1]]
+                found += place.size
     except (ValueError, NotImplementedError) as error:
         if "imagecodecs" in str(error):
             raise NeedsCodec("pip install imagecodecs opens its compression") from error
         raise
-    if values.shape[1] != 1:
+    if found != values.size:
+        raise Undecodable(MISSING)
+    return np.moveaxis(values, 0, 2).reshape(height, width, planes * samples)
+
+
+def _check_page(page: tifffile.TiffPage, file: bytes, pages: int) -> None:
+    """Raises Undecodable or Unfit for a page that cannot be read, before memory is taken."""
+    kind = page.dtype
+    if kind is None or kind.kind not in "buif" or kind.itemsize > 8:
+        raise Undecodable("its pixels are of a type that is not read")
+    if page.shaped[1] != 1:
         raise Undecodable("it is a volume, not an image")
-    planes = np.moveaxis(values[:, 0], 0, -2)  # [H, W, planes, samples]
-    return planes.reshape(*planes.shape[:2], -1)
+    if len(page.dataoffsets) < math.prod(page.chunked):
+        raise Undecodable(MISSING)
+    size = math.prod(page.shaped) * kind.itemsize * pages
+    most = Image.MAX_IMAGE_PIXELS
+    pixels = page.imagelength * page.imagewidth
+    if most is not None and (pixels > most or size > 8 * most):  # As in files.py.
+        raise Unfit(f"has {page.imagewidth}x{page.imagelength} pixels, too many to decode safely")
+    if size > max(UNPACKED, MAX_RATIO * len(file)) or _is_flood(page, file, size):
+        raise Unfit("unpacks to too many bytes for an image")
+
+
+def _is_flood(page: tifffile.TiffPage, file: bytes, size: int) -> bool:
+    """Whether a part unpacks to more than `size` bytes, for which tifffile would take memory."""
+    if page.compression == LZMA:
+        raise Undecodable("its compression LZMA is not read; convert it")
+    if page.compression not in DEFLATE:
+        return False
+    parts = zip(page.dataoffsets, page.databytecounts, strict=True)
+    large = [file[at : at + count] for at, count in parts if count * DEFLATE_RATIO > UNPACKED]
+    return any(len(zlib.decompressobj().decompress(part, size + 1)) > size for part in large)
 
 
 def _understood(values, white, page, channels: int, pages: int) -> Raw:
@@ -164,7 +199,7 @@ def is_tiff_of(content: bytes, image_shape: tuple[int, int, int], dtype: np.dtyp
             shaped = (*page.shaped[2:4], page.shaped[0] * page.shaped[4])
             if (shaped, page.dtype) != (tuple(image_shape), stored):
                 return False
-            _values(page, len(content), 1)
+            _values(page, content, 1)
             return True
     except MemoryError:
         raise
