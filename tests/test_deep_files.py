@@ -5,6 +5,7 @@ import struct
 import zipfile
 import zlib
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +24,11 @@ from test_data_pixels import (
 )
 
 from ddpm_jax import UserError
+from ddpm_jax.config import Data
 from ddpm_jax.data.decode import decode_file
 from ddpm_jax.data.deep_files import check_kind, image_file_bytes, is_file_of
 from ddpm_jax.data.given import given_images
+from ddpm_jax.figures.interpolate import read_image
 
 FLOATS = "standardise"
 DAMAGED = (ValueError, OSError, struct.error, zlib.error, tifffile.TiffFileError)
@@ -616,3 +619,19 @@ def test_what_cannot_be_written_is_refused(kind, channels, dtype, words):
     with pytest.raises(UserError) as error:
         check_kind(kind, channels, np.dtype(dtype))
     assert words in str(error.value)
+
+
+def test_images_to_interpolate_are_read_as_in_training(tmp_path, rgb):
+    (tmp_path / "x.tif").write_bytes(tif(rgb, photometric="rgb"))
+    np.save(tmp_path / "x.npy", np.linspace(2, 4, 30).reshape(6, 5, 1))
+
+    def image(name, shape, values):
+        config = SimpleNamespace(data=Data(source="array", image_shape=shape, values=values))
+        ddpm = SimpleNamespace(image_shape=shape, config=config)
+        return read_image(SimpleNamespace(ddpm=ddpm), str(tmp_path / name))
+
+    np.testing.assert_array_equal(image("x.tif", (6, 5, 3), "uint16"), rgb)
+    expected = np.linspace(-1, 1, 30).reshape(6, 5, 1)
+    np.testing.assert_allclose(image("x.npy", (6, 5, 1), "range 2 4"), expected, atol=1e-6)
+    with pytest.raises(UserError, match=r"between: x.tif has 3 channels, not the 2 of data.image"):
+        image("x.tif", (6, 5, 2), "uint16")
