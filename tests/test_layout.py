@@ -54,6 +54,8 @@ PLACES = {
     "tensorflow_datasets": {"data/tfds"},
     "tensorflow": {"data/tfds"},
     "grain": {"data/stream"},
+    "datasets": {"data/hf"},
+    "pyarrow": {"data/hf"},
     "constriction": {"compression/numbers"},
     "tifffile": {"data/tiff"},
     "safetensors": {"weights", "evaluation/inception_weights"},
@@ -134,9 +136,9 @@ def test_the_root_holds_the_paper_and_what_users_call():
     assert rooms <= {name for line in ORDER for name in line.split()}
 
 
-def test_grain_and_tfds_are_imported_when_they_are_needed():
-    """They take a second each, which a run on an array shall not."""
-    late = {"data/tfds", "data/stream"}
+def test_grain_tfds_and_hf_are_imported_when_they_are_needed():
+    """They take seconds each, which a run on an array shall not."""
+    late = {"data/tfds", "data/stream", "data/hf"}
     for path in FILES:
         tree = ast.parse(path.read_text())
         at_import = ast.Module([node for node in tree.body if not _is_definition(node)], [])

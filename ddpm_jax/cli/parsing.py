@@ -30,7 +30,7 @@ def parse(
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 _named(kind),
-                args=with_values(args, kind),
+                args=with_values(with_numbers(args), kind),
                 prog=prog,
                 config=(tyro.conf.PositionalRequiredArgs,),
                 **given,
@@ -40,6 +40,25 @@ def parse(
             raise
         words = _one_line(complaint.getvalue()).removesuffix(f"{prog} --help").rstrip()
         raise UserError(f"{words}; see {prog} --help") from None
+
+
+def with_numbers(args: list[str]) -> list[str]:
+    """`args` with the numbers of `--data.values range 0 1` in one argument with their word."""
+    complete: list[str] = []
+    for arg in args:
+        if complete[-2:-1] == ["--data.values"] and _is_number(arg):
+            complete[-1] += f" {arg}"
+        else:
+            complete.append(arg)
+    return complete
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def with_values(args: list[str], kind: type | None = None) -> list[str]:

@@ -38,6 +38,8 @@ def _load(place: str, data: Data, test: bool) -> Source:
         from ddpm_jax.data.tfds import load_tfds  # tensorflow_datasets takes a second to import.
 
         return load_tfds(path, data, test)
+    if kind == "hf":
+        return _load_hf(path, data, test)
     if kind == "npy":
         return load_npy(Path(path).expanduser(), data)
     if kind == "npz":
@@ -49,6 +51,18 @@ def _load(place: str, data: Data, test: bool) -> Source:
     raise UserError(
         "data.source: arrays come from Python only; call ddpm_jax.fit(config, workdir, images)"
     )
+
+
+def _load_hf(path: str, data: Data, test: bool) -> Source:
+    try:
+        from ddpm_jax.data.hf import load_hf  # It takes seconds to import.
+    except ModuleNotFoundError as error:
+        if error.name not in ("datasets", "pyarrow"):
+            raise
+        raise UserError(
+            f'data: hf:{shown(path)} is read with the datasets library; pip install "ddpm-jax[hf]"'
+        ) from error
+    return load_hf(path, data, test)
 
 
 def open_batches(
