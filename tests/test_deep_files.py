@@ -561,7 +561,10 @@ def test_images_that_do_not_fit_are_named_with_the_remedy(tmp_path, rng):
         return str(error.value)
 
     np.save(tmp_path / "a.npy", rng.standard_normal((4, 4, 2)))
-    assert "a.npy has 2 channels, not the 1 of data.image_shape; remove them, change" in refusal()
+    assert (
+        "a.npy has 2 channels, not the 1 of data.image_shape; remove them, pass --data.image"
+        in refusal()
+    )
     assert "a.npy holds float64 numbers, not the uint8 of data.values" in refusal(values="uint8")
     assert "is 4x4 pixels, smaller than data.image_shape 9x9" in refusal((9, 9, 2))
     np.save(tmp_path / "b.npy", rng.standard_normal((4, 4)))
