@@ -1,7 +1,6 @@
 """Figures 8 and 9: interpolation between two images, in the latents of the forward process."""
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Metavar, Range
-from ddpm_jax.data.decode import check_channels, decode, read_dtype
+from ddpm_jax.data.decode import decode, read_dtype
 from ddpm_jax.data.images import to_float
 from ddpm_jax.data.scaled import as_source
 from ddpm_jax.ddpm import DDPM
@@ -162,6 +161,7 @@ def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
     """
     file = Path(name).expanduser()
     image_shape = model.ddpm.image_shape
+    config = model.ddpm.config.data
     if name.isascii() and name.isdigit() and not file.is_file():
         source = read_split(model, "train", data).source
         if int(name) >= len(source):
@@ -169,15 +169,11 @@ def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
                 f"between: there is no image {name}; choose an index from 0 to {len(source) - 1}"
             )
         return source.read(np.array([int(name)]))[0]
-    config = model.ddpm.config.data
+    dtype = read_dtype(config.value_kind)
     try:
-        check_channels(image_shape, [file.name])
-        content = file.read_bytes()
-        values = decode(content, image_shape, file.name, dtype=read_dtype(config.value_kind))
-        return as_source(values, config)
+        return as_source(decode(file.read_bytes(), image_shape, file.name, dtype=dtype), config)
     except UserError as error:
-        words = re.sub(r"^data(\.image_shape)?: ", "", str(error))
-        raise UserError(f"between: {words}") from error
+        raise UserError(f"between: {str(error).removeprefix('data: ')}") from error
     except Exception as error:  # Pillow raises errors of many kinds.
         reason = getattr(error, "strerror", None) or "not an image that Pillow can decode"
         raise UserError(
