@@ -678,3 +678,6 @@ def test_images_to_interpolate_are_read_as_in_training(tmp_path, rgb):
     np.testing.assert_allclose(image("x.npy", (6, 5, 1), "range 2 4"), expected, atol=1e-6)
     with pytest.raises(UserError, match=r"between: x.tif has 3 channels, not the 2 of data.image"):
         image("x.tif", (6, 5, 2), "uint16")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"x.npy cannot be read: it is float64 \[3\], not numbers"):
+        image("x.npy", (6, 5, 1), "range 2 4")

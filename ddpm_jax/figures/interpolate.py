@@ -11,6 +11,7 @@ from etils import epath
 
 from ddpm_jax.config import Metavar, Range
 from ddpm_jax.data.decode import decode, read_dtype
+from ddpm_jax.data.faults import Undecodable
 from ddpm_jax.data.images import to_float
 from ddpm_jax.data.scaled import as_source
 from ddpm_jax.ddpm import DDPM
@@ -175,7 +176,8 @@ def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
     except UserError as error:
         raise UserError(f"between: {str(error).removeprefix('data: ')}") from error
     except Exception as error:  # Pillow raises errors of many kinds.
-        reason = getattr(error, "strerror", None) or "not an image that Pillow can decode"
+        reason = getattr(error, "strerror", None) or "not an image that can be decoded"
+        reason = str(error) if isinstance(error, Undecodable) else reason
         raise UserError(
             f"between: {name} cannot be read: {reason}; name an image file or an index"
         ) from error
