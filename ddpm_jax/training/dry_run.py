@@ -101,14 +101,18 @@ def dry_run(
 
 def table(result: DryRun) -> str:
     """The result as text."""
-    begins = f"would resume from step {result.step} of" if result.step else "would make"
+    run = f"would make {result.steps:,} updates"
+    if result.step:
+        run = f"would resume from step {result.step:,} of {result.steps:,}"
+    if result.step == result.steps:
+        run = f"is complete at step {result.step:,}; raise train.steps to train on"
     compiling = max(0.0, result.first_s - result.update_s)
     where = "peak of a device" if result.of_device else "peak of this process"
     of_room = "" if result.room is None else f" of {_gib(result.room)}"
     rows = {
         "devices": result.devices,
         "parameters": f"{result.parameters:,}",
-        "run": f"{begins} {result.steps:,} updates",
+        "run": run,
         "memory": f"{_gib(result.memory)}{of_room}, {where}",
         "compiling": f"{compiling:.1f} s, once",
         "update": f"{result.update_s:.4g} s, {1 / result.update_s:.4g} a second",

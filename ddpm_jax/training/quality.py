@@ -57,6 +57,8 @@ class Quality:
         self.ddpm = prepared.ddpm
         self.source = prepared.source
         self.n = config.train.evaluate_images
+        # As many as a training step takes: what fits in memory with gradients fits without.
+        self.batch_size = config.train.batch_size // config.train.accumulate
         train = Images("train", prepared.source, prepared.train)
         self.labels = guide_for(self.ddpm, train).of(np.arange(self.n))["labels"]
         self.held_out = bound_images(prepared)
@@ -71,9 +73,14 @@ class Quality:
 
     def _of_samples(self, params: PyTree, progress: Any) -> dict[str, float]:
         rng = run_key(self.ddpm.config, WATCHED_SAMPLES)
-        sampler = sampler_of(self.ddpm)
         x = self.ddpm.sample(
-            params, rng, self.n, labels=self.labels, sampler=sampler, progress=progress
+            params,
+            rng,
+            self.n,
+            labels=self.labels,
+            batch_size=self.batch_size,
+            sampler=sampler_of(self.ddpm),
+            progress=progress,
         )
         images = as_read(x, self.ddpm.levels)
         features = []
@@ -95,7 +102,9 @@ class Quality:
         images = Images("holdout", self.source, self.held_out)
         labels = labels_of(self.ddpm, images)
         x_0 = to_float(self.source.read(self.held_out))
-        bits = self.ddpm.bits_per_dim(params, rng, x_0, labels=labels, progress=progress)
+        bits = self.ddpm.bits_per_dim(
+            params, rng, x_0, labels=labels, batch_size=self.batch_size, progress=progress
+        )
         return {"bits_per_dim": float(bits.total.mean(dtype=np.float64))}
 
 
