@@ -30,7 +30,7 @@ def run(tiny, tmp_path_factory):
 def test_the_proxy_evaluates_any_channels(run, capsys):
     assert main(["evaluate", str(run), "-n", "20", "--steps", "4"]) == 0
     assert "proxy FID" in capsys.readouterr().out
-    result = json.loads(next(run.glob("evaluation/*/evaluation.json")).read_text())
+    result = json.loads(next(run.glob("evaluation/*/proxy-20-*.json")).read_text())
     assert np.isfinite(result["values"]["proxy_fid_train"]["value"])
     assert result["features"]["accuracy"] > 0.9  # The classes are three deviations apart.
     files = sorted(run.glob("evaluation/*/samples/*.npy"))
