@@ -4,6 +4,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 # install_package EXTRA [VENV]: installs the package with EXTRA and $EXTRAS, unless already done.
+# Python compiles the few modules that are imported; pip would compile all, which takes minutes.
 install_package() {
   local extras python stamp venv=${2:-.venv}
   extras=$(echo "$1,${EXTRAS:-}" | sed 's/^,*//; s/,*$//')
@@ -18,7 +19,7 @@ install_package() {
   fi
   if [ ! "$stamp" -nt pyproject.toml ]; then
     echo "installing ddpm-jax${extras:+[$extras]} into $venv" >&2
-    "$venv/bin/python" -m pip install --quiet --editable ".${extras:+[$extras]}"
+    "$venv/bin/python" -m pip install --quiet --no-compile --editable ".${extras:+[$extras]}"
     touch "$stamp"
   fi
 }

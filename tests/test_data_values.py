@@ -1,6 +1,7 @@
 """Arrays of other numbers than 8-bit levels, and vectors beside them."""
 
 import hashlib
+import re
 import typing
 from pathlib import Path
 
@@ -108,6 +109,27 @@ def test_a_source_of_other_numbers_than_the_config_says_is_refused():
         load_source(Data(source="digits", image_shape=(8, 8, 1), values="uint16"))
     digits = load_source(Data(source="digits", image_shape=(8, 8, 1), values="range 0 255"))
     assert digits.dtype == np.uint8
+
+
+def test_dark_images_are_warned_of_wherever_they_are(tmp_path, caplog):
+    dark = np.arange(6, dtype=np.uint16).reshape(6, 1, 1, 1) * 800
+    for values, x, words in (
+        ("uint16", dark, "a level above 4000 of 65535, .* --data.values range 0 4095"),
+        ("uint16", dark + 100, None),
+        ("range 0 9999", dark, None),
+        ("uint8", np.uint8(dark > 0), "a level above 1 of 255"),
+    ):
+        np.save(tmp_path / "x.npy", x)
+        for read in (
+            lambda x=x, values=values: from_array(x, (1, 1, 1), values=parse_values(values)),
+            lambda values=values: load_source(
+                Data(source=f"npy:{tmp_path}/x.npy", image_shape=(1, 1, 1), values=values)
+            ),
+        ):
+            caplog.clear()
+            read()
+            assert bool(caplog.text) == (words is not None)
+            assert words is None or re.search(words, caplog.text)
 
 
 def test_vectors_travel_with_their_images(tmp_path):

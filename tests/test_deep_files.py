@@ -1,10 +1,13 @@
 """Folders keep deep images deep: compared with tifffile, NumPy and files written by hand."""
 
 import io
+import pickle
 import struct
 import zipfile
 import zlib
 from fractions import Fraction
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +26,11 @@ from test_data_pixels import (
 )
 
 from ddpm_jax import UserError
+from ddpm_jax.config import Data
 from ddpm_jax.data.decode import decode_file
 from ddpm_jax.data.deep_files import check_kind, image_file_bytes, is_file_of
 from ddpm_jax.data.given import given_images
+from ddpm_jax.figures.interpolate import read_image
 
 FLOATS = "standardise"
 DAMAGED = (ValueError, OSError, struct.error, zlib.error, tifffile.TiffFileError)
@@ -115,7 +120,9 @@ def test_streamed_and_cached_images_and_a_zip_of_them_are_the_same(tmp_path, rgb
     assert len({source.fingerprint for source in sources}) == 1
     for source in sources:
         assert source.labels.tolist() == [0, 0, 0]
-        np.testing.assert_array_equal(source.read(np.arange(3)), [rgb] * 3)
+        again = pickle.loads(pickle.dumps(source.read)) if source.streamed else source.read
+        for read_some in (source.read, again):  # Also as in a process that reads ahead.
+            np.testing.assert_array_equal(read_some(np.arange(3)), [rgb] * 3)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
@@ -238,27 +245,30 @@ def lzw(data):
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("samples", [3, 4])
-def test_lzw_colours_of_16_bits(rng, order, samples):
+@pytest.mark.parametrize("samples", [1, 3, 4])
+def test_lzw_of_16_bits(rng, order, samples):
     levels = rng.integers(0, 2**16, (6, 5, samples), dtype=np.uint16)
     body = lzw(levels.astype(f"{order}u2").tobytes())
-    bits = {"3": (16,) * 3, "4": (16,) * 4}[str(samples)]
-    tags = [(256, 5), (257, 6), (258, bits), (259, 5), (262, 2), (273, None), (277, samples)]
-    tags += [(278, 6), (279, len(body))] + ([(338, 2)] if samples == 4 else [])
-    size = 8 + 2 + 12 * len(tags) + 4
+    alpha = [(338, 2)] if samples == 4 else []
+    colours = 1 if samples == 1 else 3
+    tags = [(256, 5), (257, 6), (258, 16), (259, 5), (262, colours - colours // 2), (273, 0)]
+    tags += [(277, samples), (278, 6), (279, len(body)), *alpha]
+    start = 8 + 2 + 12 * len(tags) + 4
     directory = struct.pack(f"{order}H", len(tags))
     for tag, value in tags:
-        if tag == 258:
-            directory += struct.pack(f"{order}HHII", tag, 3, samples, size)
-        elif tag == 273:
-            directory += struct.pack(f"{order}HHII", tag, 4, 1, size + 2 * samples)
+        if tag == 258 and samples > 1:
+            directory += struct.pack(f"{order}HHII", tag, 3, samples, start)
+        elif tag == 258:
+            directory += struct.pack(f"{order}HHIHH", tag, 3, 1, 16, 0)
         else:
+            value = start + 2 * samples if tag == 273 else value
             directory += struct.pack(f"{order}HHII", tag, 4, 1, value)
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
-    file = head + directory + bytes(4) + struct.pack(f"{order}{samples}H", *bits) + body
+    bits = struct.pack(f"{order}{samples}H", *[16] * samples)
     share = levels[..., 3:] / 65535 if samples == 4 else 1
     expected = levels[..., :3] * share + 65535 * (1 - share)
-    assert np.abs(decoded(file, (6, 5, 3)) - expected).max() <= 0.5
+    found = decoded(head + directory + bytes(4) + bits + body, (6, 5, colours))
+    assert np.abs(found - expected).max() <= 0.5
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -407,15 +417,48 @@ def test_a_tiff_that_unpacks_to_a_flood_takes_no_memory(monkeypatch):
         decoded(big, (4, 4, 1))
     # A part of a small image that unpacks to more than the image.
     small = tif(np.zeros((16, 16), np.uint16), photometric="minisblack", compression="zlib")
-    with tifffile.TiffFile(io.BytesIO(small)) as opened:
-        counts, places = opened.pages[0].tags[279], opened.pages[0].tags[273]
     flood = zlib.compress(bytes(2**17))
-    file = bytearray(small) + flood
-    for tag, number in ((counts, len(flood)), (places, len(small))):
-        file[tag.offset + 4 : tag.offset + 12] = struct.pack("<II", 1, number)
-        file[tag.offset + 2 : tag.offset + 4] = struct.pack("<H", 4)
+    file = tagged(tagged(small + flood, 273, len(small)), 279, len(flood))
     with pytest.raises(UserError, match="unpacks to too many bytes"):
-        decoded(bytes(file), (16, 16, 1))
+        decoded(file, (16, 16, 1))
+
+
+def tagged(file, tag, number):
+    """The TIFF with another number in a tag that holds one."""
+    with tifffile.TiffFile(io.BytesIO(file)) as opened:
+        found = opened.pages[0].tags[tag]
+    whole = bytearray(file)
+    whole[found.offset + 2 : found.offset + 12] = struct.pack("<HII", 4, 1, number)
+    return bytes(whole)
+
+
+def test_a_tiff_of_which_parts_are_missing_is_left_out(tmp_path, grey, caplog):
+    options = dict(photometric="minisblack", compression="zlib")
+    whole = tif(grey, **options)
+    short = zlib.compress(grey[:4].tobytes())
+    moved = tagged(tagged(whole + short, 273, len(whole)), 279, len(short))
+    plain = tif(grey, photometric="minisblack")
+    for name, file in (
+        ("rows", moved),
+        ("strips", tagged(tagged(whole, 257, 600), 278, 6)),
+        ("bytes", tagged(plain, 257, 600)),
+        ("empty", tagged(whole, 279, 0)),
+    ):
+        (tmp_path / f"{name}.tif").write_bytes(file)
+        with pytest.raises(ValueError, match=r"parts of its pixels are missing|be reshaped"):
+            decoded(file, (6, 5, 1))
+    (tmp_path / "good.tif").write_bytes(whole)
+    assert folder(tmp_path, image_shape=(6, 5, 1), values="uint16").names == ["good.tif"]
+    assert "skipped 4 files that cannot be decoded" in caplog.text
+    assert "strips.tif (parts of its pixels are missing)" in caplog.text
+
+
+@pytest.mark.skipif(find_spec("imagecodecs") is not None, reason="imagecodecs is installed")
+def test_a_compression_that_another_package_opens_is_named(tmp_path, rgb, caplog):
+    (tmp_path / "x.tif").write_bytes(tagged(tif(rgb, photometric="rgb"), 259, 33005))
+    with pytest.raises(UserError, match="none of the 1 image files"):
+        folder(tmp_path, image_shape=(6, 5, 3), values="uint16")
+    assert "x.tif (pip install imagecodecs opens its compression)" in caplog.text
 
 
 def test_formats_of_which_pillow_loses_bits_are_left_out(rng, grey):
@@ -518,7 +561,10 @@ def test_images_that_do_not_fit_are_named_with_the_remedy(tmp_path, rng):
         return str(error.value)
 
     np.save(tmp_path / "a.npy", rng.standard_normal((4, 4, 2)))
-    assert "a.npy has 2 channels, not the 1 of data.image_shape; remove them, change" in refusal()
+    assert (
+        "a.npy has 2 channels, not the 1 of data.image_shape; remove them, pass --data.image"
+        in refusal()
+    )
     assert "a.npy holds float64 numbers, not the uint8 of data.values" in refusal(values="uint8")
     assert "is 4x4 pixels, smaller than data.image_shape 9x9" in refusal((9, 9, 2))
     np.save(tmp_path / "b.npy", rng.standard_normal((4, 4)))
@@ -616,3 +662,22 @@ def test_what_cannot_be_written_is_refused(kind, channels, dtype, words):
     with pytest.raises(UserError) as error:
         check_kind(kind, channels, np.dtype(dtype))
     assert words in str(error.value)
+
+
+def test_images_to_interpolate_are_read_as_in_training(tmp_path, rgb):
+    (tmp_path / "x.tif").write_bytes(tif(rgb, photometric="rgb"))
+    np.save(tmp_path / "x.npy", np.linspace(2, 4, 30).reshape(6, 5, 1))
+
+    def image(name, shape, values):
+        config = SimpleNamespace(data=Data(source="array", image_shape=shape, values=values))
+        ddpm = SimpleNamespace(image_shape=shape, config=config)
+        return read_image(SimpleNamespace(ddpm=ddpm), str(tmp_path / name))
+
+    np.testing.assert_array_equal(image("x.tif", (6, 5, 3), "uint16"), rgb)
+    expected = np.linspace(-1, 1, 30).reshape(6, 5, 1)
+    np.testing.assert_allclose(image("x.npy", (6, 5, 1), "range 2 4"), expected, atol=1e-6)
+    with pytest.raises(UserError, match=r"between: x.tif has 3 channels, not the 2 of data.image"):
+        image("x.tif", (6, 5, 2), "uint16")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"x.npy cannot be read: it is float64 \[3\], not numbers"):
+        image("x.npy", (6, 5, 1), "range 2 4")

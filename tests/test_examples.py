@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import QUICK
 
 from ddpm_jax import load, to_uint8
 
@@ -36,7 +37,7 @@ def test_the_shipped_model_draws_clothes():
 
 @pytest.mark.slow
 def test_the_minimal_example_learns_and_draws(tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": QUICK}
     done = subprocess.run(
         [sys.executable, MINIMAL, "101"],
         cwd=tmp_path,
@@ -96,7 +97,7 @@ def test_an_exported_program_draws_where_only_what_it_needs_is_installed(tmp_pat
     versions = [f"{name}=={importlib.metadata.version(name)}" for name in ("jax", "numpy")]
 
     def install(*packages):
-        command = [python, "-m", "pip", "install", "--quiet", *packages]
+        command = [python, "-m", "pip", "install", "--quiet", "--no-compile", *packages]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode and "No matching distribution" in done.stderr:
             pytest.skip(f"pip reaches no index: {done.stderr[-300:]}")

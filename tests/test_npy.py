@@ -304,13 +304,13 @@ def test_what_stands_beside_is_checked_and_named(tmp_path, images, name, array, 
 
 
 def test_damaged_headers_are_refused_or_give_the_numbers_that_numpy_reads(tmp_path, images):
-    """250 files with a few other bytes in their beginning."""
+    """150 files with a few other bytes in their beginning."""
     file = io.BytesIO()
     np.save(file, images[:4])
     whole = file.getvalue()
     rng = np.random.default_rng(0)
     read = 0
-    for _ in range(250):
+    for _ in range(150):
         damaged = bytearray(whole)
         for at in rng.integers(0, 80, rng.integers(1, 3)):
             damaged[at] = rng.choice([rng.integers(256), *b"9-(>, f8"])
@@ -323,4 +323,4 @@ def test_damaged_headers_are_refused_or_give_the_numbers_that_numpy_reads(tmp_pa
         read += 1
         numbers = np.load(tmp_path / "x.npy", allow_pickle=False).reshape(4, *SHAPE)
         np.testing.assert_array_equal(source.read(np.arange(4)), numbers)
-    assert 2 < read < 225
+    assert 2 <= read < 140

@@ -297,3 +297,49 @@ def test_a_streamed_run_survives_signals_and_killed_workers(place):
             code, said = finish(program)
         assert code == 0, said
     assert losses(place) == losses(place, "whole")
+
+
+LARGE = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from ddpm_jax.config import Data
+from ddpm_jax.data import load_source, open_batches, split
+from ddpm_jax.data.scaled import scaled
+from ddpm_jax.data.survey import with_units
+data = Data(
+    source=f"npy:{sys.argv[1]}", image_shape=(128, 128, 5), values="standardise", cache_mb=256
+)
+source = load_source(data)
+train, held_out = split(source, 0.1)
+source = scaled(source, with_units(data, source, train))
+batches = open_batches(source, train, 16, 0, data)
+sums = sum(batches.batch_at(step).image.sum(dtype=np.float64) for step in range(len(train) // 16))
+batches.close()
+highest = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print(int(highest[1]) / 1024, sums / (len(train) // 16 * 16 * 128 * 128 * 5), file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_2_gb_of_fields_take_less_than_1_gb_of_memory(tmp_path):
+    """All that is done with them: the fingerprint, the statistics, and an epoch of batches.
+
+    On the disk lie 16 MB: the other images are holes in the file, so zeros.
+    """
+    header = {"descr": "<f4", "fortran_order": False, "shape": (6600, 128, 128, 5)}
+    with open(tmp_path / "x.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        some = np.random.default_rng(0).normal(size=(50, 128, 128, 5)).astype(np.float32)
+        some.tofile(file)
+        file.truncate(file.tell() + (6600 - 50) * 128 * 128 * 5 * 4)
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(tmp_path / "x.npy")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    memory, mean = map(float, done.stderr.split()[-2:])
+    assert memory < 1000
+    assert abs(mean) < 0.01  # It is zero over all of the epoch, but for the last few images.

@@ -168,6 +168,17 @@ def test_an_export_keeps_the_units(field_run, tmp_path, samples):
     )
 
 
+def test_a_diffusers_folder_keeps_the_units(field_run, model, tmp_path):
+    folder = tmp_path / "folder"
+    assert main(["export", str(field_run), "--format", "diffusers", "--out", str(folder)]) == 0
+    data = load_weights(folder).ddpm.config.data
+    for name in ("values", "per_channel", "offset", "scale", "dtype"):
+        assert getattr(data, name) == getattr(model.ddpm.config.data, name)
+    (folder / "data_values.json").write_text("{}")
+    with pytest.raises(UserError, match=r"data_values\.json: must have the fields values, "):
+        load_weights(folder)
+
+
 def test_other_values_do_not_resume(field_config, field_run, fields):
     data = dataclasses.replace(
         field_config.data, source=f"npy:{field_run.parent}/fields.npy", per_channel=False

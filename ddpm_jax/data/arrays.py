@@ -153,12 +153,22 @@ def _is_order(order: str, turned: tuple[int, ...]) -> bool:
     return order == "[N, C, H, W]" and channels in (1, 3) and min(height, width) > MOST_CHANNELS
 
 
-def warn_of_levels(images: np.ndarray) -> None:
-    """Warns of images that were scaled to [0, 1] before they became uint8, which is black."""
-    if images.max() == 1:
+def warn_of_levels(highest: int, values: Values) -> None:
+    """Warns of images whose `highest` level is so low that all look black.
+
+    They were scaled to [0, 1] before they became uint8, or are of a camera of 12 bits.
+    """
+    if values.kind == "uint8" and highest == 1:
         log.warning(
             "data: no image has a level above 1 of 255, so all look black; if they were in "
             "[0, 1], give (x * 255).round().astype('uint8')"
+        )
+    if values.kind == "uint16" and 0 < highest < 4096:
+        log.warning(
+            "data: no image has a level above %d of 65535, so all look black; if white is lower, "
+            "pass --data.values range 0 %d",
+            highest,
+            max(255, 2 ** highest.bit_length() - 1),
         )
 
 

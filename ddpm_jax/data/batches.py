@@ -16,7 +16,8 @@ class Batch(NamedTuple):
     """Some images and their labels; a pytree of arrays, NumPy's or jax's."""
 
     image: Any
-    """uint8 [B,H,W,C], or the places [B] of the images where they are on the device already."""
+    """[B,H,W,C] as the source reads them, or the places [B] of the images where they are on the
+    device already."""
     label: Any = None
     """int32 [B], or None where there are no labels."""
 
@@ -59,7 +60,7 @@ class Batches:
     own devices."""
 
     def batch_at(self, step: int) -> Batch:
-        """The rows of batch `step`: images uint8 [R,H,W,C], labels int32 [R] or None."""
+        """The rows of batch `step`: images [R,H,W,C], labels int32 [R] or None."""
         chosen, labels = self.places_at(step)
         return Batch(self.source.read(chosen), labels)
 

@@ -42,19 +42,23 @@ class Decoded(NamedTuple):
 
 
 def decode(
-    file: bytes, image_shape: tuple[int, int, int], name: str, ending: str | None = None
+    file: bytes,
+    image_shape: tuple[int, int, int],
+    name: str,
+    ending: str | None = None,
+    dtype: np.dtype | type[np.generic] = np.uint8,
 ) -> np.ndarray:
-    """The image in `file` as uint8 [H,W,C].
+    """The image in `file` as `dtype` [H,W,C], see `decode_file`.
 
     It is rotated as its EXIF data say, put on white where transparent, resized to cover
     `image_shape`, and cropped in the centre. `ending` (".png") gives the likely format; the default
     is the ending of `name`.
 
-    Raises UserError if the image is smaller than `image_shape` or too large to decode safely, and
-    Pillow's own errors if it cannot be decoded.
+    Raises UserError if the image is smaller than `image_shape`, too large to decode safely or does
+    not fit for another reason, and Pillow's own errors if it cannot be decoded.
     """
     try:
-        return decode_file(file, image_shape, ending or name).pixels
+        return decode_file(file, image_shape, ending or name, dtype).pixels
     except Unfit as error:
         raise UserError(f"data: {name} {error}; remove it or {error.remedy}") from error
 

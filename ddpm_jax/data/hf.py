@@ -33,6 +33,9 @@ IMAGES = ("image", "images", "img", "pixel_values", "pixels")
 LABELS = ("label", "labels")
 CONDITIONS = "conditions"
 
+Map = typing.Callable[..., typing.Iterable]
+"""The function map, or one that uses several threads."""
+
 CASTS = {2: "Array2D", 3: "Array3D"}
 
 PIECE = 2**23
@@ -135,12 +138,13 @@ class _Column(WithLimits):
         numbers = _numbers(column, self.image_shape, f"the images in column {shown(self.name)}")
         return numbers.reshape(len(indices), *self.image_shape)
 
-    def pixels(self, contents: list[bytes] | np.ndarray, indices: np.ndarray) -> np.ndarray:
+    def pixels(
+        self, contents: list[bytes] | np.ndarray, indices: np.ndarray, decode_all: Map = map
+    ) -> np.ndarray:
         """The images [B,H,W,C] of what `contents` gives. Raises UserError naming one's row."""
         if isinstance(contents, np.ndarray):
             return contents
-        with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(self._decode, contents, indices)))
+        return np.stack(list(decode_all(self._decode, contents, indices)))
 
     def _file(self, row, index) -> bytes:
         """The bytes of an encoded file, which a row holds itself or as a path on this machine."""
@@ -318,11 +322,11 @@ def _read_all(column: _Column, count: int, size: int, is_kept: bool) -> _All:
     marks = np.empty(count, np.uint32)
     most = int(np.clip(PIECE // size, 16, 4096))
     progress = tqdm(total=count, desc="reading images", unit="", disable=None, delay=2, leave=False)
-    with progress:
+    with progress, ThreadPoolExecutor() as pool:
         for first in range(0, count, most):
             some_rows = np.arange(first, min(first + most, count))
             contents = column.contents(some_rows)
-            pixels = column.pixels(contents, some_rows)
+            pixels = column.pixels(contents, some_rows, pool.map)
             if is_kept:
                 images[some_rows] = pixels
             for i, content in zip(some_rows, contents, strict=True):

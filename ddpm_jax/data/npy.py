@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax.config import Data
-from ddpm_jax.data.arrays import check_conditions, check_images, check_labels
+from ddpm_jax.data.arrays import check_conditions, check_images, check_labels, warn_of_levels
 from ddpm_jax.data.faults import IS_POINTER, LFS_POINTER, reason_of
 from ddpm_jax.data.names import shown
 from ddpm_jax.data.npz import BadArray, Header, check_memory, explaining, read_header
@@ -69,6 +69,8 @@ def load_npy(path: Path, data: Data) -> Source:
     is_kept = images.size <= data.cache_mb * 2**20
     with _refusing(path):
         found = _read_all(layout, labels, conditions, is_kept)
+    if data.value_kind.levels:
+        warn_of_levels(found.highest, data.value_kind)
     blocks = blocks_of(images)
     reader = BlockReader(layout, blocks.images)
     return Source(
@@ -168,6 +170,8 @@ class _All(NamedTuple):
 
     fingerprint: str
     marks: np.ndarray
+    highest: int
+    """The highest level; 0 for numbers that are none."""
     images: np.ndarray | None
 
 
@@ -184,6 +188,7 @@ def _read_all(
     images = np.empty((count if is_kept else min(most, count), *image_shape), _native(header))
     digest = start_of_digest(header.shape, _native(header))
     marks = np.empty(count, np.uint32)
+    highest = 0
     progress = tqdm(total=count, desc="reading images", unit="", disable=None, delay=2, leave=False)
     with progress, open(layout.path, "rb") as file:
         for first in range(0, count, most):
@@ -191,13 +196,15 @@ def _read_all(
             piece = images[some] if is_kept else images[: some.stop - first]
             _fill(file, layout, layout.start + first * piece[0].nbytes, piece)
             digest.update(piece)
+            if piece.dtype.kind == "u":
+                highest = max(highest, int(piece.max()))
             beside = [None if each is None else each[some] for each in (labels, conditions)]
             marks[some] = marks_of(piece, *beside)
             progress.update(len(piece))
         if _stamp(file) != layout.stamp:
             raise BadArray("it was written to while it was read")
     fingerprint = end_of_digest(digest, labels, conditions)
-    return _All(fingerprint, marks, images if is_kept else None)
+    return _All(fingerprint, marks, highest, images if is_kept else None)
 
 
 def _fill(file, layout: Layout, start: int, array: np.ndarray) -> None:

@@ -44,7 +44,9 @@ def to_8_bit(reopen: Callable[[], Image.Image], mode: str) -> Pixels:
         anew = bool(np.any(hidden)) or inverted or rawmode == "I;12"
         return Pixels(_on_white(Image.fromarray(grey), hidden, mode), anew)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        raise Undecodable(f"pixels of mode {image.mode} in {kind} have no fixed range")
+        raise Undecodable(
+            f"pixels of mode {image.mode} in {kind} have no fixed range; choose other --data.values"
+        )
     if key is not None and rawmode in SCALES:
         levels = np.asarray(image)
         hidden = levels == key * SCALES[rawmode]

@@ -44,7 +44,7 @@ def finished(raw: Raw, image_shape: tuple[int, int, int], dtype: np.dtype) -> np
         _check_shallow(raw)
     else:
         _check_exact(values)
-    values = _rounded(_with_channels(values, image_shape[2], raw.picture), dtype)
+    values = _rounded(_with_channels(values, image_shape, raw.picture), dtype)
     if values.shape[:2] == image_shape[:2]:
         return values
     return _fitted(values, image_shape)
@@ -102,17 +102,21 @@ def _check_exact(values: np.ndarray) -> None:
         )
 
 
-def _with_channels(values: np.ndarray, channels: int, picture: bool) -> np.ndarray:
+def _with_channels(
+    values: np.ndarray, image_shape: tuple[int, int, int], picture: bool
+) -> np.ndarray:
     own = values.shape[2]
+    height, width, channels = image_shape
     if own == channels:
         return values
     if picture and (own, channels) == (1, 3):
         return values.repeat(3, axis=2)
     if picture and (own, channels) == (3, 1):
         return values.astype(np.float64) @ np.array(LUMA)[:, None] / 65_536
+    words = "1 channel" if own == 1 else f"{own} channels"
     raise Unfit(
-        f"has {own} channel{'s' if own > 1 else ''}, not the {channels} of data.image_shape",
-        "change data.image_shape",
+        f"has {words}, not the {channels} of data.image_shape",
+        f"pass --data.image-shape {height} {width} {own}",
     )
 
 

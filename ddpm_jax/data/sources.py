@@ -98,8 +98,8 @@ def from_array(
         ) from error
     check_images(images.shape, images.dtype, image_shape, values)
     images = native(images).reshape(len(images), *image_shape)
-    if values.kind == "uint8":
-        warn_of_levels(images)
+    if values.levels:
+        warn_of_levels(int(images.max()), values)
     if labels is not None:
         labels = check_labels(labels, len(images))
     if conditions is not None:

@@ -64,7 +64,7 @@ def log_units(data: Data) -> None:
     """Says where the model's units lie, and how pictures of the values are made."""
     words = View(data).words
     if words:
-        log.info("data: values %s of type %s; in pictures, %s", data.values, data.dtype, words)
+        log.info("data: values %s; in pictures, %s", data.values, words)
     if data.value_kind.measured:
         log.info(
             "data: a value is %s + %s x for the model's x",

@@ -144,12 +144,13 @@ def _understood(values, white, page, channels: int, pages: int) -> Raw:
         raise Undecodable(f"its pixels are {page.photometric!s}; convert them to RGB")
     colours = 3 if page.photometric == RGB else 1
     extra = [int(kind) for kind in page.extrasamples]
-    has_alpha = own == colours + 1 and extra[:1] in ([ASSOCIATED], [UNASSOCIATED])
+    # A fourth sample without a name is transparency to Pillow, too.
+    has_alpha = own == colours + 1 and extra in ([ASSOCIATED], [UNASSOCIATED], [])
     if not has_alpha or white is None:
         return Raw(values, white, picture=own == colours)
     alpha = values[..., -1] / white
     values = values[..., :-1]
-    if extra[0] == ASSOCIATED:  # Its colours are those on black.
+    if extra == [ASSOCIATED]:  # Its colours are those on black.
         values = values / np.where(alpha == 0, 1, alpha)[..., None]
     return Raw(values, white, alpha)
 

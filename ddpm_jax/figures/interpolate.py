@@ -10,8 +10,10 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.config import Metavar, Range
-from ddpm_jax.data.decode import decode
+from ddpm_jax.data.decode import decode, read_dtype
+from ddpm_jax.data.faults import Undecodable
 from ddpm_jax.data.images import to_float
+from ddpm_jax.data.scaled import as_source
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.segments import Progress
@@ -154,12 +156,13 @@ def slerp(
 
 
 def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
-    """Image `name` uint8 [H,W,C]: a file, or an index in the run's data set.
+    """Image `name` [H,W,C], as a Source reads it: a file, or an index in the run's data set.
 
     Raises UserError if it is neither.
     """
     file = Path(name).expanduser()
     image_shape = model.ddpm.image_shape
+    config = model.ddpm.config.data
     if name.isascii() and name.isdigit() and not file.is_file():
         source = read_split(model, "train", data).source
         if int(name) >= len(source):
@@ -167,17 +170,14 @@ def read_image(model: Loaded, name: str, data: str | None = None) -> np.ndarray:
                 f"between: there is no image {name}; choose an index from 0 to {len(source) - 1}"
             )
         return source.read(np.array([int(name)]))[0]
-    if image_shape[-1] not in (1, 3):
-        raise UserError(
-            f"between: {name} is not an index, and image files cannot have {image_shape[-1]} "
-            "channels; use indices in the data set"
-        )
+    dtype = read_dtype(config.value_kind)
     try:
-        return decode(file.read_bytes(), image_shape, file.name)
+        return as_source(decode(file.read_bytes(), image_shape, file.name, dtype=dtype), config)
     except UserError as error:
         raise UserError(f"between: {str(error).removeprefix('data: ')}") from error
     except Exception as error:  # Pillow raises errors of many kinds.
-        reason = getattr(error, "strerror", None) or "not an image that Pillow can decode"
+        reason = getattr(error, "strerror", None) or "not an image that can be decoded"
+        reason = str(error) if isinstance(error, Undecodable) else reason
         raise UserError(
             f"between: {name} cannot be read: {reason}; name an image file or an index"
         ) from error

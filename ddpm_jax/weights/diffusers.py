@@ -8,6 +8,7 @@ U-Net      flat, but without scheduler_config.json
 import dataclasses
 import json
 import logging
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLE = "diffusion_pytorch_model.bin"
+VALUES_FILE = "data_values.json"
+VALUES = ("values", "per_channel", "nonfinite", "offset", "scale", "dtype")
+"""The fields of the config's data that say how its values become the model's units."""
 CONVERT = "python scripts/convert_bin.py FILE"
 
 
@@ -84,6 +88,7 @@ def read_diffusers(path: epath.PathLike) -> tuple[Config, dict]:
         )
     known = {"UNet2DModel": UNET | {NO_CLASS_ROW: False}}
     config = read_config(_read_fields(unet / "config.json", known), scheduler)
+    config = _with_values(config, folder / VALUES_FILE)
     return config, to_params(_read_weights(unet), DDPM(config).shapes, unet)
 
 
@@ -95,7 +100,8 @@ def write_diffusers(
 ) -> None:
     """Writes a pipeline that diffusers' DDPMPipeline loads; weights are float32.
 
-    What was measured of them lies in files of our own beside it.
+    What was measured of them lies in files of our own beside it, and what the data's values are,
+    where they are not 8-bit levels.
 
     Settings that only matter for training (loss, data, optimiser) and model.dtype are not saved.
     For a model with classes a warning is logged: DDPMPipeline loads it, but calls the U-Net without
@@ -112,6 +118,9 @@ def write_diffusers(
     write_file(folder / "unet" / WEIGHTS, save(from_params(params), {"format": "pt"}))
     write_file(folder / "unet" / "config.json", _json(unet))
     write_file(folder / "scheduler" / "scheduler_config.json", _json(scheduler))
+    if config.data.value_kind.kind != "uint8":
+        values = {name: getattr(config.data, name) for name in VALUES}
+        write_file(folder / VALUES_FILE, _json(values))
     if measured != NOTHING_MEASURED:
         identity = identity_of(DDPM(_as_read(config)), params)
         for name, content in files_of(measured, identity).items():
@@ -125,6 +134,22 @@ def write_diffusers(
             folder,
             _rows(config.model),
         )
+
+
+def _with_values(config: Config, file: epath.Path) -> Config:
+    """`config` with the values of the data that a file of ours names, if it is there."""
+    if not file.exists():
+        return config
+    values = _read_json(file)
+    if sorted(values) != sorted(VALUES):
+        raise UserError(f"{file}: must have the fields {', '.join(VALUES)}; export the model again")
+    given: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each for name, each in values.items()
+    }
+    try:
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, **given))
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def _rows(model: Model) -> str:

@@ -59,11 +59,11 @@ def all_readers():
     """Those of every room, and the process as they need it."""
     from PIL import Image
 
-    from fuzz import arrays, checkpoints, images, models, prepared_sets, runs
+    from fuzz import arrays, checkpoints, deep, images, models, prepared_sets, runs
 
     Image.MAX_IMAGE_PIXELS = PIXELS
     models.use_small_inception()
-    rooms = (images, arrays, prepared_sets, runs, models, checkpoints)
+    rooms = (images, deep, arrays, prepared_sets, runs, models, checkpoints)
     return [reader for room in rooms for reader in room.READERS]
 
 
