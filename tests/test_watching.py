@@ -331,7 +331,7 @@ def compared(loss, gap, n=100, spread=0.01):
     [
         ([3.0, 2.0, 2.1, 2.2, 2.3], 0.5, [4]),  # Once, as soon as two are above the best.
         ([3.0, 2.0, 2.1, 2.05, 2.2], 0.5, [5]),  # Not where it falls.
-        ([3.0, 2.0, 2.1, 2.2, 2.3], 0.003, []),  # The gap is 3 standard errors.
+        ([3.0, 2.0, 2.1, 2.2, 2.3], 0.0025, []),  # The gap is 2.5 standard errors.
         ([3.0, 2.0, 2.1, 2.2, 2.3], -0.5, []),
         ([3.0, 2.0, 2.001, 2.002, 2.003], 0.5, []),  # A plateau.
         ([3.0, 2.5, 2.0, 1.5, 1.0], 0.5, []),

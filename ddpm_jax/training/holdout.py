@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 BANDS = 10
 """Parts of equal width that the steps 0, ..., T - 1 are divided into."""
 
-CLEAR = 4.0
+CLEAR = 3.0
 """Standard errors of the gap that it must be above 0 by, for a model to be said to overfit."""
 
 RISE = 1.01

@@ -123,8 +123,8 @@ def _train(update, state, watch, checkpoints, run_log, signals) -> TrainState:
     config = ddpm.config
     steps = config.train.steps
     done = int(state.step)
-    window = Window(done, checkpoints, config.train.batch_size, model_flops_rate(ddpm, state, mesh))
     stopping = _catch_up(ddpm, state, mesh, watch, run_log, signals)
+    window = Window(done, checkpoints, config.train.batch_size, model_flops_rate(ddpm, state, mesh))
     try:
         while done < steps and not stopping:
             state, metrics = update(state, done)
