@@ -161,7 +161,7 @@ def test_training_learns_the_classes_of_its_batch_alone(config, pictures):
 
 
 def test_a_run_with_classes_resumes_and_counts_the_classes(config, pictures, labels, tmp_path):
-    config = on_one_device(with_(config, model={"num_classes": "auto"}))
+    config = on_one_device(config, model={"num_classes": "auto"}, checkpoint={"every": 100})
     whole = fit(config, tmp_path / "whole", pictures, labels)
     fit(with_(config, train={"steps": 2}), tmp_path / "parts", pictures, labels)
     resumed = fit(config, tmp_path / "parts", pictures, labels)

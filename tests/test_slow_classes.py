@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parent
 COMMAND = [sys.executable, "-m", "ddpm_jax"]
 MODEL = TESTS.parent / "examples/digits_class.safetensors"
-IMAGES = 500
+IMAGES = 250
 
 
 def run(*args, cwd):
@@ -43,7 +43,7 @@ def digits():
 
 
 def drawn(folder, guidance):
-    """500 samples float [500,64] of the ten classes in turn, and the labels that were asked for."""
+    """250 samples float [250,64] of the ten classes in turn, and the labels that were asked for."""
     out = f"guidance-{guidance}.npz"
     labels = ["--labels", *range(10), "--guidance", guidance]
     sampler = ["--sampler", "sde-dpm-solver++", "--steps", 50]
@@ -91,11 +91,11 @@ def test_a_digit_is_the_one_that_was_asked_for_and_guidance_costs_diversity(tmp_
 
 
 def test_inpainted_halves_of_digits_fit_to_the_known_ones(tmp_path):
-    """256 digits, those held out first. Halves of other digits would be 1.20 and 1.50."""
+    """128 digits, those held out first. Halves of other digits would be 1.20 and 1.50."""
     data = load_config("digits_class").data
     source = load_source(data)
     train, held_out = split(source, data.holdout)
-    chosen = np.concatenate([held_out, train])[:256]
+    chosen = np.concatenate([held_out, train])[:128]
     known = {"images": source.read(chosen), "labels": source.labels[chosen]}
     np.savez(tmp_path / "known.npz", **known)
     ratios = json.loads(run(sys.executable, TESTS / "seam.py", MODEL, "known.npz", cwd=tmp_path))
