@@ -19,7 +19,14 @@ from ddpm_jax import load
 
 pytestmark = pytest.mark.slow
 
-COMMAND = [sys.executable, "-m", "ddpm_jax"]
+# One command after another, in the same processes: they start once, and jax traces once.
+COMMANDS = """
+import json, sys
+from ddpm_jax.cli import main
+for args in json.loads(sys.argv[1]):
+    if code := main(args):
+        sys.exit(code)
+"""
 CONFIG = """
 from ddpm_jax.config import *
 CONFIG = Config(
@@ -51,26 +58,26 @@ def train(name, *options):
 
 
 @contextlib.contextmanager
-def running(folder, processes, devices, *args):
-    """The processes of one command, each with so many devices; they end with the block."""
+def running(folder, processes, devices, *args, then=()):
+    """The processes of one command, each with so many devices; they end with the block.
+
+    They run the command `then`, too, if one is given.
+    """
     flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
     environment = {**os.environ, "XLA_FLAGS": flags, **compiled_once(folder / f"xla-{processes}")}
-    command = [str(word) for word in [*COMMAND, *args]]
     with contextlib.ExitStack() as stack:
         several = []
         if processes > 1:
             port = stack.enter_context(reserved_port())
-            several = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(processes)]
-        yield [
-            stack.enter_context(
-                started(
-                    [*command, *several, *(["--process-id", str(i)] if several else [])],
-                    cwd=folder,
-                    env=environment,
-                )
-            )
-            for i in range(processes)
-        ]
+            several = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", processes]
+        programs = []
+        for i in range(processes):
+            # The second command finds the processes connected.
+            first = [*args, *several, *(["--process-id", i] if several else [])]
+            commands = [[str(word) for word in words] for words in (first, then) if words]
+            program = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+            programs.append(stack.enter_context(started(program, cwd=folder, env=environment)))
+        yield programs
 
 
 @contextlib.contextmanager
@@ -85,9 +92,9 @@ def reserved_port():
         yield held.getsockname()[1]
 
 
-def results_of(folder, processes, devices, *args):
-    """[(exit code, what it said)] of each process of a command."""
-    with running(folder, processes, devices, *args) as programs:
+def results_of(folder, processes, devices, *args, then=()):
+    """[(exit code, what it said)] of each process of a command, and of the one after it."""
+    with running(folder, processes, devices, *args, then=then) as programs:
         return [finish(program) for program in programs]
 
 
@@ -148,9 +155,8 @@ def test_samples_and_likelihood_of_two_processes_are_those_of_one(folder):
     for processes in (1, 2):
         sample = ["sample", "runs/one", "-n", 5, "--out", f"x{processes}/"]
         measure = ["likelihood", "runs/one", "--draws", 2, "--out", f"bits{processes}"]
-        for args in (sample, measure):
-            results = results_of(folder, processes, 2, *args)
-            assert {code for code, _ in results} == {0}, results
+        results = results_of(folder, processes, 2, *sample, then=measure)
+        assert {code for code, _ in results} == {0}, results
     bits = [
         json.loads((folder / f"bits{processes}/likelihood.json").read_text())
         for processes in (1, 2)
@@ -208,9 +214,12 @@ def test_two_processes_evaluate_as_one_does_and_start_from_a_run(folder, picture
         "--no-likelihood",
         "--out",
     ]
+    start = train("tuned", "--init-from", "runs/one", "--train.steps", 1)
     values = []
     for processes in (1, 2):
-        results = results_of(folder, processes, 4 // processes, *command, f"evaluated-{processes}")
+        evaluate = (*command, f"evaluated-{processes}")
+        then = start if processes == 2 else ()
+        results = results_of(folder, processes, 4 // processes, *evaluate, then=then)
         assert [code for code, _ in results] == [0] * processes, results
         (result,) = (folder / f"evaluated-{processes}").glob("proxy-24-*.json")
         values.append(json.loads(result.read_text())["values"])
@@ -219,11 +228,6 @@ def test_two_processes_evaluate_as_one_does_and_start_from_a_run(folder, picture
         np.testing.assert_allclose(
             values[1][name]["value"], values[0][name]["value"], rtol=1e-3, atol=1e-5
         )
-
-    results = results_of(
-        folder, 2, 2, *train("tuned", "--init-from", "runs/one", "--train.steps", 1)
-    )
-    assert [code for code, _ in results] == [0, 0], results
     # The first update has a learning rate of 0.
     for a, b in zip(
         jax.tree.leaves(load(folder / "runs/tuned")[1]),
@@ -239,9 +243,10 @@ def test_two_processes_calibrate_and_tune_as_one_does(folder):
     for processes in (1, 2):
         run = folder / f"runs/measured-{processes}"
         shutil.copytree(folder / "runs/one", run)
-        for args in (["calibrate", run], ["tune", run, "--steps", 3]):
-            results = results_of(folder, processes, 4 // processes, *args, "--images", 8)
-            assert [code for code, _ in results] == [0] * processes, results
+        calibrate = ["calibrate", run, "--images", 8]
+        tune = ["tune", run, "--steps", 3, "--images", 8]
+        results = results_of(folder, processes, 4 // processes, *calibrate, then=tune)
+        assert [code for code, _ in results] == [0] * processes, results
         assert "the tuned steps: " in results[0][1]
         assert processes == 1 or "the tuned steps: " not in results[1][1]
         ddpm, _ = load(run)
