@@ -35,7 +35,8 @@ def find(path: str, test: bool = False) -> Place:
     wanted = TEST if test else TRAIN
     try:
         if not root.exists() and _is_set(root.parent):
-            root, wanted = root.parent, (root.name,)
+            wanted = (root.name,)
+            root = root.parent
         if root.is_file():
             return Place(f"hf:{path}", root, None, (str(root),))
         if (root / "state.json").is_file() and wanted in (TEST, TRAIN):

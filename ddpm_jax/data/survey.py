@@ -55,7 +55,8 @@ def with_units(data: Data, source: Source, train: np.ndarray) -> Data:
         offset = (low + high) / 2
         scale = (high - low) / 2
     else:
-        offset, scale = found.mean, found.deviation
+        offset = found.mean
+        scale = found.deviation
     _check_varies(offset, scale)
     return dataclasses.replace(data, offset=_rounded(offset), scale=_rounded(scale), dtype=dtype)
 

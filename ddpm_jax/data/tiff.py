@@ -15,7 +15,8 @@ from ddpm_jax.data.quiet import quiet_pillow
 from ddpm_jax.data.raw import Raw
 
 MIN_IS_WHITE, MIN_IS_BLACK, RGB = 0, 1, 2
-ASSOCIATED, UNASSOCIATED = 1, 2
+ASSOCIATED = 1
+UNASSOCIATED = 2
 UNSIGNED = 1
 
 # What turns pixels [H,W,C] as the tag Orientation says: (transposed first, rows, columns reversed).
