@@ -41,9 +41,10 @@ def fit(
 ) -> TrainState:
     """Trains `config` in `workdir`, or resumes the run there; returns the last state.
 
-    `images` uint8 [N,H,W,C] and their `labels` [N] replace config.data.source. With `init_from`
-    (anything that `load` takes), a new run and its average start from those weights instead of
-    fresh ones. Ctrl-C and SIGTERM end training after the current step, with everything saved.
+    `images` [N,H,W,C], uint8 unless config.data.values says otherwise, and their `labels` [N]
+    replace config.data.source. With `init_from` (anything that `load` takes), a new run and its
+    average start from those weights instead of fresh ones. Ctrl-C and SIGTERM end training after
+    the current step, with everything saved.
     Settings without an effect in this run are named in the log; some only if they are among
     `given`, the names of those that the user asked for ("train.sample_every"). Raises UserError if
     an argument cannot be used or the run is past config.train.steps already, NonFiniteLoss if
