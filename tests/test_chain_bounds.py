@@ -177,7 +177,7 @@ def test_the_grid_of_best_likelihood_is_that_of_the_chains_variance(tiny):
 def test_the_best_steps_of_a_model_are_sought_once(tiny, monkeypatch):
     calls = []
 
-    def sought(schedule, mse, steps, variance):
+    def sought(schedule, mse, steps, variance, levels):
         calls.append(mse[0])
         return np.array([0, 9])
 

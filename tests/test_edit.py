@@ -11,7 +11,7 @@ from PIL import Image
 from ddpm_jax import operators
 from ddpm_jax.cli import main
 from ddpm_jax.cli.edit import Colourise, Deblur, Upscale
-from ddpm_jax.data.given import Given
+from ddpm_jax.config import Config
 from ddpm_jax.errors import UserError
 
 
@@ -112,7 +112,7 @@ def fake(image_shape):
         asked.append((y, operator, options))
         return np.zeros((len(y), *image_shape), np.float32)
 
-    ddpm = types.SimpleNamespace(image_shape=image_shape, restore=restore)
+    ddpm = types.SimpleNamespace(image_shape=image_shape, restore=restore, config=Config())
     return types.SimpleNamespace(ddpm=ddpm, params={}), asked
 
 
@@ -123,8 +123,8 @@ def test_each_restoration_undoes_its_damage():
         (Colourise(run="", image=""), (8, 8, 1), operators.grey()),
     ]:
         assert kind.given_shape((8, 8, 3)) == shape
-        images = np.full((2, *shape), 255, np.uint8)
-        before, draw = kind.prepared(model, Given(["a", "b"], images))
+        images = np.ones((2, *shape), np.float32)
+        before, draw = kind.prepared(model, images)
         assert before[0].shape == (2, 8, 8, 3)
         draw(None, False)
         y, given, options = asked.pop()
@@ -134,7 +134,7 @@ def test_each_restoration_undoes_its_damage():
 def test_the_blur_is_a_gaussian_of_its_deviation():
     model, asked = fake((32, 32, 1))
     kind = Deblur(run="", image="", sigma=1.5)
-    _, draw = kind.prepared(model, Given(["a"], np.zeros((1, 32, 32, 1), np.uint8)))
+    _, draw = kind.prepared(model, np.full((1, 32, 32, 1), -1, np.float32))
     draw(None, False)
     _, operator, options = asked.pop()
     assert options["noise"] == pytest.approx(2 / 255)  # A level of 255 in [-1, 1].

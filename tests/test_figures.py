@@ -15,6 +15,7 @@ from scipy.spatial.distance import cdist
 from ddpm_jax import UserError, load, make_schedule, to_uint8
 from ddpm_jax.calibration import Calibration
 from ddpm_jax.cli import main
+from ddpm_jax.config import Config
 from ddpm_jax.data import from_array
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import make_mesh
@@ -42,6 +43,7 @@ class Stub:
 
     schedule = make_schedule()
     image_shape = (4, 4, 1)
+    config = Config()
 
     def __init__(self):
         self.calls = []

@@ -81,7 +81,7 @@ def test_damaged_features_of_samples_are_named(file, arrays):
 
 def test_damaged_statistics_of_real_images_are_named(tmp_path):
     extractor = SimpleNamespace(kind="proxy", sha256="0")
-    source = SimpleNamespace(fingerprint="0")
+    source = SimpleNamespace(fingerprint="0", units="")
     indices = np.arange(3)
     folder = _folder(epath.Path(tmp_path), source, indices, "0")
     folder.mkdir()

@@ -99,7 +99,8 @@ def share(
         # Other keys than those of the chains, which have small indices, and others for every k.
         keys = keys_of(jax.random.fold_in(jax.random.fold_in(rng, SHARED), k), len(x))
         x, _ = reverse(params, keys, x, k, progress=progress)
-    return programs.within_bounds(ddpm, x.reshape(len(x_k), SHARES, *x.shape[1:]))
+    x = jnp.asarray(x).reshape(len(x_k), SHARES, *x.shape[1:])
+    return programs.within_bounds(ddpm, x)
 
 
 def _cell(samples, latent) -> np.ndarray:
