@@ -90,7 +90,7 @@ def _read_features(folder, rng):
         assert found.features.shape == (N, D) and found.logits.shape == (N, K), "other shapes"
         assert found.features.dtype == np.float32 == found.logits.dtype, "other dtypes"
         return "read"
-    source = SimpleNamespace(fingerprint="0")
+    source = SimpleNamespace(fingerprint="0", units="")
     root = features._folder(epath.Path(folder), source, np.arange(N), "0")
     (epath.Path(folder) / "statistics.npz").rename(_made(root) / "statistics.npz")
     reference = features.reference_of(extractor, source, np.arange(N), epath.Path(folder))
