@@ -22,7 +22,7 @@ from ddpm_jax.cli.parsing import parse
 from ddpm_jax.config import load_config
 from ddpm_jax.data import from_array
 from ddpm_jax.devices.mesh import make_mesh
-from ddpm_jax.evaluation import bound, choice, paper, steps
+from ddpm_jax.evaluation import bound, choice, features, paper, steps
 from ddpm_jax.evaluation import evaluate as module
 from ddpm_jax.evaluation import tune as tuning
 from ddpm_jax.evaluation.bound import measure
@@ -271,7 +271,7 @@ def drawn_labels(folder, n):
 
 
 def test_samples_are_compared_class_by_class(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "proxy", _by_level)
+    monkeypatch.setattr(features, "proxy", _by_level)
     real = images_of([0] * 60 + [1] * 30 + [2] * 10)
     data = npz_of(real, tmp_path)
     options = {"sampler": Sampler("ddim", 3), "likelihood": False}
@@ -306,7 +306,7 @@ def test_samples_are_compared_class_by_class(model, tmp_path, monkeypatch):
 
 
 def test_classes_in_turn_share_the_images_of_sample(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "proxy", _by_level)
+    monkeypatch.setattr(features, "proxy", _by_level)
     data = npz_of(images_of([0, 1, 2] * 10), tmp_path)
     sampler = Sampler("ddim", 3)
     guide = Guide(guidance=1.5, guidance_interval=(0, 9))

@@ -124,7 +124,7 @@ def test_sample_and_evaluate_share_images(copy, digits, tmp_path):
 
 
 def test_a_runs_own_images_are_the_reference_and_its_holdout_the_bound(copy, digits, monkeypatch):
-    monkeypatch.setattr(module, "proxy", _mean_colour)
+    monkeypatch.setattr(features, "proxy", _mean_colour)
     result = evaluate(loaded(copy), n=24)
     assert [each["split"] for each in result["references"]] == ["train", "holdout"]
     assert list(result["values"])[-1] == "nll_holdout" and "proxy_fid_holdout" in result["values"]
@@ -153,7 +153,7 @@ def _mean_colour(*_):
 
 def test_only_inceptions_numbers_stand_beside_the_papers(copy, digits, monkeypatch):
     monkeypatch.setattr(
-        module, "inception", lambda *_: _mean_colour()._replace(kind="inception", about={})
+        features, "inception", lambda *_: _mean_colour()._replace(kind="inception", about={})
     )
     monkeypatch.setattr(
         module, "results_of", lambda *_: paper.results_of(load_config("cifar10"), "tfds:cifar10")

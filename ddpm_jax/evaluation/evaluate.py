@@ -27,11 +27,9 @@ from ddpm_jax.evaluation.features import (
     Features,
     Reference,
     cache_root,
-    check_inception,
     compared,
+    extractor_of,
     features_of,
-    inception,
-    proxy,
     reference_of,
 )
 from ddpm_jax.evaluation.labels import guide_for
@@ -84,9 +82,9 @@ def evaluate(
     guide = guide_for(model.ddpm, train, guide)
     folder = home / _name(model, sampler, seed, guide) if home else path_of(out)
     root = cache_root(train.source, folder / "real")
-    if inception_file:
-        check_inception(model.ddpm.config.data)
-    extractor = _extractor_of(train, inception_file, root)
+    extractor = extractor_of(
+        inception_file, model.ddpm.config.data, train.source, train.indices, root, make_mesh()
+    )
     references = {
         images.split: reference_of(extractor, images.source, images.indices, root)
         for images in sets
@@ -109,16 +107,6 @@ def evaluate(
     _write(file, result)
     log.info("results: %s", file)
     return result
-
-
-def _extractor_of(
-    train: Images, inception_file: epath.PathLike | None, root: epath.Path
-) -> Extractor:
-    """FID's InceptionV3 with the weights of the file, or else the proxy of these images."""
-    mesh = make_mesh()
-    if inception_file:
-        return inception(inception_file, mesh)
-    return proxy(train.source, train.indices, root, mesh)
 
 
 def _described(

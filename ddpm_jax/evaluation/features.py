@@ -104,6 +104,24 @@ def proxy(source: Source, indices: np.ndarray, root: epath.Path, mesh: Mesh) -> 
     return Extractor("proxy", classifier_features, params, mesh, hashed.hexdigest(), about)
 
 
+def extractor_of(
+    file: epath.PathLike | None,
+    data: Data,
+    source: Source,
+    indices: np.ndarray,
+    root: epath.Path,
+    mesh: Mesh,
+) -> Extractor:
+    """FID's InceptionV3 with the weights of `file`, or for None the proxy of the images `indices`.
+
+    Raises UserError as `check_inception`, `inception` and `proxy` do.
+    """
+    if file:
+        check_inception(data)
+        return inception(file, mesh)
+    return proxy(source, indices, root, mesh)
+
+
 def cache_root(source: Source, shared: epath.Path) -> epath.Path:
     """The folder that caches features of a source's images.
 

@@ -23,10 +23,8 @@ from ddpm_jax.evaluation.features import (
     Extractor,
     Reference,
     cache_root,
-    check_inception,
     extract,
-    inception,
-    proxy,
+    extractor_of,
     reference_of,
 )
 from ddpm_jax.evaluation.flow import Chains, network_calls, squared_differences
@@ -227,11 +225,8 @@ def fid_judge_of(
     sets = real_images(model, data)
     train = sets[0]
     root = cache_root(train.source, shared)
-    if inception_file:
-        check_inception(model.ddpm.config.data)
-        extractor = inception(inception_file, mesh)
-    else:
-        extractor = proxy(train.source, train.indices, root, mesh)
+    data_of_model = model.ddpm.config.data
+    extractor = extractor_of(inception_file, data_of_model, train.source, train.indices, root, mesh)
     references = {
         each.split: reference_of(extractor, each.source, each.indices, root) for each in sets
     }

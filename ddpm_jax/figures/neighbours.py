@@ -12,8 +12,8 @@ from etils import epath
 
 from ddpm_jax.config import Metavar, Range
 from ddpm_jax.data.images import as_read, to_float
-from ddpm_jax.data.scaling import Unit
 from ddpm_jax.data.sources import Source
+from ddpm_jax.ddpm import DDPM
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.devices.rows import full_batches
@@ -21,10 +21,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.features import (
     all_features,
     cache_root,
-    check_inception,
     extract,
-    inception,
-    proxy,
+    extractor_of,
 )
 from ddpm_jax.evaluation.splits import read_split
 from ddpm_jax.figures.base import OptionalSource, RunFigure, labels_in_turn
@@ -86,9 +84,7 @@ class Neighbours(RunFigure):
         model = self.load()
         flip = model.ddpm.config.data.flip
         _, source, indices = read_split(model, "train", self.data)
-        if self.inception:
-            check_inception(model.ddpm.config.data)
-        space = self._space(source, indices, model.ddpm.scaling.unit)
+        space = self._space(model.ddpm, source, indices)
         labels = labels_in_turn(model.ddpm, self.n)
         rng = seed_key(self.seed)
         drawn = model.ddpm.sample(model.params, rng, self.n, labels=labels)
@@ -125,18 +121,16 @@ class Neighbours(RunFigure):
         }
         return self.write(picture, numbers)
 
-    def _space(self, source: Source, indices: np.ndarray, unit: Unit) -> Space:
+    def _space(self, ddpm: DDPM, source: Source, indices: np.ndarray) -> Space:
         if not self.features:
+            unit = ddpm.scaling.unit
             pixels = functools.partial(nearest, source=source, indices=indices, unit=unit.size)
             return Space(pixels, f"the root mean squared difference of pixels, {unit.words}")
-        mesh = make_mesh()
         root = cache_root(source, self.path().parent / "real")
-        if self.inception:
-            network = "FID's InceptionV3"
-            extractor = inception(self.inception, mesh)
-        else:
-            network = "a classifier of these images"
-            extractor = proxy(source, indices, root, mesh)
+        extractor = extractor_of(
+            self.inception, ddpm.config.data, source, indices, root, make_mesh()
+        )
+        network = "FID's InceptionV3" if self.inception else "a classifier of these images"
         real = all_features(extractor, source, indices, root)
 
         def search(queries, count, own=None):

@@ -16,12 +16,10 @@ from ddpm_jax.evaluation import metrics
 from ddpm_jax.evaluation.evaluate import LEAST, warn_of_few
 from ddpm_jax.evaluation.features import (
     BATCH,
-    Extractor,
     cache_root,
     check_inception,
     extract,
-    inception,
-    proxy,
+    extractor_of,
     reference_of,
 )
 from ddpm_jax.evaluation.inception_weights import load_inception
@@ -63,7 +61,14 @@ class Quality:
         self.labels = guide_for(self.ddpm, train).of(np.arange(self.n))["labels"]
         self.held_out = bound_images(prepared)
         root = cache_root(prepared.source, shared)
-        self.extractor = _extractor(prepared, root)
+        self.extractor = extractor_of(
+            config.train.inception,
+            config.data,
+            prepared.source,
+            prepared.train,
+            root,
+            prepared.mesh,
+        )
         self.reference = reference_of(self.extractor, prepared.source, prepared.train, root)
         warn_of_few(self.n, {"train": self.reference})
 
@@ -160,10 +165,3 @@ def _check_proxy(prepared: Prepared) -> None:
     except UserError as error:
         reason = str(error).replace("--inception", "--train.inception")
         raise UserError(f"train.evaluate_every: {reason}, or leave it at 0") from error
-
-
-def _extractor(prepared: Prepared, root: epath.Path) -> Extractor:
-    file = prepared.config.train.inception
-    if file is not None:
-        return inception(file, prepared.mesh)
-    return proxy(prepared.source, prepared.train, root, prepared.mesh)
