@@ -33,7 +33,14 @@ def summary(runs: Sequence[Run], reals: Reals) -> Html:
         "Folder": lambda run: tag("code", shown(run.path)),
     }
     head = ["", *(run.name for run in runs)] if len(runs) > 1 else []
-    body = [[name, *(of_run(run) for run in runs)] for name, of_run in rows.items()]
+
+    def cell(run: Run, of_run: Callable[[Run], object]) -> object:
+        # On a phone the cells stand below each other, without the head.
+        return (
+            join([tag("span", f"{run.name}: ", class_="of"), of_run(run)]) if head else of_run(run)
+        )
+
+    body = [[name, *(cell(run, of_run) for run in runs)] for name, of_run in rows.items()]
     faults = [fault for run in runs for fault in run.faults]
     return section(
         "summary",

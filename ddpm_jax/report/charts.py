@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ddpm_jax.report.content import Script, note, number, paragraph, section
-from ddpm_jax.report.curves import thinned
+from ddpm_jax.report.curves import MOST_POINTS, thinned
 from ddpm_jax.report.markup import Html, details, join, table, tag
 from ddpm_jax.report.run import Run
 
@@ -45,7 +45,7 @@ MAIN = {
 
 MORE = {
     "holdout_gap": (
-        "Gap",
+        "Held-out gap",
         "The held-out loss less that of training images at the same t and noise. Above 0, the "
         "model knows its training images better than others.",
     ),
@@ -67,6 +67,9 @@ def training(runs: Sequence[Run], script: Script) -> Html:
     names = [*MAIN, *(name for name in MORE if name in there)]
     names += sorted(there - set(names))
     figures = [_of_log(runs, name, script) for name in names]
+    longest = max((len(curve) for run in runs for curve in run.log.curves.values()), default=0)
+    most = _most(runs)
+    thin = f"Of {longest:,} lines of the log, {most:,} are shown, evenly spread."
     bands = _bands(runs, script)
     return section(
         "curves",
@@ -76,8 +79,14 @@ def training(runs: Sequence[Run], script: Script) -> Html:
             "shows the whole run again. The values under the pointer stand below each curve."
         ),
         _controls(runs),
+        note(thin) if longest > most else "",
         tag("div", *figures, bands, class_="charts"),
     )
+
+
+def _most(runs: Sequence[Run]) -> int:
+    """Points of a curve, where several runs share the page."""
+    return MOST_POINTS // len(runs)
 
 
 def _controls(runs: Sequence[Run]) -> Html:
@@ -114,7 +123,7 @@ def _of_log(runs: Sequence[Run], name: str, script: Script) -> Html:
     title, words = {**MAIN, **MORE}.get(name, (name, ""))
     lines = []
     for number_of_run, run in enumerate(runs):
-        curve = thinned(run.log.curves.get(name, {}))
+        curve = thinned(run.log.curves.get(name, {}), _most(runs))
         if curve:
             lines.append(Line(run.name, number_of_run, list(curve), list(curve.values())))
     if not lines:

@@ -9,7 +9,7 @@ from ddpm_jax.storage.best import METRICS
 from ddpm_jax.storage.files import parse_json
 
 MOST_POINTS = 4000
-"""Of a curve in the page."""
+"""Of the curves of all runs in a chart."""
 
 Curve = dict[int, float]
 """{step: value}, ascending."""
@@ -67,7 +67,7 @@ def read_log(home: epath.Path) -> Log:
     return Log(curves, bands, bands_step, sum(line is None for line in lines))
 
 
-def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
+def thinned(curve: Curve, most: int) -> Curve:
     """At most `most` of the points, evenly spread, the first and the last among them."""
     if len(curve) <= most:
         return curve

@@ -9,12 +9,17 @@ from ddpm_jax.data.scaling import Scaling
 from ddpm_jax.report.charts import Line, chart, joined
 from ddpm_jax.report.content import Script, beside, count, note, number, paragraph, section
 from ddpm_jax.report.markup import Html, command, details, join, table, tag
-from ddpm_jax.report.results import EvaluationResult, LikelihoodResult, is_number
+from ddpm_jax.report.results import (
+    EvaluationResult,
+    LikelihoodResult,
+    chain_length,
+    is_number,
+)
 from ddpm_jax.report.run import Run
 from ddpm_jax.weights.load import words_of
 
 MOST_CURVES = 3
-"""Likelihoods of a run whose curves are drawn."""
+"""Likelihoods of a single run whose curves are drawn; of several runs it is one each."""
 
 MOST_EVALUATIONS = 5
 """Of a run that stand open in the page; the others are folded away."""
@@ -75,7 +80,9 @@ def _row(result: LikelihoodResult) -> list[object]:
         f"{summary['images']:,} of {summary.get('split', 'unknown')}{_chain_of(summary)}",
         words_of(summary.get("weights", "unknown"), summary.get("step")),
         tag("strong", total),
-        *(f"{summary[name]:.4f}" for name in ("rate", "prior", "distortion")),
+        f"{summary['rate']:.4f}",
+        number(summary["prior"], 2),
+        f"{summary['distortion']:.4f}",
         f"{summary['rmse']:.3f}",
         number(summary["draws"]),
     ]
@@ -83,9 +90,8 @@ def _row(result: LikelihoodResult) -> list[object]:
 
 def _chain_of(summary: dict[str, Any]) -> str:
     """Of a chain of fewer steps, how many."""
-    chain = summary.get("chain")
-    steps = chain.get("timesteps") if isinstance(chain, dict) else None
-    return f", {len(steps)} steps" if isinstance(steps, list) else ""
+    steps = chain_length(summary)
+    return "" if steps is None else f", {count(steps, 'step')}"
 
 
 def _curves(runs: Sequence[Run], script: Script) -> Html:
@@ -96,12 +102,13 @@ def _curves(runs: Sequence[Run], script: Script) -> Html:
     unit = Scaling(runs[0].config.data).unit.words
     for run in runs:
         place = runs.index(run)
-        with_curves = [each for each in run.results.likelihoods if each.curves][:MOST_CURVES]
+        most = MOST_CURVES if len(runs) == 1 else 1
+        with_curves = [each for each in run.results.likelihoods if each.curves][:most]
         for dash, result in enumerate(with_curves):
             label = _label(run, result, len(runs) > 1)
             curves = {name: array.astype(np.float64) for name, array in result.curves.items()}
             terms.append(
-                Line(label, place, curves["timesteps"].tolist(), curves["terms"].tolist(), dash)
+                Line(label, place, *_ascending(curves["timesteps"], curves["terms"]), dash)
             )
             rates.append(Line(label, place, *_ascending(curves["rate"], curves["rmse"]), dash))
             rows_of_terms += _rows_of_terms(label, curves)
@@ -137,7 +144,8 @@ def _curves(runs: Sequence[Run], script: Script) -> Html:
 
 def _label(run: Run, result: LikelihoodResult, several: bool) -> str:
     summary = result.summary
-    words = f"{summary.get('split', '')}, step {summary.get('step')}{_chain_of(summary)}"
+    images = count(summary["images"], f"{summary.get('split', '')} image")
+    words = f"{images}, step {summary.get('step')}{_chain_of(summary)}"
     return f"{run.name}: {words}" if several else words
 
 
@@ -234,8 +242,9 @@ def _calibration(run: Run) -> Html:
     if found is None:
         words = "Calibration, which optimal variances and the codec need: not measured; "
         return join([words, tag("code", run.command("calibrate")), " does."])
-    images = count(int(found.get("images", 0)), "image")
-    return join([f"Calibrated by {images} of {found.get('split', 'unknown')}."])
+    images = found.get("images")
+    words = count(images, "image") if isinstance(images, int) else "images"
+    return join([f"Calibrated by {words} of {found.get('split', 'unknown')}."])
 
 
 def _tuned(run: Run) -> Html:
@@ -243,5 +252,7 @@ def _tuned(run: Run) -> Html:
     if not found:
         words = "Samplers of few steps: not tuned; "
         return join([words, tag("code", run.command("tune")), " does."])
-    names = [f"{each.get('sampler')} of {len(each.get('timesteps') or ())} steps" for each in found]
+    names = [
+        f"{each.get('sampler') or 'ancestral'} of {len(each['timesteps'])} steps" for each in found
+    ]
     return join([f"Tuned: {', '.join(names)}; --grid tuned takes them."])

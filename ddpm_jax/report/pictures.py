@@ -17,6 +17,9 @@ MOST_PIXELS = 16_383
 LOSSY = 80
 """The quality of WebP that pictures get which are too large without losses."""
 
+LIKELY = 40
+"""Pictures become smaller by this factor at most without losses: it is not tried for more."""
+
 
 class Picture(NamedTuple):
     """A picture in the page."""
@@ -36,24 +39,25 @@ class Pictures(NamedTuple):
     """What had to be done to make them small enough; empty for nothing."""
 
 
-def fit(images: Sequence[np.ndarray], most: int, scale: int = 1) -> Pictures:
+def fit(images: Sequence[np.ndarray], most: int) -> Pictures:
     """The uint8 `images` [H,W,1 or 3] as pictures of at most `most` bytes in all.
 
-    WebP without losses if it can be, else with losses, else at half the size, and so on. They are
-    shown `scale` times as large as they are. Text around the bytes, a third of them, comes on top.
+    WebP without losses if it can be, else with losses, else at half the size, and so on. The text
+    that the bytes become in the page is longer by a third.
     """
     for half in range(12):
         smaller = [_shrunk(image, 2**half) for image in images]
         if max((max(image.shape) for image in smaller), default=0) > MOST_PIXELS:
             continue
-        for quality in (None, LOSSY):
+        hopeless = sum(image.size for image in smaller) > LIKELY * most
+        for quality in (LOSSY,) if hopeless else (None, LOSSY):
             files = [_webp(image, quality) for image in smaller]
             if sum(map(len, files)) <= most:
-                sizes = [(image.shape[1] * scale, image.shape[0] * scale) for image in images]
-                return Pictures(
-                    [Picture(_uri(file), *size) for file, size in zip(files, sizes, strict=True)],
-                    _words(half, quality),
-                )
+                each = [
+                    Picture(_uri(file), image.shape[1], image.shape[0])
+                    for file, image in zip(files, images, strict=True)
+                ]
+                return Pictures(each, _words(half, quality))
     raise UserError(f"pictures: {len(images)} do not fit into {most} bytes; show fewer")
 
 

@@ -54,7 +54,7 @@ def sheet(config: Config, real: Real) -> np.ndarray:
     """A picture uint8 [H,W,1 or 3] of training images, evenly spread over all of them."""
     places = np.linspace(0, len(real.train) - 1, min(SHOWN, len(real.train))).astype(int)
     images = real.source.read(real.train[places])
-    return grid(View(config.data)(to_float(images)), size=1)
+    return grid(View(config.data)(to_float(images)))
 
 
 def words_of_source(config: Config) -> str:

@@ -42,7 +42,7 @@ class Results(NamedTuple):
     likelihoods: list[LikelihoodResult]
     evaluations: list[EvaluationResult]
     calibration: dict[str, Any] | None
-    """Images, split, and other words of its head."""
+    """Images and split."""
     tuned: list[dict[str, Any]]
     """The options of each sampler that was tuned."""
     figures: list[epath.Path]
@@ -69,13 +69,28 @@ def read_results(home: epath.Path) -> Results:
     calibrations = each(_present(home / CALIBRATION), _read_calibration)
     tuned = each(_present(home / TUNED), _read_tuned)
     return Results(
-        sorted(likelihoods, key=lambda each: -_step_of(each.summary)),
+        sorted(likelihoods, key=_rank),
         sorted(evaluations, key=lambda each: -_step_of(each.table)),
         calibrations[0] if calibrations else None,
         tuned[0] if tuned else [],
         sorted(_pictures(home / "figures")),
         faults,
     )
+
+
+def _rank(result: LikelihoodResult) -> tuple:
+    """The newest weights first; of these the whole chain, on unseen images, on most of them."""
+    summary = result.summary
+    is_short = chain_length(summary) is not None
+    is_trained_on = summary.get("split") == "train"
+    return (-_step_of(summary), is_short, is_trained_on, -summary["images"])
+
+
+def chain_length(summary: dict[str, Any]) -> int | None:
+    """The steps of a bound's chain where it is not the whole one."""
+    chain = summary.get("chain")
+    steps = chain.get("timesteps") if isinstance(chain, dict) else None
+    return len(steps) if isinstance(steps, list) else None
 
 
 def _files(folder: epath.Path, ending: str) -> Iterator[epath.Path]:
@@ -109,10 +124,15 @@ def _read_likelihood(file: epath.Path) -> LikelihoodResult:
     arrays = read_npz(path) if path.exists() else {}
     curves = {name: arrays[name] for name in CURVES if name in arrays}
     lengths = {array.shape for array in curves.values()}
-    flat = all(array.ndim == 1 and array.dtype.kind in "fi" for array in curves.values())
-    if curves and (len(curves) < len(CURVES) or len(lengths) > 1 or not flat):
+    whole = len(curves) == len(CURVES) and len(lengths) == 1
+    if curves and not (whole and all(map(_is_curve, curves.values()))):
         raise UserError(f"{path}: does not hold {', '.join(CURVES)} of one length; delete it")
     return LikelihoodResult(file.parent.name, summary, curves)
+
+
+def _is_curve(array: np.ndarray) -> bool:
+    is_list = array.ndim == 1 and array.size > 0 and array.dtype.kind in "fi"
+    return is_list and bool(np.isfinite(array).all())
 
 
 def _read_evaluation(file: epath.Path) -> EvaluationResult:
@@ -148,7 +168,8 @@ def _read_tuned(file: epath.Path) -> list[dict[str, Any]]:
         if not isinstance(entries, list):
             raise UserError(f"{file}: does not hold tuned samplers; tune the model again")
         samplers += entries
-    return [each for each in samplers if isinstance(each, dict)]
+    known = [each for each in samplers if isinstance(each, dict)]
+    return [each for each in known if isinstance(each.get("timesteps"), list)]
 
 
 def _step_of(table: dict[str, Any]) -> int:

@@ -34,9 +34,6 @@ FIGURE_BYTES = 600_000
 MOST_GRIDS = 24
 """Of a run."""
 
-SIDE = 48
-"""Pixels that a small image is shown large, at least, as in samples.png."""
-
 FIGURES = {
     "progressive": ("The image predicted along the chain (Fig. 6)", "figure progressive"),
     "shared-latent": ("Samples that share their first steps (Fig. 7)", "figure shared-latent"),
@@ -116,66 +113,87 @@ def _show_of_grids(run: Run, found: dict[int, Picture], positions: list[int]) ->
         frames.append(before[-1] if before else None)
     n = run.config.train.num_samples
     alts = [f"{count(n, 'sample')} of {run.name} after {step:,} training steps" for step in steps]
-    return Show(run.name, list(found.values()), alts, frames)
+    return Show(f"{run.name}, {count(n, 'sample')}", list(found.values()), alts, frames)
 
 
 def chains(runs: Sequence[Run], draws: Draws, script: Script) -> Html:
-    """The chain of a few samples, with a slider over t."""
-
-    def of_run(run: Run) -> Html:
+    """The chain of a few samples, with a slider over t; runs of the same steps share one."""
+    together: dict[tuple, list[Run]] = {}
+    for run in runs:
         drawn = draws[run.name]
-        if isinstance(drawn, str):
-            figure = run.home / "figures" / "progressive.png"
-            kept = "The figure of an earlier computation is below." if figure.exists() else ""
-            return join(
-                [
-                    paragraph(f"Not drawn: {drawn}. {kept}"),
-                    *(() if kept else (command(run.command("figure progressive")),)),
-                ]
-            )
-        name = f"chain-{runs.index(run)}"
-        return _chain(name, run, drawn, CHAIN_BYTES // len(runs), script)
-
+        if isinstance(drawn, Drawn):
+            key = (run.config.diffusion.num_timesteps, *drawn.t.tolist())
+            together.setdefault(key, []).append(run)
+    several = len(runs) > 1
     return section(
         "chain",
         "From noise to images",
         paragraph(
             "The reverse process: it starts from pure noise x",
             tag("sub", "T"),
-            " and takes a little of it away at each step. Left the image x",
+            " and takes a little of it away at each step. Beside each noisy image x",
             tag("sub", "t"),
-            ", right the finished image that the network sees in it at that step.",
+            " stands the finished image that the network sees in it.",
         ),
-        beside(runs, of_run),
+        *(
+            _chains(f"chain-{place}", group, draws, script, several)
+            for place, group in enumerate(together.values())
+        ),
+        *(
+            _no_chain(run, words, several)
+            for run in runs
+            if isinstance(words := draws[run.name], str)
+        ),
     )
 
 
-def _chain(name: str, run: Run, drawn: Drawn, most: int, script: Script) -> Html:
+def _chains(name: str, runs: list[Run], draws: Draws, script: Script, several: bool) -> Html:
+    shows = []
+    notes = []
+    positions: list[str] = []
+    for run in runs:
+        drawn = draws[run.name]
+        assert isinstance(drawn, Drawn)
+        positions = _positions(run, drawn)
+        of = f"{run.name}: " if several else ""
+        shown_images, words = _shows_of_chain(drawn, positions, of, CHAIN_BYTES // len(draws))
+        shows += shown_images
+        notes.append(note(f"{of}{words}"))
+    return join([slider(name, "Steps of noise left, t", positions, shows, script), *notes])
+
+
+def _positions(run: Run, drawn: Drawn) -> list[str]:
     T = run.config.diffusion.num_timesteps
-    frames = len(drawn.t)
-    columns = math.ceil(drawn.x.shape[1] / 2)
-    pages = [grid(images, columns, 1) for images in (*drawn.x, *drawn.x_0)]
-    fitted = fit(pages, most, _scale(run))
     positions = [f"t = {t:,} of {T:,}" for t in drawn.t]
     positions[0] += ", pure noise"
     positions[-1] = "t = 0, the image"
-    x = [f"x_t of {drawn.x.shape[1]} samples at {position}" for position in positions]
+    return positions
+
+
+def _shows_of_chain(
+    drawn: Drawn, positions: list[str], of: str, most: int
+) -> tuple[list[Show], str]:
+    """(x_t and the predicted images, how they were drawn)."""
+    frames, n = drawn.x.shape[:2]
+    columns = math.ceil(n / 2)
+    fitted = fit([grid(images, columns) for images in (*drawn.x, *drawn.x_0)], most)
+    x = [f"x_t of {count(n, 'sample')} at {position}" for position in positions]
     x_0 = [f"the images predicted at {position}" for position in positions]
     order = list(range(frames))
     shows = [
-        Show(join(["x", tag("sub", "t")]), fitted.each[:frames], x, order),
-        Show("predicted image", fitted.each[frames:], x_0, order),
+        Show(join([of, "x", tag("sub", "t")]), fitted.each[:frames], x, order),
+        Show(f"{of}predicted image", fitted.each[frames:], x_0, order),
     ]
     classes = "" if drawn.labels is None else f" Classes {', '.join(map(str, drawn.labels))}."
-    return join(
-        [
-            slider(name, "Steps of noise left, t", positions, shows, script),
-            note(
-                f"{drawn.weights[:1].upper()}{drawn.weights[1:]}, {frames - 1} steps of DDIM, "
-                f"seed 0.{classes} {fitted.words}"
-            ),
-        ]
-    )
+    words = f"{drawn.weights}, {frames - 1} steps of DDIM, seed 0.{classes} {fitted.words}"
+    return shows, words[:1].upper() + words[1:]
+
+
+def _no_chain(run: Run, words: str, several: bool) -> Html:
+    of = f"{run.name}: not drawn" if several else "Not drawn"
+    if (run.home / "figures" / "progressive.png").exists():
+        return paragraph(f"{of}: {words}. The figure of an earlier computation is below.")
+    return join([paragraph(f"{of}: {words}."), command(run.command("figure progressive"))])
 
 
 def real_images(runs: Sequence[Run], reals: Reals) -> Html:
@@ -195,7 +213,7 @@ def real_images(runs: Sequence[Run], reals: Reals) -> Html:
 def _sheet(run: Run, real: Real | str, names: str, most: int) -> Html:
     if isinstance(real, str):
         return paragraph(f"{names}The images cannot be shown now: {real}.")
-    fitted = fit([sheet(run.config, real)], most, _scale(run))
+    fitted = fit([sheet(run.config, real)], most)
     n = min(64, len(real.train))
     words = f"{count(n, 'training image')}, evenly spread over all {len(real.train):,}."
     other = (
@@ -252,10 +270,8 @@ def _neighbours(run: Run, drawn: Drawn, most: int) -> Html:
     assert near is not None
     view = View(run.config.data)
     found = view(to_float(near.images))
-    scale = _scale(run)
-    cells = [drawn.x_0[-1][:, None], found]
-    images = np.concatenate(cells, axis=1)
-    fitted = fit([grid(image[None], 1, 1) for row in images for image in row], most, scale)
+    images = np.concatenate([drawn.x[-1][:, None], found], axis=1)
+    fitted = fit([grid(image[None]) for row in images for image in row], most)
     width = images.shape[1]
     rows = []
     for i in range(len(images)):
@@ -314,12 +330,13 @@ def figures(runs: Sequence[Run]) -> Html:
             for stem, each in zip(images, fitted.each, strict=True)
         ]
         missing = [words for stem, (_, words) in FIGURES.items() if stem not in images]
+        others = "These commands draw the others:" if parts else "None is drawn. These commands do:"
         return join(
             [
                 *parts,
                 note(fitted.words) if fitted.words else "",
                 *map(paragraph, faults),
-                paragraph("These commands draw the others:") if missing else "",
+                paragraph(others) if missing else "",
                 command("\n".join(run.command(words) for words in missing)) if missing else "",
             ]
         )
@@ -329,9 +346,3 @@ def figures(runs: Sequence[Run]) -> Html:
 
 def _title(stem: str) -> str:
     return FIGURES.get(stem, (shown(stem), ""))[0]
-
-
-def _scale(run: Run) -> int:
-    """How many times as large a small image is shown as it is."""
-    height, width, _ = run.config.data.image_shape
-    return max(1, math.ceil(SIDE / min(height, width)))

@@ -6,7 +6,8 @@
   const color = (name) =>
     getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const COLORS = 8;
-  const DASHES = [[], [8, 4], [2, 4]];
+  const DASHES = [[], [8, 4], [2, 4]]; // Runs differ in their dashes, too, not in colour alone.
+  const BORDERS = ["solid", "dashed", "dotted"];
   const HEIGHT = 260;
 
   // --- curves ---
@@ -50,7 +51,12 @@
     const series = [{ label: spec.xlabel, value: (plot, x) => shown(x) }];
     for (const line of spec.lines) {
       const stroke = color(`--run-${line.run % COLORS}`);
-      const common = { value: (plot, y) => shown(y), dash: DASHES[line.dash % DASHES.length], spanGaps: true };
+      const common = {
+        value: (plot, y) => shown(y),
+        dash: DASHES[(line.run + line.dash) % DASHES.length],
+        points: { fill: color("--back") },
+        spanGaps: true,
+      };
       const faint = weight > 0;
       series.push({ ...common, label: line.label, stroke, width: faint ? 1 : 2, alpha: faint ? 0.35 : 1 });
       if (faint) series.push({ ...common, label: `${line.label}, smoothed`, stroke, width: 2 });
@@ -70,11 +76,30 @@
     const label = (plot, values) => values.map((value) => (value === null ? "" : shown(value)));
     return [
       { ...common, label: spec.xlabel },
-      { ...common, label: spec.ylabel, size: 64, values: label },
+      {
+        ...common,
+        label: spec.ylabel,
+        size: 64,
+        values: label,
+        ...(isLogarithmic(spec) && {
+          grid: { ...common.grid, filter: tens },
+          ticks: { ...common.ticks, filter: tens },
+        }),
+      },
     ];
   }
 
   const widened = (plot, low, high) => (low === high ? [low - 1, high + 1] : [low, high]);
+
+  // Lines at 1, 10, 100 alone: those between would make a grey field of a long axis.
+  const tens = (plot, splits) =>
+    splits.map((value) => (value > 0 && Math.abs(Math.log10(value) % 1) < 1e-9 ? value : null));
+
+  // The steps of all training curves together, so that they stand below each other.
+  const steps = content.charts
+    .filter((spec) => spec.group === "training")
+    .flatMap((spec) => spec.lines.flatMap((line) => [line.x[0], line.x[line.x.length - 1]]));
+  const wholeRun = [Math.min(...steps), Math.max(...steps)];
 
   function draw(spec) {
     const place = element(spec.id);
@@ -89,19 +114,29 @@
       series: seriesOf(spec, weight),
       axes: axesOf(spec),
       scales: { x: { time: false, range: widened }, y: { distr: log ? 3 : 1 } },
+      legend: {
+        markers: {
+          dash: (plot, i) => {
+            const line = spec.lines[Math.floor((i - 1) / (weight > 0 ? 2 : 1))];
+            return line ? BORDERS[(line.run + line.dash) % BORDERS.length] : "solid";
+          },
+        },
+      },
       cursor: { drag: { x: true, y: false }, sync: spec.group ? { key: spec.group } : undefined },
       hooks: { setScale: [(plot, key) => key === "x" && zoomed(spec, plot)] },
     };
     const plot = new uPlot(options, dataOf(spec, weight, log), place);
     const chart = { spec, plot, zoomed: null };
     charts.set(spec.id, chart);
-    if (spec.group === "training" && state.from !== null) zoom(chart, state.from, state.to);
+    if (spec.group === "training") zoom(chart, state.from, state.to);
     else if (kept) zoom(chart, kept[0], kept[1]);
   }
 
   function extent(chart) {
     const x = chart.plot.data[0];
-    return [x[0], x[x.length - 1]];
+    const own = [x[0], x[x.length - 1]];
+    const [low, high] = chart.spec.group === "training" ? wholeRun : own;
+    return widened(null, low, high);
   }
 
   function zoom(chart, from, to) {
@@ -118,19 +153,27 @@
     if (syncing || !chart || chart.plot !== plot) return;
     const { min, max } = plot.scales.x;
     const [low, high] = extent(chart);
-    const whole = min <= low && max >= high;
+    const whole = (min <= low && max >= high) || isOwnExtent(chart, min, max);
     chart.zoomed = whole ? null : [min, max];
-    if (spec.group === "training") zoomTraining(whole ? null : min, whole ? null : max, chart);
+    if (spec.group !== "training") return;
+    // Not now: uPlot is still setting the scale.
+    queueMicrotask(() => zoomTraining(whole ? null : min, whole ? null : max));
+  }
+
+  // What a double click shows: all of this curve's own steps, where others may have more.
+  function isOwnExtent(chart, min, max) {
+    const x = chart.plot.data[0];
+    return min === x[0] && max === x[x.length - 1];
   }
 
   function trainingCharts() {
     return [...charts.values()].filter((chart) => chart.spec.group === "training");
   }
 
-  function zoomTraining(from, to, except) {
+  function zoomTraining(from, to) {
     state.from = from;
     state.to = to;
-    for (const chart of trainingCharts()) if (chart !== except) zoom(chart, from, to);
+    for (const chart of trainingCharts()) zoom(chart, from, to);
     if (element("from-step")) {
       element("from-step").value = Math.round(from === null ? 0 : from);
       element("to-step").value = Math.round(to === null ? element("to-step").max : to);
@@ -156,11 +199,11 @@
     const typed = () => {
       const from = Number(element("from-step").value);
       const to = Number(element("to-step").value);
-      if (from < to) zoomTraining(from, to, null);
+      if (from < to) zoomTraining(from, to);
     };
     element("from-step").addEventListener("change", typed);
     element("to-step").addEventListener("change", typed);
-    element("whole-run").addEventListener("click", () => zoomTraining(null, null, null));
+    element("whole-run").addEventListener("click", () => zoomTraining(null, null));
   }
 
   // --- sliders ---
