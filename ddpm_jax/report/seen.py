@@ -50,13 +50,14 @@ def samples(runs: Sequence[Run], script: Script) -> Html:
     """The grids that were drawn during training, with a slider over the steps."""
     with_grids = [run for run in runs if run.grids]
     if not with_grids:
-        every = "no grid was asked for (train.sample_every 0)"
-        asked = any(run.config.train.sample_every for run in runs)
         return section(
             "samples",
             "Samples during training",
-            paragraph(f"There are none: {'none is drawn yet' if asked else every}."),
-            *(command(run.command("sample")) for run in runs if run.checkpoints),
+            paragraph(
+                "There are none yet. A run draws them every train.sample_every steps, and at its "
+                "end. From a checkpoint this command does:"
+            ),
+            *(command(run.command("sample")) for run in runs),
         )
     shows = []
     words = []
@@ -159,7 +160,8 @@ def _chains(name: str, runs: list[Run], draws: Draws, script: Script, several: b
         shown_images, words = _shows_of_chain(drawn, positions, of, CHAIN_BYTES // len(draws))
         shows += shown_images
         notes.append(note(f"{of}{words}"))
-    return join([slider(name, "Steps of noise left, t", positions, shows, script), *notes])
+    moved = slider(name, "Steps of noise left, t", positions, shows, script, together=2)
+    return join([moved, *notes])
 
 
 def _positions(run: Run, drawn: Drawn) -> list[str]:

@@ -25,14 +25,23 @@ def picture(shown: Picture, alt: str, **attributes: object) -> Html:
 
 
 def slider(
-    name: str, label: str, positions: Sequence[str], shows: Sequence[Show], script: Script
+    name: str,
+    label: str,
+    positions: Sequence[str],
+    shows: Sequence[Show],
+    script: Script,
+    together: int = 1,
 ) -> Html:
     """The places, and a slider below them that stands at its last position.
 
-    `positions` are what the slider says at each.
+    `positions` are what the slider says at each. So many places stay `together` in a line.
     """
     last = len(positions) - 1
-    frames = [_frame(f"{name}-{i}", show, script) for i, show in enumerate(shows)]
+    frames = [_frame(f"{name}-{i}", show) for i, show in enumerate(shows)]
+    lines = [
+        tag("div", *frames[start : start + together], class_="together")
+        for start in range(0, len(frames), together)
+    ]
     script.sliders.append(
         {
             "id": name,
@@ -57,10 +66,10 @@ def slider(
         tag("button", "Play", type="button", id=f"{name}-play"),
         class_="slider",
     )
-    return tag("div", tag("div", *frames, class_="shows"), moved if last else "", class_="turned")
+    return tag("div", tag("div", *lines, class_="shows"), moved if last else "", class_="turned")
 
 
-def _frame(name: str, show: Show, script: Script) -> Html:
+def _frame(name: str, show: Show) -> Html:
     last = show.frames[-1]
     alt = "none yet" if last is None else show.alts[last]
     shown = show.pictures[0 if last is None else last]

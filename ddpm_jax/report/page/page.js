@@ -7,14 +7,16 @@
     getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const COLORS = 8;
   const DASHES = [[], [8, 4], [2, 4]]; // Runs differ in their dashes, too, not in colour alone.
+  const MOVES = new Set(["mousemove", "mouseleave"]); // What charts of a group do together.
   const BORDERS = ["solid", "dashed", "dotted"];
   const HEIGHT = 260;
+  const PAPER = 400; // Pixels of a chart in print, two beside each other.
 
   // --- curves ---
 
   const charts = new Map(); // id -> {spec, plot}
   const state = { weight: 0, logarithmic: false, from: null, to: null };
-  let syncing = false;
+  let onPaper = false;
 
   // The exponential average of the values so far, without the pull of its start.
   function smoothed(values, weight) {
@@ -109,7 +111,7 @@
     const log = isLogarithmic(spec);
     const weight = spec.group === "training" ? state.weight : 0;
     const options = {
-      width: Math.max(place.clientWidth, 200),
+      width: onPaper ? PAPER : Math.max(place.clientWidth, 200),
       height: HEIGHT,
       series: seriesOf(spec, weight),
       axes: axesOf(spec),
@@ -122,8 +124,12 @@
           },
         },
       },
-      cursor: { drag: { x: true, y: false }, sync: spec.group ? { key: spec.group } : undefined },
-      hooks: { setScale: [(plot, key) => key === "x" && zoomed(spec, plot)] },
+      cursor: {
+        drag: { x: true, y: false, setScale: false },
+        bind: { dblclick: () => () => zoomFrom(spec, null, null) },
+        sync: spec.group ? { key: spec.group, filters: { pub: (type) => MOVES.has(type) } } : undefined,
+      },
+      hooks: { setSelect: [(plot) => dragged(spec, plot)] },
     };
     const plot = new uPlot(options, dataOf(spec, weight, log), place);
     const chart = { spec, plot, zoomed: null };
@@ -139,31 +145,24 @@
     return widened(null, low, high);
   }
 
+  // Shows x from `from` to `to`; all of it where they are null.
   function zoom(chart, from, to) {
-    syncing = true;
-    const [low, high] = from === null ? extent(chart) : [from, to];
-    chart.plot.batch(() => chart.plot.setScale("x", { min: low, max: high }));
+    const [min, max] = from === null ? extent(chart) : [from, to];
+    chart.plot.setScale("x", { min, max });
     chart.zoomed = from === null ? null : [from, to];
-    syncing = false;
   }
 
-  // Called by uPlot when a user has dragged over a curve, or clicked twice on it.
-  function zoomed(spec, plot) {
-    const chart = charts.get(spec.id);
-    if (syncing || !chart || chart.plot !== plot) return;
-    const { min, max } = plot.scales.x;
-    const [low, high] = extent(chart);
-    const whole = (min <= low && max >= high) || isOwnExtent(chart, min, max);
-    chart.zoomed = whole ? null : [min, max];
-    if (spec.group !== "training") return;
-    // Not now: uPlot is still setting the scale.
-    queueMicrotask(() => zoomTraining(whole ? null : min, whole ? null : max));
+  function zoomFrom(spec, from, to) {
+    if (spec.group === "training") zoomTraining(from, to);
+    else zoom(charts.get(spec.id), from, to);
   }
 
-  // What a double click shows: all of this curve's own steps, where others may have more.
-  function isOwnExtent(chart, min, max) {
-    const x = chart.plot.data[0];
-    return min === x[0] && max === x[x.length - 1];
+  function dragged(spec, plot) {
+    const { left, width } = plot.select;
+    if (width < 3) return; // A click.
+    const [from, to] = [left, left + width].map((pixel) => plot.posToVal(pixel, "x"));
+    plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    zoomFrom(spec, from, to);
   }
 
   function trainingCharts() {
@@ -259,6 +258,7 @@
 
   function follow() {
     const observer = new ResizeObserver((entries) => {
+      if (onPaper) return;
       for (const entry of entries) {
         const chart = charts.get(entry.target.id);
         const width = Math.floor(entry.contentRect.width);
@@ -272,10 +272,12 @@
   function print() {
     const root = document.documentElement;
     window.addEventListener("beforeprint", () => {
+      onPaper = true;
       root.classList.add("light"); // Paper is white.
       redraw();
     });
     window.addEventListener("afterprint", () => {
+      onPaper = false;
       root.classList.remove("light");
       redraw();
     });
