@@ -21,7 +21,7 @@ from ddpm_jax.cli import main
 from ddpm_jax.config import from_dict, to_dict
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.report import chain, curves, drawn
-from ddpm_jax.report.pictures import fit
+from ddpm_jax.report.pictures import fit, tiles
 from ddpm_jax.report.real import read_real
 from ddpm_jax.report.run import read_runs
 from ddpm_jax.report.write import report
@@ -157,9 +157,8 @@ def test_sheets_of_real_images_show_training_images(page, run, pictures):
     sheet = decoded(image)[..., 0]
     real = read_real(read_runs([str(run)])[0])
     assert real.is_same and len(real.train) + real.held_out == len(pictures)
-    # Cells of 48 pixels with 3 between them; 6 pixels for one of an image.
-    cell = sheet[3:51:6, 3:51:6]
-    np.testing.assert_array_equal(cell, pictures[real.train[0], ..., 0])
+    np.testing.assert_array_equal(sheet[1:9, 1:9], pictures[real.train[0], ..., 0])
+    np.testing.assert_array_equal(sheet[1:9, 10:18], pictures[real.train[1], ..., 0])
 
 
 def test_the_chain_is_the_samplers_and_sees_what_the_network_sees(run):
@@ -188,7 +187,7 @@ def test_the_chain_in_the_page_goes_from_noise_to_the_samples(page, run):
     (image,) = [each["src"] for each in page.of("img") if each.get("id") == "chain-0-0"]
     ddpm, params = load(run)
     samples = to_uint8(ddpm.sample(params, jax.random.key(0), 8, sampler="ddim", steps=10))
-    np.testing.assert_allclose(decoded(image)[3:51:6, 3:51:6, 0], samples[0, ..., 0], atol=1)
+    np.testing.assert_allclose(decoded(image)[1:9, 1:9, 0], samples[0, ..., 0], atol=1)
     assert len({uri for uri in noisy["uris"] if uri}) == 10
 
 
@@ -383,6 +382,20 @@ def test_pictures_keep_within_their_bytes(rng):
     assert "at 1/" in found.words and "with losses" in found.words
     wide = fit([np.zeros((2, 20_000, 1), np.uint8)], 1_000_000)
     assert decoded(wide.each[0].uri).shape[1] == 10_000
+
+
+def test_tiles_stand_in_rows_with_white_lines_between(rng):
+    images = rng.integers(0, 255, (5, 2, 3, 4), dtype=np.uint8)
+    picture = tiles(images, 3)
+    assert picture.shape == (1 + 2 * 3, 1 + 3 * 13, 1)
+    for i, image in enumerate(images):
+        top, left = 1 + i // 3 * 3, 1 + i % 3 * 13
+        for channel in range(4):  # Side by side, since four are no colours.
+            part = picture[top : top + 2, left + 3 * channel : left + 3 * channel + 3, 0]
+            np.testing.assert_array_equal(part, image[..., channel])
+    inside = 5 * 2 * 3 * 4
+    assert (picture == 255).sum() == picture.size - inside
+    assert tiles(images[..., :3], 5).shape == (4, 21, 3)
 
 
 def test_thinned_curves_keep_their_ends():

@@ -420,7 +420,7 @@ def _report(args: list[str]) -> None:
     from ddpm_jax.cli.parsing import parse
 
     options = parse(ReportOptions, args, "ddpm-jax report")
-    _start(options.launch)
+    _start()
     from ddpm_jax.report.write import report
 
     report(options.runs, options.out, compute=options.compute, data=options.data)

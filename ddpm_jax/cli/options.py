@@ -286,7 +286,7 @@ class ExportOptions(ModelOptions):
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions(Checked):
-    """Write one HTML file that shows runs; they may train meanwhile. Nothing in them changes."""
+    """Write one HTML file that shows runs, also while they train. Nothing is written into them."""
 
     GROUP: ClassVar[str] = ""
     LONGEST: ClassVar[int] = 8
@@ -299,7 +299,6 @@ class ReportOptions(Checked):
     """Draw a few samples and find the images nearest to them (quick), or compute nothing (none)."""
     data: OptionalSource = None
     """Real images of all runs; None for each config's own."""
-    launch: Launched = Launch()
 
     def __post_init__(self) -> None:
         super().__post_init__()

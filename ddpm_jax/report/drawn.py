@@ -54,6 +54,11 @@ class Drawn(NamedTuple):
     near: Near | None
     """None where the images are not there, or too many to search."""
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.x.shape[2:]
+
 
 def draw(run: Run, real: Real | None) -> Drawn:
     """A few samples of the run's newest checkpoint, and which of the `real` images are nearest.

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,11 @@ from ddpm_jax.errors import UserError
 MOST_PIXELS = 16_383
 """Of a side of a WebP picture."""
 
-LOSSY = 80
-"""The quality of WebP that pictures get which are too large without losses."""
+QUALITIES = (None, 85, 60, 35)
+"""Of WebP, tried in this order; None is without losses."""
+
+SIDE = 48
+"""Pixels that a small image is shown large, at least, as in a run's samples.png."""
 
 LIKELY = 40
 """Pictures become smaller by this factor at most without losses: it is not tried for more."""
@@ -39,26 +43,48 @@ class Pictures(NamedTuple):
     """What had to be done to make them small enough; empty for nothing."""
 
 
-def fit(images: Sequence[np.ndarray], most: int) -> Pictures:
+def fit(images: Sequence[np.ndarray], most: int, scale: int = 1) -> Pictures:
     """The uint8 `images` [H,W,1 or 3] as pictures of at most `most` bytes in all.
 
-    WebP without losses if it can be, else with losses, else at half the size, and so on. The text
-    that the bytes become in the page is longer by a third.
+    WebP without losses if it can be, else with losses, else at half the size, and so on. They are
+    shown `scale` times as large as they are. The text that the bytes become in the page is longer
+    by a third.
     """
     for half in range(12):
         smaller = [_shrunk(image, 2**half) for image in images]
         if max((max(image.shape) for image in smaller), default=0) > MOST_PIXELS:
             continue
         hopeless = sum(image.size for image in smaller) > LIKELY * most
-        for quality in (LOSSY,) if hopeless else (None, LOSSY):
+        for quality in QUALITIES[1:] if hopeless else QUALITIES:
             files = [_webp(image, quality) for image in smaller]
             if sum(map(len, files)) <= most:
                 each = [
-                    Picture(_uri(file), image.shape[1], image.shape[0])
+                    Picture(_uri(file), image.shape[1] * scale, image.shape[0] * scale)
                     for file, image in zip(files, images, strict=True)
                 ]
                 return Pictures(each, _words(half, quality))
     raise UserError(f"pictures: {len(images)} do not fit into {most} bytes; show fewer")
+
+
+def tiles(images: np.ndarray, columns: int) -> np.ndarray:
+    """One picture [H',W',1 or 3] of uint8 images [N,H,W,C] at their own size, in so many columns.
+
+    A white line of one pixel is around each. If C is neither 1 nor 3, the channels of an image
+    stand side by side in grey.
+    """
+    if images.shape[-1] not in (1, 3):
+        images = np.concatenate(np.split(images, images.shape[-1], axis=-1), axis=2)
+    missing = -len(images) % columns
+    edges = ((0, missing), (0, 1), (0, 1), (0, 0))
+    cells = np.pad(images, edges, constant_values=255)
+    cells[len(images) :] = 255
+    lines = [np.concatenate(list(line), axis=1) for line in np.split(cells, len(cells) // columns)]
+    return np.pad(np.concatenate(lines), ((1, 0), (1, 0), (0, 0)), constant_values=255)
+
+
+def scale_of(image_shape: tuple[int, int, int]) -> int:
+    """How many times as large as it is an image [H,W,C] is shown."""
+    return max(1, math.ceil(SIDE / min(image_shape[:2])))
 
 
 def read(file: epath.Path) -> np.ndarray:

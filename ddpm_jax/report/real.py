@@ -8,15 +8,17 @@ import numpy as np
 from ddpm_jax.config import Config
 from ddpm_jax.config.places import CHOICES
 from ddpm_jax.data import Source, load_source, split
-from ddpm_jax.data.images import grid, to_float
+from ddpm_jax.data.images import to_float
 from ddpm_jax.data.names import shown
 from ddpm_jax.data.scaled import scaled
 from ddpm_jax.data.view import View
 from ddpm_jax.errors import UserError
+from ddpm_jax.report.pictures import tiles
 from ddpm_jax.report.run import Run
 
 SHOWN = 64
 """Images of the sheet."""
+COLUMNS = 8
 
 
 class Real(NamedTuple):
@@ -54,7 +56,7 @@ def sheet(config: Config, real: Real) -> np.ndarray:
     """A picture uint8 [H,W,1 or 3] of training images, evenly spread over all of them."""
     places = np.linspace(0, len(real.train) - 1, min(SHOWN, len(real.train))).astype(int)
     images = real.source.read(real.train[places])
-    return grid(View(config.data)(to_float(images)))
+    return tiles(View(config.data)(to_float(images)), COLUMNS)
 
 
 def words_of_source(config: Config) -> str:

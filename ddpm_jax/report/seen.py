@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ddpm_jax.data.images import grid, to_float
+from ddpm_jax.data.images import to_float
 from ddpm_jax.data.names import shown
 from ddpm_jax.data.view import View
 from ddpm_jax.errors import UserError
@@ -14,7 +14,7 @@ from ddpm_jax.report.about import Reals
 from ddpm_jax.report.content import Script, beside, count, note, paragraph, section
 from ddpm_jax.report.drawn import NEAREST, Drawn, is_too_many
 from ddpm_jax.report.markup import Html, command, join, tag
-from ddpm_jax.report.pictures import Picture, fit, read
+from ddpm_jax.report.pictures import Picture, fit, read, scale_of, tiles
 from ddpm_jax.report.real import Real, sheet
 from ddpm_jax.report.run import Run
 from ddpm_jax.report.slider import Show, picture, slider
@@ -178,7 +178,8 @@ def _shows_of_chain(
     """(x_t and the predicted images, how they were drawn)."""
     frames, n = drawn.x.shape[:2]
     columns = math.ceil(n / 2)
-    fitted = fit([grid(images, columns) for images in (*drawn.x, *drawn.x_0)], most)
+    pages = [tiles(images, columns) for images in (*drawn.x, *drawn.x_0)]
+    fitted = fit(pages, most, scale_of(drawn.shape))
     x = [f"x_t of {count(n, 'sample')} at {position}" for position in positions]
     x_0 = [f"the images predicted at {position}" for position in positions]
     order = list(range(frames))
@@ -215,19 +216,22 @@ def real_images(runs: Sequence[Run], reals: Reals) -> Html:
 def _sheet(run: Run, real: Real | str, names: str, most: int) -> Html:
     if isinstance(real, str):
         return paragraph(f"{names}The images cannot be shown now: {real}.")
-    fitted = fit([sheet(run.config, real)], most)
+    scale = scale_of(run.config.data.image_shape)
+    black = View(run.config.data).words
+    fitted = fit([sheet(run.config, real)], most, scale)
     n = min(64, len(real.train))
     words = f"{count(n, 'training image')}, evenly spread over all {len(real.train):,}."
+    black = f"{black[:1].upper()}{black[1:]}." if black else ""
     other = (
         ""
         if real.is_same
-        else " They are not known to be those of the training: the source has changed since, or "
+        else "They are not known to be those of the training: the source has changed since, or "
         "another one was named."
     )
     return tag(
         "figure",
         picture(fitted.each[0], f"{n} real images"),
-        tag("figcaption", names, words, other, " ", View(run.config.data).words, fitted.words),
+        tag("figcaption", names, " ".join([words, black, fitted.words, other])),
     )
 
 
@@ -273,7 +277,8 @@ def _neighbours(run: Run, drawn: Drawn, most: int) -> Html:
     view = View(run.config.data)
     found = view(to_float(near.images))
     images = np.concatenate([drawn.x[-1][:, None], found], axis=1)
-    fitted = fit([grid(image[None]) for row in images for image in row], most)
+    cells = [tiles(image[None], 1) for row in images for image in row]
+    fitted = fit(cells, most, scale_of(run.config.data.image_shape))
     width = images.shape[1]
     rows = []
     for i in range(len(images)):

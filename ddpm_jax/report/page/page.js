@@ -81,7 +81,8 @@
       {
         ...common,
         label: spec.ylabel,
-        size: 64,
+        // As wide as the longest number, and the label.
+        size: (plot, words) => 30 + 8 * Math.max(4, ...(words || []).map((word) => word.length)),
         values: label,
         ...(isLogarithmic(spec) && {
           grid: { ...common.grid, filter: tens },
