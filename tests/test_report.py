@@ -115,6 +115,7 @@ def test_the_page_holds_what_the_run_does(page, run):
     np.testing.assert_allclose(*zip(*known, strict=True), rtol=1e-5)
     for name in ("likelihood", "evaluate", "calibrate", "tune", "figure codec"):
         assert f"ddpm-jax {name} {run}" in page.text, name
+    assert f"ddpm-jax evaluate {run} -n 48" in page.text
     for value in ("learning_rate", str(ddpm.config.data.source), "0.001"):
         assert value in page.text
 
@@ -398,6 +399,15 @@ def test_tiles_stand_in_rows_with_white_lines_between(rng):
     assert tiles(images[..., :3], 5).shape == (4, 21, 3)
 
 
+def test_many_figures_are_cut_and_the_page_says_so(copy, tmp_path):
+    (copy / "figures").mkdir()
+    for i in range(14):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(copy / "figures" / f"own{i:02d}.png")
+    page = quiet(copy, out=tmp_path)
+    assert "figures/own11.png" in page.text and "own12" not in page.text
+    assert "The folder figures/ has 2 more." in page.text
+
+
 def test_thinned_curves_keep_their_ends():
     curve = {step: float(step**2) for step in range(0, 10_000, 10)}
     thin = curves.thinned(curve, 50)
@@ -426,6 +436,7 @@ def test_the_command_writes_the_page(run, copy, tmp_path, monkeypatch, capsys):
         (["/nowhere"], "/nowhere: not a run directory"),
         (["{tmp}"], "not a run directory, which a report is of; name the folder that ddpm-jax"),
         (["{run}", "{run}/"], "is named twice; name each run once"),
+        (["{run}", "{run}/../{run.name}"], "is named twice; name each run once"),
         (["{run}", "--out", "report.pdf"], "out: must end in .html"),
         (["{run}", "--out", "{tmp}"], "out: must end in .html"),
         (["{run}", "--out", "/dev/null/x.html"], "cannot be written"),

@@ -420,6 +420,11 @@ def _report(args: list[str]) -> None:
     from ddpm_jax.cli.parsing import parse
 
     options = parse(ReportOptions, args, "ddpm-jax report")
+    if options.compute == "none":
+        import jax
+
+        # It needs no accelerator, and must not take one's memory from a run.
+        jax.config.update("jax_platforms", "cpu")
     _start()
     from ddpm_jax.report.write import report
 

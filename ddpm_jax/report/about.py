@@ -114,13 +114,12 @@ def _images(run: Run, real: Real | str) -> Html:
     size = f"{height}x{width}, {count(channels, 'channel')}, {run.config.data.values}"
     known = run.record.get("images")
     total = count(known, "image") if isinstance(known, int) else "images"
-    held = ""
-    if isinstance(real, Real) and real.held_out:
-        held = f", {real.held_out:,} of them held out"
+    held_out = real.held_out if isinstance(real, Real) else 0
+    held = f", {held_out:,} of them held out" if held_out else ""
     classes = run.config.model.num_classes
     named = f"; {classes} classes" if classes else ""
     return join(
-        [total, held, " of ", tag("code", words_of_source(run.config)), f" ({size}{named})"]
+        [total, " from ", tag("code", words_of_source(run.config)), f" ({size}{named}){held}"]
     )
 
 
@@ -191,7 +190,7 @@ def _loss(run: Run) -> str:
 def _bits(run: Run) -> Html:
     found = run.results.likelihoods
     if not found:
-        return _not_measured(run, "likelihood")
+        return _not_measured(run.command("likelihood"))
     summary = found[0].summary
     of = words_of(summary.get("weights", "unknown"), summary.get("step"))
     images = f"{summary['images']:,} {summary.get('split', '')} images"
@@ -206,7 +205,7 @@ def _bits(run: Run) -> Html:
 
 def _quality(run: Run) -> Html:
     if not run.results.evaluations:
-        return _not_measured(run, "evaluate")
+        return _not_measured(run.evaluate_command)
     table = run.results.evaluations[0].table
     values = [value for name, value in table["values"].items() if "fid" in name]
     shown_values = ", ".join(f"{each['title']} {number(each['value'])}" for each in values[:2])
@@ -214,8 +213,8 @@ def _quality(run: Run) -> Html:
     return join([words, tag("a", "all numbers", href="#evaluation")])
 
 
-def _not_measured(run: Run, command: str) -> Html:
-    return join(["not measured; ", tag("code", run.command(command)), " does"])
+def _not_measured(command: str) -> Html:
+    return join(["not measured; ", tag("code", command), " does"])
 
 
 def about_page(written: str, version: str) -> Html:

@@ -179,7 +179,7 @@ def evaluation(runs: Sequence[Run]) -> Html:
         found = run.results.evaluations
         if not found:
             return join(
-                [paragraph("Not measured. This command does:"), command(run.command("evaluate"))]
+                [paragraph("Not measured. This command does:"), command(run.evaluate_command)]
             )
         more = found[MOST_EVALUATIONS:]
         folded = details(f"{len(more)} more", *map(_evaluation, more)) if more else ""

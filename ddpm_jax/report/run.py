@@ -16,6 +16,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.data.names import shown
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.errors import UserError
+from ddpm_jax.evaluation.evaluate import LEAST
 from ddpm_jax.report.curves import Log, read_log
 from ddpm_jax.report.results import Results, read_results
 from ddpm_jax.storage.checkpoint import steps_of
@@ -23,6 +24,9 @@ from ddpm_jax.storage.files import path_of, read_table
 from ddpm_jax.storage.run import is_run, read_config
 
 log = logging.getLogger(__name__)
+
+PAPERS = 50_000
+"""Samples that the paper evaluates, and `ddpm-jax evaluate` takes by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,13 @@ class Run:
         """The folder."""
         return path_of(self.path)
 
+    @property
+    def evaluate_command(self) -> str:
+        """The command that compares samples with real images, with as many samples as images."""
+        images = self.record.get("images")
+        few = isinstance(images, int) and LEAST <= images < PAPERS
+        return self.command("evaluate", f"-n {images}" if few else "")
+
     def command(self, words: str, options: str = "") -> str:
         """`ddpm-jax WORDS RUN OPTIONS` as a shell takes it."""
         return f"ddpm-jax {words} {shlex.quote(shown(self.path))} {options}".rstrip()
@@ -94,7 +105,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
     Raises UserError naming a path that is no run directory, is named twice or has a damaged config.
     """
-    homes = [os.path.normpath(path) if "://" not in path else path.rstrip("/") for path in paths]
+    homes = [path.rstrip("/") if "://" in path else os.path.abspath(path) for path in paths]
     twice = [path for place, path in enumerate(homes) if path in homes[:place]]
     if twice:
         raise UserError(f"runs: {shown(twice[0])} is named twice; name each run once")
@@ -103,13 +114,11 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 def _names(homes: list[str]) -> list[str]:
     """The last part of each path, or as many parts as tell them apart."""
-    absolute = [path if "://" in path else os.path.abspath(path) for path in homes]
-    parts = [path.split("/") for path in absolute]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-count:]) for each in parts]
-        if len(set(names)) == len(names):
-            return [shown(name) for name in names]
-    return [shown(path) for path in homes]
+    parts = [path.split("/") for path in homes]
+    most = max(map(len, parts))
+    names = (["/".join(each[-count:]) for each in parts] for count in range(1, most + 1))
+    apart = next(each for each in names if len(set(each)) == len(each))
+    return [shown(name) for name in apart]
 
 
 def _read_run(path: str, name: str) -> Run:

@@ -34,6 +34,9 @@ FIGURE_BYTES = 600_000
 MOST_GRIDS = 24
 """Of a run."""
 
+MOST_FIGURES = 12
+"""Of a run."""
+
 FIGURES = {
     "progressive": ("The image predicted along the chain (Fig. 6)", "figure progressive"),
     "shared-latent": ("Samples that share their first steps (Fig. 7)", "figure shared-latent"),
@@ -319,7 +322,8 @@ def figures(runs: Sequence[Run]) -> Html:
     """The figures that were drawn of each run, and the commands of the others."""
 
     def of_run(run: Run) -> Html:
-        drawn = run.results.figures
+        drawn = run.results.figures[:MOST_FIGURES]
+        more = len(run.results.figures) - len(drawn)
         images = {}
         faults = []
         for file in drawn:
@@ -342,6 +346,7 @@ def figures(runs: Sequence[Run]) -> Html:
             [
                 *parts,
                 note(fitted.words) if fitted.words else "",
+                note(f"The folder figures/ has {more} more.") if more else "",
                 *map(paragraph, faults),
                 paragraph(others) if missing else "",
                 command("\n".join(run.command(words) for words in missing)) if missing else "",
