@@ -127,6 +127,9 @@
       },
       cursor: {
         drag: { x: true, y: false, setScale: false },
+        // A run without a value at this step shows none, rather than that of another step.
+        dataIdx: (plot, i, nearest) => nearest,
+        points: { fill: (plot, i) => plot.series[i].stroke(plot, i) },
         bind: { dblclick: () => () => zoomFrom(spec, null, null) },
         sync: spec.group ? { key: spec.group, filters: { pub: (type) => MOVES.has(type) } } : undefined,
       },
