@@ -246,17 +246,20 @@ HOSTILE = "a\"b'<img src=x onerror=alert(1)><"
 
 
 def test_names_and_values_of_a_run_are_text(run, tmp_path):
-    """The path makes </script>: a folder whose name ends in < before one that begins so."""
-    home = tmp_path / HOSTILE / "script><script>alert(2)<!--"
-    shutil.copytree(run, home)
+    """The name holds </script>: a folder whose name ends in < before one that begins so.
+
+    Both parts belong to it, since the last is that of another run, too.
+    """
+    last = "script><script>alert(2)<!--"
+    home = shutil.copytree(run, tmp_path / HOSTILE / last)
     rewrite(home, data={"class_names": ("</script><b>", "{{data}}", "\u2028\"'&amp;")})
-    other = shutil.copytree(run, tmp_path / HOSTILE / "two")
+    other = shutil.copytree(run, tmp_path / "two" / last)
     page = quiet(home, other, out=tmp_path)
     assert page.text.count(HOSTILE) >= 2 and "</script><b>" in page.text
     assert "{{data}}" in page.text and "&amp;" in page.text
     assert len(page.scripts) == len(page.of("script")) == 2
     assert not [each for each in page.of("img") if "onerror" in each] and not page.of("b")
-    assert page.data["runs"] == ["script><script>alert(2)<!--", "two"]
+    assert page.data["runs"] == [f"{HOSTILE}/{last}", f"two/{last}"]
 
 
 def test_a_path_that_is_no_text_is_shown_with_escapes(run, tmp_path):
