@@ -80,7 +80,7 @@ def test_what_an_exported_program_needs_is_said_in_one_line():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     said = "flatbuffers is missing; pip install jax numpy flatbuffers\n"
     assert (done.returncode, done.stderr) == (1, said)
-    for file in (EXPORTED, MINIMAL.parent.parent / "README.md"):
+    for file in (EXPORTED, MINIMAL.parent.parent / "docs/export.md"):
         assert "pip install jax numpy flatbuffers" in file.read_text()
 
 
