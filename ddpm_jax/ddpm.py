@@ -306,11 +306,13 @@ class DDPM:
         `sampler` is a Sampler, or the name of one with its fields as `options`; None is ancestral
         sampling, or with grid="tuned" the choice of `ddpm-jax tune`. For example sampler="ddim",
         steps=50, or steps=8, grid="tuned".
+
         Image i is made from fold_in(rng, i) alone: the same for any n, start, batch_size and
         number of devices. `batch_size` (default 64 a device) bounds the memory; the result is in
         the host's memory. Where params are on a mesh of several devices, these share the work.
         `progress` shows a bar of the steps of all batches, or is a tqdm that they move. Ctrl-C
         ends it within about a second, or one step's time.
+
         Raises ValueError for a negative n or start, a batch_size below 1, or a sampler that does
         not fit the model, UserError for labels or a guidance that do not, and NonFiniteSamples
         with the step if x stops being finite.

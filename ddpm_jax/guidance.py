@@ -41,9 +41,10 @@ def guided(
     1.0 is one plain call of `conditional_fn`. Any other number, and an array of jax even if it is
     1, doubles the batch of one call: row 2 i has the label of image i, row 2 i + 1 the label
     `none`, so that both stay on the device of image i.
-    interval   (lo, hi): guides at the steps lo <= t < hi alone, t being the original step
-               (Kynkäänniemi et al. 2024); the batch is doubled at the others too, where the
-               output is the conditional one
+
+    - `interval`: (lo, hi) guides at the steps lo <= t < hi alone, t being the original step
+      (Kynkäänniemi et al. 2024); the batch is doubled at the others too, where the output is the
+      conditional one
 
     Raises UserError for a `guidance` that is not finite, or an interval that is not ascending.
     """

@@ -85,12 +85,13 @@ def compress(
 
     Algorithm 3 (Ho et al. 2020), with relative entropy coding; `ddpm` needs a calibration.
 
-    labels        the images' classes, as in `DDPM.sample`; they are kept in the file
-    rmse          the file ends where the mean error is about so many of 255 levels
-    bits_per_dim  ... where the file would have more bits for each dimension of the images
-    lossless      a last layer makes the images exact; without any of these the file ends where the
-                  process does
-    group_bits    bits that a number tells: more take longer and make smaller files, 4 to 16
+    - `labels`: the images' classes, as in `DDPM.sample`; they are kept in the file
+    - `rmse`: the file ends where the mean error is about so many of 255 levels
+    - `bits_per_dim`: ... where the file would have more bits for each dimension of the images
+    - `lossless`: a last layer makes the images exact; without any of these the file ends where the
+      process does
+    - `group_bits`: bits that a number tells: more take longer and make smaller files, 4 to 16
+
     The other arguments are as in `DDPM.sample`. Raises UserError for what does not fit.
     """
     asked = Asked(labels, rmse, bits_per_dim, lossless, seed, group_bits, batch_size, progress)

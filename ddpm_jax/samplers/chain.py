@@ -109,17 +109,17 @@ class Method:
     ) -> Any:
         """Images x_0 [B,H,W,C] float32, one for each of `keys` [B].
 
-        schedule      the chain, strided or not; `denoise_fn` gets the original steps,
-                      schedule.timesteps
-        image_shape   (H, W, C)
-        prediction, variance, clip   as in `p_mean_variance`
-        original      the chain that `schedule` is a stride of, where it is one; multistep methods
-                      compute their tables from its betas
-        x_T           [B,H,W,C] to start from; None for N(0, I) of fold_in(key, START), however
-                      many steps follow
-        trajectory    return (x_0, xs) instead of x_0, xs [S,B,H,W,C] being x after each of the S
-                      steps; without it nothing of the chain is kept
-        options       the method's own, eta of ddim for example
+        - `schedule`: the chain, strided or not; `denoise_fn` gets the original steps,
+          schedule.timesteps
+        - `image_shape`: (H, W, C)
+        - `prediction`, `variance`, `clip`: as in `p_mean_variance`
+        - `original`: the chain that `schedule` is a stride of, where it is one; multistep methods
+          compute their tables from its betas
+        - `x_T`: [B,H,W,C] to start from; None for N(0, I) of fold_in(key, START), however many
+          steps follow
+        - `trajectory`: return (x_0, xs) instead of x_0, xs [S,B,H,W,C] being x after each of the S
+          steps; without it nothing of the chain is kept
+        - `options`: the method's own, eta of ddim for example
         """
         next_state = self.bound_step(
             schedule,

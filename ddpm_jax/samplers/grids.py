@@ -13,14 +13,14 @@ Grid = Literal["linspace", "leading", "trailing", "quad", "squares"]
 def time_grid(num_timesteps: int, steps: int, grid: Grid = "linspace") -> np.ndarray:
     """`steps` of 0, ..., T-1, ascending and distinct, T being `num_timesteps`: [S] int32.
 
-    linspace   evenly from 0 to T-1, both included (of one step, T-1)
-    leading    the first of each of S equal parts: 0, T/S, 2T/S, ... Like quad it starts below
-               T-1, where x is not yet pure noise; chains of very few steps show that, and
-               `Sampler` refuses one step of either, which is 0
-    trailing   the last of each: T/S - 1, 2T/S - 1, ..., T-1
-    quad       squares of even steps from 0 to sqrt(0.8 T) (Song et al. 2021, DDIM, Appendix D.2),
-               moved apart where they would coincide
-    squares    squares of even steps from 0 to sqrt(T - 1), moved apart: quad up to pure noise
+    - linspace: evenly from 0 to T-1, both included (of one step, T-1)
+    - leading: the first of each of S equal parts: 0, T/S, 2T/S, ... Like quad it starts below T-1,
+      where x is not yet pure noise; chains of very few steps show that, and `Sampler` refuses one
+      step of either, which is 0
+    - trailing: the last of each: T/S - 1, 2T/S - 1, ..., T-1
+    - quad: squares of even steps from 0 to sqrt(0.8 T) (Song et al. 2021, DDIM, Appendix D.2),
+      moved apart where they would coincide
+    - squares: squares of even steps from 0 to sqrt(T - 1), moved apart: quad up to pure noise
 
     Raises ValueError for an unknown grid or `steps` outside 1, ..., T.
     """

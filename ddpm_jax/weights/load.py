@@ -110,11 +110,13 @@ def load(
     """(ddpm, params) of `path`; params are on the default device.
 
     `path` is one of
-      a run directory: the averaged weights (or the `raw` ones) of its newest checkpoint, that of
-        `step`, or with "best" the one where the metric of checkpoint.best was lowest
-      a .safetensors file of `ddpm-jax export`
-      a folder of the diffusers library
-      a name on huggingface.co, such as google/ddpm-cifar10-32
+
+    - a run directory: the averaged weights (or the `raw` ones) of its newest checkpoint, that of
+      `step`, or with "best" the one where the metric of checkpoint.best was lowest
+    - a .safetensors file of `ddpm-jax export`
+    - a folder of the diffusers library
+    - a name on huggingface.co, such as google/ddpm-cifar10-32
+
     Raises UserError if it is something else, its network is not this package's, or the weights are
     not those asked for.
     """
