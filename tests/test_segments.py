@@ -273,3 +273,15 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, caplog,
             bar.update(10)
     assert caplog.messages == [f"sampling: {done} of 1000 steps" for done in (300, 600, 900)]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("on_mesh", [True, False])
+def test_a_chain_makes_one_program(tiny, on_mesh):
+    """The state of the first segment is placed as those that the program returns."""
+    ddpm = DDPM(with_(tiny, diffusion={"num_timesteps": 13 + on_mesh}))
+    params = ddpm.init(jax.random.key(0))
+    if on_mesh:
+        params = jax.device_put(params, replicated(make_mesh(1)))
+    before = advance._cache_size()
+    ddpm.sample(params, jax.random.key(1), 2)
+    assert advance._cache_size() == before + 1

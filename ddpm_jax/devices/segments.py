@@ -88,7 +88,8 @@ def watched(
     if _is_traced(args, state):  # Within a user's own jit or grad: one loop.
         return program.__wrapped__(*args, state, 0, len(steps))[0]
     _announce(program, args[0], len(jax.tree.leaves(state)[0]))
-    state = jax.tree.map(jnp.asarray, state)
+    # Every array has a sharding from the start: jax makes a program anew where one is added.
+    state = jax.tree.map(lambda x: jax.device_put(x, jnp.asarray(x).sharding), state)
     for first, last in segments(len(steps)):
         after, finite = program(*args, state, np.int32(first), np.int32(last))
         if not fetch(finite).all():
@@ -99,8 +100,8 @@ def watched(
 
 
 def _placed_as(after: jax.Array, before: jax.Array) -> jax.Array:
-    """`after`, divided over the devices as `before`: arrays placed otherwise take a new program."""
-    if after.sharding.is_equivalent_to(before.sharding, after.ndim):
+    """`after`, placed as `before`: for any other sharding jax makes the program anew."""
+    if after.sharding == before.sharding:
         return after
     return jax.device_put(after, before.sharding)
 
