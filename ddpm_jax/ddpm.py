@@ -40,7 +40,7 @@ from ddpm_jax.keys import (
     random_times,
 )
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
-from ddpm_jax.models import UNet
+from ddpm_jax.models import UNet, parameter_shapes
 from ddpm_jax.operators import Operator
 from ddpm_jax.sampler import NOTHING_TUNED, Sampler, Tuned, as_sampler
 from ddpm_jax.samplers import start_state
@@ -137,7 +137,7 @@ class DDPM:
     @functools.cached_property
     def shapes(self) -> PyTree:
         """The shapes and dtypes of the parameters, as a tree of jax.ShapeDtypeStruct."""
-        return jax.eval_shape(self.init, jax.random.key(0, impl="threefry2x32"))
+        return parameter_shapes(self.network, self.image_shape)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

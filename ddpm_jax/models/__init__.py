@@ -2,6 +2,7 @@
 
 from ddpm_jax.models.classifier import Classifier, classifier_features, init_classifier
 from ddpm_jax.models.inception import inception_features, inception_shapes, preprocess
+from ddpm_jax.models.parameters import parameter_shapes
 from ddpm_jax.models.unet import UNet, init_params
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "inception_shapes",
     "init_classifier",
     "init_params",
+    "parameter_shapes",
     "preprocess",
 ]

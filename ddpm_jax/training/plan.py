@@ -91,7 +91,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
     """
     mesh = AbstractMesh(_mesh_shape(config, devices, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
     ddpm = DDPM(config)
-    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
+    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm), ddpm.shapes))
     return Plan(
         config=config,
         devices=devices,
@@ -198,7 +198,7 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
         )
     mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
     ddpm = DDPM(config)
-    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
+    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm), ddpm.shapes))
     batch = batch_shapes(config, batch_sharding(mesh))
     step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
     try:

@@ -131,7 +131,7 @@ def _init_on(ddpm: DDPM, mesh: Mesh):
     They are kept for the next run of the same model in this process.
     """
     init = functools.partial(init_state, ddpm)
-    shapes = jax.eval_shape(init)
+    shapes = jax.eval_shape(init, ddpm.shapes)
     shardings = state_shardings(shapes, mesh)
     return abstract_like(shapes, shardings), jax.jit(init, out_shardings=shardings)
 
