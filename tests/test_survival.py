@@ -17,6 +17,7 @@ import pytest
 from conftest import files_of, lines, messages, on_one_device
 from crashtest import crashtest
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 from test_train import assert_equal_trees
 
 from ddpm_jax import UserError, fit, load
@@ -201,9 +202,7 @@ def test_what_a_checkpoint_claims_is_checked_before_memory_is_taken(run, change,
         metadata = json.loads((part / "_METADATA").read_text())
         del metadata["tree_metadata"]["('stem', 'bias')"]
         (part / "_METADATA").write_text(json.dumps(metadata))
-    monkeypatch.setattr(
-        checkpoint.ocp, "load_checkpointables", lambda *_: pytest.fail("memory was taken")
-    )
+    monkeypatch.setattr(ocp, "load_checkpointables", lambda *_: pytest.fail("memory was taken"))
     with pytest.raises(UserError, match=says):
         load(run, step=4)
 
@@ -218,7 +217,7 @@ def test_a_checkpoint_that_may_be_whole_is_not_called_damaged(run, monkeypatch):
         crowded,
     ):
         monkeypatch.setattr(
-            checkpoint.ocp,
+            ocp,
             "load_checkpointables",
             lambda *_, error=error: (_ for _ in ()).throw(error),
         )
