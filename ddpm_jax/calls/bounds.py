@@ -9,6 +9,7 @@ from ddpm_jax.calls import programs
 from ddpm_jax.calls.batches import Drawing, batches, checked_start
 from ddpm_jax.calls.conditions import conditions
 from ddpm_jax.calls.inputs import check_concrete, check_key, checked_params
+from ddpm_jax.calls.ready import ready
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.segments import moving, watched
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
@@ -27,7 +28,7 @@ def bits_per_dim(
 ) -> BitsPerDim | BitsAndCells:
     """As `DDPM.bits_per_dim`; `sampler` is resolved."""
     check_concrete("bits_per_dim", params=params, rng=rng, x_0=x_0, labels=drawing.labels)
-    params = checked_params(params, ddpm.shapes)
+    params = ready(ddpm, checked_params(params, ddpm.shapes))
     check_key(rng)
     n = len(x_0)
     start = checked_start(drawing.start, n)
@@ -66,7 +67,7 @@ def decoder_bits(
     drawing: Drawing,
 ) -> Float[np.ndarray, "n V"]:
     """As `DDPM.decoder_bits`."""
-    params = checked_params(params, ddpm.shapes)
+    params = ready(ddpm, checked_params(params, ddpm.shapes))
     check_key(rng)
     n = len(x_0)
     condition = conditions(ddpm.config.model, drawing.labels, n)

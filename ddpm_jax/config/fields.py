@@ -70,6 +70,8 @@ class Model(Checked):
     """Type that the inner layers and their sums compute in; the rest stays float32."""
     remat: Annotated[tuple[int, ...], Range(min=0), FREE] = ()
     """Levels (0 is the finest) that recompute activations in the backward pass, to save memory."""
+    winograd: Annotated[bool, FREE] = True
+    """Whether a CPU draws and measures with wide convolutions of fewer multiplications."""
 
     @property
     def class_rows(self) -> int:

@@ -16,7 +16,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from ddpm_jax.keys import check_threefry, happens
+from ddpm_jax.models import winograd
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int
+
+TILES = "tiles"
+"""The collection of kernels as models/winograd.py transforms them, where there are such."""
 
 
 def kernel_limit(scale: float = 1.0) -> Callable[..., jax.Array]:
@@ -115,11 +119,24 @@ class Affine(Layer):
         x, kernel, bias = (jnp.asarray(each, self.dtype) for each in (x, kernel, bias))
         if self.stride is None:
             y = jnp.dot(x, kernel)
+        elif self.has_variable(TILES, "kernel"):
+            tile: Array = self.get_variable(TILES, "kernel")
+            y = jax.lax.platform_dependent(
+                x,
+                kernel,
+                tile,
+                cpu=lambda x, kernel, tile: winograd.convolution(x, tile),
+                default=lambda x, kernel, tile: _convolution(x, kernel, 1),
+            )
         else:
-            layout = ("NHWC", "HWIO", "NHWC")
-            strides = (self.stride, self.stride)
-            y = jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
+            y = _convolution(x, kernel, self.stride)
         return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+def _convolution(x, kernel, stride: int):
+    layout = ("NHWC", "HWIO", "NHWC")
+    strides = (stride, stride)
+    return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
 
 
 class Embedding(Layer):
