@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image as Pillow
@@ -170,9 +170,7 @@ def main() -> None:
     """Forks into the processes that `sys.argv` asks for."""
     order = json.loads(sys.argv[1])
     warnings.simplefilter("ignore")  # jax warns of forks, since it often has threads.
-    Pillow.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = order["limits"]
-    read = reader_of(Path(order["images"]).expanduser())
-    decoder = Decoder(read, tuple(order["shape"]), np.dtype(order["dtype"]))
+    decoder = decoder_of(order)
     for own in order["sockets"]:
         if os.fork():
             continue
@@ -186,6 +184,13 @@ def main() -> None:
         os.close(each)
     for _ in order["sockets"]:
         os.wait()
+
+
+def decoder_of(order: dict[str, Any]) -> Decoder:
+    """The decoder that the process which sent `order` has; sets Pillow's limits as there."""
+    Pillow.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = order["limits"]
+    read = reader_of(Path(order["images"]).expanduser())
+    return Decoder(read, tuple(order["shape"]), np.dtype(order["dtype"]))
 
 
 def serve(descriptor: int, decoder: Decoder, with_pixels: bool) -> None:
