@@ -14,7 +14,7 @@ from ddpm_jax.data.quiet import quiet_pillow
 
 GROUP = 192
 """Images that a thread takes at a time: passing small ones one by one costs more than decoding.
-Processes that decoded 64 at a time waited for the next as long as they decoded."""
+With 64 the processes waited for the next as long as they decoded."""
 
 SHARES = 8
 """Groups for each core at least, so that all end at about the same time. A few large images make
@@ -24,8 +24,9 @@ MANY = 10_000
 """From so many images on, processes decode beside the threads. The first takes a second of a core
 to start, in which a thread decodes 5,000 small images."""
 
-MOST = 32
-"""Processes. More would wait for the one that takes the images in."""
+MOST = 16
+"""Processes. Taking a small image in costs this one a seventh of what decoding it costs another, so
+more would wait."""
 
 
 def decode_all(
