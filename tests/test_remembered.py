@@ -389,6 +389,7 @@ def of_another(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_costs_one_warning(
     images, tmp_path, monkeypatch, caplog, fault
 ):
+    caplog.set_level("INFO")
     with monkeypatch.context() as patch:
         reason = fault(tmp_path, patch)
         found = load(images)

@@ -85,9 +85,9 @@ class Memory:
         """What an earlier start has kept; None if there is nothing that can be used."""
         try:
             opened = Npz(self._file)
-        except FileNotFoundError:
+        except OSError:  # Most often it is not there.
             return None
-        except (BadArray, OSError) as error:
+        except BadArray as error:
             self._say_not_used(error)
             return None
         try:
