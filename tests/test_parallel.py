@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import on_one_device, with_
+from conftest import lines, on_one_device, with_
 from jax.sharding import PartitionSpec
 
-from ddpm_jax import DDPM, UserError
+from ddpm_jax import DDPM, UserError, fit
 from ddpm_jax.config import Config, Model, Optim, Parallel, Train
 from ddpm_jax.data import Batches, from_array
 from ddpm_jax.devices import mesh as parallel
@@ -20,6 +20,7 @@ from ddpm_jax.devices.mesh import (
     state_shardings,
 )
 from ddpm_jax.devices.processes import BOUND, in_cluster, join
+from ddpm_jax.training import update as update_file
 from ddpm_jax.training.update import Update, init_state
 
 
@@ -40,7 +41,7 @@ def steps_of(config, pictures, n=3, labels=None):
     for step in range(n):
         state, of_step = update(state, step)
         metrics.append([float(of_step["loss"]), float(of_step["grad_norm"])])
-    return np.array(metrics), state
+    return np.array(metrics), update.settled(state)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,37 @@ def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, m
     divided = {leaf.sharding.spec for leaf in jax.tree.leaves(state)} - {PartitionSpec()}
     assert bool(divided) == ("fsdp" in name)
     assert state.params["stem"]["kernel"].sharding.mesh.axis_names == ("data", "fsdp")
+
+
+def test_pmap_relabels_the_state_only_where_somebody_looks(tiny, pictures, tmp_path, monkeypatch):
+    """Of 6 updates two are saved; the lines of the log in between need no state."""
+    meshes = []
+    traced = []
+
+    def train_step(*args, step=update_file.train_step, **options):
+        traced.append(step)
+        return step(*args, **options)
+
+    def counted(tree, mesh, relabel=update_file.on_mesh):
+        meshes.append(mesh.axis_names)
+        return relabel(tree, mesh)
+
+    monkeypatch.setattr(update_file, "on_mesh", counted)
+    monkeypatch.setattr(update_file, "train_step", train_step)
+    update_file._pmap_step.cache_clear()  # It holds the step that is not counted.
+    config = with_(
+        tiny,
+        parallel={"mode": "pmap", "devices": 2},
+        train={"steps": 6, "log_every": 1, "eval_every": 0},
+        checkpoint={"every": 3},
+    )
+    state = fit(config, tmp_path / "run", pictures)
+    update_file._pmap_step.cache_clear()
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    # In at the start, out and in again for step 3, out for step 6.
+    assert meshes == [("data",), ("data", "fsdp")] * 2
+    assert state.step.sharding.mesh.axis_names == ("data", "fsdp")
+    assert len(traced) == 1, "the state comes back on another mesh, and the step is compiled anew"
 
 
 def test_bfloat16_steps_stay_close(tiny, pictures, plain):
