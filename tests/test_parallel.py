@@ -1,5 +1,7 @@
 """Modes, meshes and numbers of devices: the same losses, the same samples."""
 
+from itertools import groupby
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,23 +12,26 @@ from jax.sharding import PartitionSpec
 from ddpm_jax import DDPM, UserError, fit
 from ddpm_jax.config import Config, Model, Optim, Parallel, Train
 from ddpm_jax.data import Batches, from_array
-from ddpm_jax.devices import mesh as parallel
+from ddpm_jax.devices import mesh as mesh_file
 from ddpm_jax.devices.mesh import (
     fetch,
     fsdp_spec,
     local_rows,
     make_mesh,
+    mesh_over,
     replicate,
     state_shardings,
 )
 from ddpm_jax.devices.processes import BOUND, in_cluster, join
+from ddpm_jax.training import prepare as prepare_file
 from ddpm_jax.training import update as update_file
 from ddpm_jax.training.update import Update, init_state
 
 
 def steps_of(config, pictures, n=3, labels=None):
     """(losses and gradient norms [n,2], state) of n updates as config.parallel says."""
-    mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
+    parallel = config.parallel
+    mesh = make_mesh(parallel.devices, parallel.fsdp, parallel.mode)
     ddpm = DDPM(config)
     batches = Batches(
         from_array(pictures, (8, 8, 1), labels),
@@ -73,7 +78,7 @@ QUICK = {"pmap 2, on_device", "fsdp 2, accumulate 2", "remat"}
 )
 def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, monkeypatch, name):
     """With dropout and flips: loss and gradient norm of each step, and the final parameters."""
-    monkeypatch.setattr(parallel, "SMALL", 64)
+    monkeypatch.setattr(mesh_file, "SMALL", 64)
     metrics, state = steps_of(with_(tiny, **WAYS[name]), pictures)
     np.testing.assert_allclose(metrics, plain[0], rtol=1e-5)
     for ours, theirs in zip(
@@ -192,7 +197,7 @@ def test_rows_of_all_devices_are_the_batch():
     mesh = make_mesh()
     np.testing.assert_array_equal(local_rows(mesh, 8), np.arange(8))
     rows = np.arange(8.0).reshape(8, 1)
-    np.testing.assert_array_equal(fetch(parallel.place_rows(rows, mesh, 8)), rows)
+    np.testing.assert_array_equal(fetch(mesh_file.place_rows(rows, mesh, 8)), rows)
     assert replicate({"a": jnp.ones(3)}, mesh)["a"].sharding.is_fully_replicated
 
 
@@ -249,3 +254,73 @@ def test_clusters_are_known_by_their_environment():
     assert not in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) and not in_cluster(
         {"JAX_PLATFORMS": "cpu"}
     )
+
+
+class FakeTPU:
+    """A chip of a slice, as far as a mesh looks at it."""
+
+    platform = "tpu"
+    slice_index = 0
+    core_on_chip = 0
+
+    def __init__(self, number, kind, coords, process_index):
+        self.id = number
+        self.device_kind = kind
+        self.coords = coords
+        self.process_index = process_index
+
+    def __repr__(self):
+        return f"{self.coords} of process {self.process_index}"
+
+
+def slice_of(kind, X, Y, Z):
+    """X x Y x Z chips, in jax's order; each host has 2x2x1 of them."""
+    hosts = {}
+    chips = []
+    for z, y, x in np.ndindex(Z, Y, X):
+        process = hosts.setdefault((z, y // 2, x // 2), len(hosts))
+        chips.append(FakeTPU(len(chips), kind, (x, y, z), process))
+    return chips
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("TPU v4", (2, 2, 4)),
+        ("TPU v4", (4, 4, 2)),
+        ("TPU v5 lite", (4, 4, 1)),
+        ("TPU v5 lite", (4, 8, 1)),
+        ("TPU v6 lite", (4, 4, 1)),
+    ],
+)
+def test_pmap_gets_each_hosts_devices_together(kind, shape):
+    """On slices whose hosts jax interleaves."""
+    devices = slice_of(kind, *shape)
+    given = mesh_over(devices, 1, "jit")
+    with pytest.raises(ValueError, match="must form a contiguous"):
+        _ = given.local_mesh  # Of process 0, as pmap makes it of its devices.
+    mesh = mesh_over(devices, 1, "pmap")
+    assert mesh.local_mesh.devices.size == 4
+    blocks = [process for process, _ in groupby(mesh.devices.flat, lambda chip: chip.process_index)]
+    assert blocks == list(range(len(devices) // 4))
+    for process in blocks:  # A host's chips stay in the order that suits the network.
+        in_both = [
+            [chip for chip in each.devices.flat if chip.process_index == process]
+            for each in (given, mesh)
+        ]
+        assert in_both[0] == in_both[1] and len(in_both[0]) == 4
+    assert mesh.shape == given.shape and mesh.axis_types == given.axis_types
+
+
+def test_a_run_asks_for_the_mesh_of_its_mode(tiny, pictures, tmp_path, monkeypatch):
+    asked = []
+
+    def noted(*args):
+        asked.append(args)
+        return make_mesh(*args)
+
+    monkeypatch.setattr(prepare_file, "make_mesh", noted)
+    for mode in ("pmap", "jit"):
+        config = with_(tiny, parallel={"mode": mode, "devices": 2})
+        prepare_file.prepare(config, tmp_path / mode, pictures)
+    assert asked == [(2, 1, "pmap"), (2, 1, "jit")]
