@@ -23,6 +23,7 @@ from ddpm_jax.devices.mesh import (
     state_shardings,
 )
 from ddpm_jax.devices.processes import BOUND, in_cluster, join
+from ddpm_jax.training import holdout
 from ddpm_jax.training import prepare as prepare_file
 from ddpm_jax.training import update as update_file
 from ddpm_jax.training.update import Update, init_state
@@ -254,6 +255,35 @@ def test_clusters_are_known_by_their_environment():
     assert not in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) and not in_cluster(
         {"JAX_PLATFORMS": "cpu"}
     )
+
+
+def test_the_whole_average_of_an_evaluation_is_freed(tiny, pictures, tmp_path, monkeypatch):
+    """With fsdp each device has a part of it. What is whole is counted before every update."""
+    monkeypatch.setattr(mesh_file, "SMALL", 64)
+
+    def whole():
+        return sum(
+            array.size >= 64 and array.is_fully_replicated and len(array.devices()) == 4
+            for array in jax.live_arrays()
+        )
+
+    around, within = [], []
+
+    def counted(self, *args, call=Update.__call__):
+        around.append(whole())
+        return call(self, *args)
+
+    def compared(*args, compare=holdout.compare):
+        within.append(whole())
+        return compare(*args)
+
+    monkeypatch.setattr(Update, "__call__", counted)
+    monkeypatch.setattr(holdout, "compare", compared)
+    others = whole()
+    config = with_(tiny, parallel={"fsdp": 4}, train={"eval_every": 1, "sample_every": 2})
+    fit(config, tmp_path / "run", pictures)
+    assert min(within) > others
+    assert around == [others] * 4
 
 
 class FakeTPU:
