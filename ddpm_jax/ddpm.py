@@ -11,8 +11,8 @@ import numpy as np
 
 from ddpm_jax import losses
 from ddpm_jax.calibration import Calibration
-from ddpm_jax.calls import bounds, choice, edits, programs
-from ddpm_jax.calls.batches import Drawing, batches, share_rows
+from ddpm_jax.calls import bounds, choice, edits, programs, samples
+from ddpm_jax.calls.batches import Drawing, share_rows
 from ddpm_jax.calls.conditions import Condition, checked_labels, class_rows, conditions
 from ddpm_jax.calls.inputs import (
     check_concrete,
@@ -27,7 +27,6 @@ from ddpm_jax.calls.ready import Ready, ready
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.data.scaling import Scaling
 from ddpm_jax.data.view import View
-from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.segments import Progress, moving, watched
 from ddpm_jax.guidance import NO_CLASS
 from ddpm_jax.keys import (
@@ -330,21 +329,9 @@ class DDPM:
         chosen = self.resolve(as_sampler(sampler, **options))
         check_concrete("sample", params=params, rng=rng, labels=labels)
         condition = conditions(self.config.model, labels, n, guidance, guidance_interval)
-        params = ready(self, checked_params(params, self.shapes))
-        check_key(rng)
-        mesh = mesh_of(params)
-        result = np.empty((n, *self.image_shape), np.float32)
-        todo = list(batches(n, batch_size, mesh))
-        steps = chosen.timesteps_of(self.config.diffusion)[::-1]
-        with moving(progress, len(todo) * len(steps), "sampling") as move:
-            for rows, count in todo:
-                indices = place((start + rows).astype(np.uint32), mesh)
-                keys, state = programs.begin(self, chosen, rng, indices)
-                clip = self.config.diffusion.clip
-                args = (self, chosen, clip, params, condition.of(rows, mesh), keys)
-                state = watched(programs.advance, args, state, steps, move)
-                result[rows[:count]] = fetch(state.x)[:count]
-        return programs.within_bounds(self, result)
+        runs = [samples.Run(start, n, condition)]
+        (result,) = samples.draw(self, params, rng, runs, chosen, batch_size, progress)
+        return result
 
     def inpaint(
         self,

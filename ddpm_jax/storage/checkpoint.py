@@ -19,7 +19,7 @@ from ddpm_jax.devices.processes import is_first, wait_for_all
 from ddpm_jax.errors import UserError, machine_remedy
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.apart import apart
-from ddpm_jax.storage.checksum import checksum
+from ddpm_jax.storage.checksum import checksums
 from ddpm_jax.storage.files import path_of, read_table, refuse_pointer, writing
 from ddpm_jax.storage.orbax_log import demote_orbax_errors
 from ddpm_jax.storage.plain_name import plain_name
@@ -97,7 +97,7 @@ class Checkpoints:
             return
         if self._saved is not None and not self._proven:
             self.wait()  # Orbax would wait too, and may delete the older checkpoint then.
-        about = {"checksums": {name: checksum(part) for name, part in parts.items()}}
+        about = {"checksums": checksums(parts)}
         with self._reported():
             apart(
                 self._checkpointer.save_checkpointables_async,
@@ -357,9 +357,9 @@ def _load(path, abstract_parts) -> dict:
     folder = plain_name(path.parent)
     try:
         for name, abstract in abstract_parts.items():
-            checksums = _check_metadata(folder / path.name, name, abstract)
+            saved = _check_metadata(folder / path.name, name, abstract)
         parts = apart(_orbax().load_checkpointables, folder / path.name, abstract_parts)
-        wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
+        wrong = [name for name, value in checksums(parts).items() if value != saved[name]]
     except Exception as error:  # Orbax raises errors of many kinds, of its own and of others.
         if _holds_pointers(path):
             raise UserError(

@@ -71,7 +71,8 @@ def prepare(
     train, held_out = split(source, config.data.holdout)
     config = dataclasses.replace(config, data=with_units(config.data, source, train))
     source = scaled(source, config.data)
-    mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
+    parallel = config.parallel
+    mesh = make_mesh(parallel.devices, parallel.fsdp, parallel.mode)
     check_batch(config.train, mesh.size)
     _check_steps(workdir, config.train.steps)
     ddpm = DDPM(config)

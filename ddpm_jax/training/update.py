@@ -19,6 +19,9 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.keys import INIT, example_keys, random_flip, seed_key
 from ddpm_jax.shapes import AnyKey, Array, Integer, PyTree, UInt8
 
+PMAP_AXIS = "data"
+"""The axis of devices within pmap."""
+
 
 class TrainState(NamedTuple):
     """All that training changes."""
@@ -193,17 +196,36 @@ class Update:
             self.pixels = _on_device(ddpm.config, batches.source, mesh)
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, jax.Array]]:
-        """`train_step` number `step`, from which `state` comes; takes the old state's memory."""
+        """`train_step` number `step`, from which `state` comes; takes the old state's memory.
+
+        The new state is for the next call; `settled` is for everything else.
+        """
         batch = self._read(step)
         config = self.ddpm.config
         if config.parallel.mode == "jit":
             size = config.train.batch_size
             batch = jax.tree.map(lambda rows: place_rows(rows, self.mesh, size), batch)
             return _step(self.ddpm, state, batch, self.pixels, mesh=self.mesh)
-        devices = len(self.mesh.local_devices)
+        devices = self._mesh_of_pmap.size
         batch = jax.tree.map(lambda rows: rows.reshape(devices, -1, *rows.shape[1:]), batch)
-        result = _pmap_step(tuple(self.mesh.devices.flat))(self.ddpm, state, batch, self.pixels)
-        return on_mesh(result, self.mesh)
+        # On another mesh than pmap's own results, the step would be compiled twice.
+        if state.step.sharding.mesh != self._mesh_of_pmap:  # type: ignore[attr-defined]
+            state = on_mesh(state, self._mesh_of_pmap)
+        return _pmap_step(tuple(self.mesh.devices.flat))(self.ddpm, state, batch, self.pixels)
+
+    def settled(self, state: TrainState) -> TrainState:
+        """`state`, which a call returned, as arrays on the mesh; they share its memory.
+
+        What pmap returns is on a mesh of its own. To relabel the thousand arrays of a state in
+        Python takes longer than to start an update, so it waits until somebody looks.
+        """
+        return state if self.ddpm.config.parallel.mode == "jit" else on_mesh(state, self.mesh)
+
+    @functools.cached_property
+    def _mesh_of_pmap(self) -> Mesh:
+        """The one that pmap puts its results on: this process's devices in their order."""
+        own = [each for each in self.mesh.devices.flat if each in self.mesh.local_devices]
+        return Mesh(np.array(own), (PMAP_AXIS,))
 
     def _read(self, step: int) -> Batch:
         return self.batches.batch_at(step) if self.pixels is None else self.batches.places_at(step)
@@ -235,8 +257,8 @@ def _pmap_step(devices: tuple):
     The state goes in and comes out as one array that all have.
     """
     return jax.pmap(
-        functools.partial(train_step, axis_name="data"),
-        axis_name="data",
+        functools.partial(train_step, axis_name=PMAP_AXIS),
+        axis_name=PMAP_AXIS,
         devices=devices,
         in_axes=(None, None, 0, None),
         out_axes=None,
