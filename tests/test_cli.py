@@ -47,7 +47,7 @@ SMALL += ["--model.num-res-blocks", "1", "--diffusion.num-timesteps", "4"]
             ["tarin"],
             "'tarin' is not a command; "
             "choose one of train, plan, sample, edit, compress, decompress, likelihood, evaluate, "
-            "figure, export, calibrate, tune",
+            "figure, export, calibrate, tune, report",
         ),
         (["train"], "train: CONFIG is missing; run ddpm-jax train CONFIG"),
         (

@@ -48,6 +48,7 @@ def test_memory_that_runs_out_names_the_settings_of_the_command(capsys, monkeypa
         "evaluate": "lower --batch-size",
         "plan": "plan a smaller model",
         "figure": "number of images",
+        "report": "pass --compute none",
         "export": "machine with more memory",
     }
     assert setting[command] in said

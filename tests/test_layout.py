@@ -35,6 +35,7 @@ weights
 evaluation
 training
 figures
+report
 cli
 __main__
 """.strip().splitlines()

@@ -150,6 +150,10 @@ def test_a_run_in_a_bucket_trains_resumes_and_is_measured(
         assert arrays["images"].shape == (2, 8, 8, 1)
     assert main(["sample", run, "-n", "2", "--out", "gs://bucket/x/"]) == 0
     assert names(bucket, "bucket/x") == {"samples.json", "000000.png", "000001.png"}
+    assert main(["report", run, "--out", "gs://bucket/x.html"]) == 0
+    page = bucket.objects["bucket/x.html"].decode()
+    assert f"at most {summary['total']:.3f}" in page and f"ddpm-jax evaluate {run} -n 48" in page
+    assert "data:image/webp" in page and "t = 10 of 10, pure noise" in page
 
 
 def test_a_figure_goes_into_a_bucket(bucket):

@@ -70,6 +70,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   figure NAME RUN  draw one of the paper's figures; NAME is one of
                    {figures}
                    (schedule needs no RUN)
+  report RUN ...   write one HTML file that shows runs, or compares them
 
 A RUN is the run directory of a training, a .safetensors file, a diffusers
 folder, or a model's name on huggingface.co.
@@ -414,6 +415,22 @@ def _figure(args: list[str]) -> None:
     figure.draw()
 
 
+def _report(args: list[str]) -> None:
+    from ddpm_jax.cli.options import ReportOptions
+    from ddpm_jax.cli.parsing import parse
+
+    options = parse(ReportOptions, args, "ddpm-jax report")
+    if options.compute == "none":
+        import jax
+
+        # It needs no accelerator, and must not take one's memory from a run.
+        jax.config.update("jax_platforms", "cpu")
+    _start()
+    from ddpm_jax.report.write import report
+
+    report(options.runs, options.out, compute=options.compute, data=options.data)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "plan": _plan,
@@ -427,6 +444,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": _export,
     "calibrate": _calibrate,
     "tune": _tune,
+    "report": _report,
 }
 
 

@@ -20,6 +20,7 @@ SMALLER = {
     "tune": "lower --batch-size, or --images",
     "evaluate": "lower --batch-size, or -n",
     "figure": "lower the figure's number of images, or its --batch-size if it has one",
+    "report": "pass --compute none, or name fewer runs",
     "export": "export on a machine with more memory",
 }
 """The settings of each command that take less memory."""

@@ -22,6 +22,7 @@ from ddpm_jax.config import (
 )
 from ddpm_jax.config.places import METAVAR
 from ddpm_jax.errors import UserError
+from ddpm_jax.report.choice import Compute
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.samplers import BH, Grid
 
@@ -281,3 +282,25 @@ class ExportOptions(ModelOptions):
     """Weights in one file, a folder for diffusers, or programs that need only jax to sample."""
     out: Path = "model.safetensors"
     """New file NAME.safetensors, or a new folder for the other formats."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions(Checked):
+    """Write one HTML file that shows runs, also while they train. Nothing is written into them."""
+
+    GROUP: ClassVar[str] = ""
+    LONGEST: ClassVar[int] = 8
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Run directories; several are compared."""
+    out: Path = "report.html"
+    """File to write."""
+    compute: Compute = "quick"
+    """Draw a few samples and find the images nearest to them (quick), or compute nothing (none)."""
+    data: OptionalSource = None
+    """Real images of all runs; None for each config's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.runs:
+            raise UserError("RUN is missing; name one or more run directories")

@@ -90,13 +90,7 @@ class Neighbours(RunFigure):
         drawn = model.ddpm.sample(model.params, rng, self.n, labels=labels)
         samples = as_read(drawn, model.ddpm.levels)
         count = min(self.neighbours, len(indices))
-        if flip:  # A mirrored copy is a copy too.
-            both = space.nearest(np.concatenate([samples, samples[:, :, ::-1]]), count)
-            index = np.concatenate(np.split(both.index, 2), axis=1)
-            distance = np.concatenate(np.split(both.distance, 2), axis=1)
-            found = _best(Nearest(index, distance), count)
-        else:
-            found = space.nearest(samples, count)
+        found = nearest_to(space, samples, count, flip)
         near = np.stack([source.read(indices[row]) for row in found.index])
         typical = distance_between(space, source, indices, flip)
         shown = to_float(np.concatenate([samples[:, None], near], axis=1))
@@ -123,9 +117,7 @@ class Neighbours(RunFigure):
 
     def _space(self, ddpm: DDPM, source: Source, indices: np.ndarray) -> Space:
         if not self.features:
-            unit = ddpm.scaling.unit
-            pixels = functools.partial(nearest, source=source, indices=indices, unit=unit.size)
-            return Space(pixels, f"the root mean squared difference of pixels, {unit.words}")
+            return pixel_space(ddpm, source, indices)
         root = cache_root(source, self.path().parent / "real")
         extractor = extractor_of(
             self.inception, ddpm.config.data, source, indices, root, make_mesh()
@@ -137,6 +129,27 @@ class Neighbours(RunFigure):
             return nearest_features(extract(extractor, queries).features, real, count, own)
 
         return Space(search, f"the distance of their features, by {network}")
+
+
+def pixel_space(ddpm: DDPM, source: Source, indices: np.ndarray) -> Space:
+    """The pixels of the images `indices` [M] of `source`, in the unit of the data."""
+    unit = ddpm.scaling.unit
+    pixels = functools.partial(nearest, source=source, indices=indices, unit=unit.size)
+    return Space(pixels, f"the root mean squared difference of pixels, {unit.words}")
+
+
+def nearest_to(space: Space, samples: np.ndarray, count: int, flip: bool) -> Nearest:
+    """The `count` images nearest to each of `samples` [Q,H,W,C], as a Source reads them.
+
+    With `flip`, images near the mirrored sample count too.
+    """
+    if not flip:
+        return space.nearest(samples, count)
+    # A mirrored copy is a copy too.
+    both = space.nearest(np.concatenate([samples, samples[:, :, ::-1]]), count)
+    index = np.concatenate(np.split(both.index, 2), axis=1)
+    distance = np.concatenate(np.split(both.distance, 2), axis=1)
+    return _best(Nearest(index, distance), count)
 
 
 def nearest(
