@@ -1,5 +1,6 @@
 """Modes, meshes and numbers of devices: the same losses, the same samples."""
 
+import re
 from itertools import groupby
 
 import jax
@@ -14,6 +15,7 @@ from ddpm_jax.config import Config, Model, Optim, Parallel, Train
 from ddpm_jax.data import Batches, from_array
 from ddpm_jax.devices import mesh as mesh_file
 from ddpm_jax.devices.mesh import (
+    batch_sharding,
     fetch,
     fsdp_spec,
     local_rows,
@@ -26,6 +28,7 @@ from ddpm_jax.devices.processes import BOUND, in_cluster, join
 from ddpm_jax.training import holdout
 from ddpm_jax.training import prepare as prepare_file
 from ddpm_jax.training import update as update_file
+from ddpm_jax.training.flops import batch_shapes
 from ddpm_jax.training.update import Update, init_state
 
 
@@ -90,6 +93,29 @@ def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, m
     divided = {leaf.sharding.spec for leaf in jax.tree.leaves(state)} - {PartitionSpec()}
     assert bool(divided) == ("fsdp" in name)
     assert state.params["stem"]["kernel"].sharding.mesh.axis_names == ("data", "fsdp")
+
+
+def reduced_in_loops(config, mesh):
+    """The elements that the compiled step all-reduces within loops."""
+    ddpm = DDPM(config)
+    shapes = jax.eval_shape(lambda: init_state(ddpm))
+    state = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding), shapes, state_shardings(shapes, mesh)
+    )
+    batch = batch_shapes(config, batch_sharding(mesh))
+    program = update_file._step.lower(ddpm, state, batch, mesh=mesh).compile().as_text()
+    before_entry = program.partition("\nENTRY ")[0]
+    assert " all-reduce(" in program
+    results = re.findall(r"= (.*) all-reduce\(", before_entry)
+    sizes = re.findall(r"f32\[([\d,]*)\]", " ".join(results))
+    return sum(np.prod([int(n) for n in size.split(",") if n], dtype=int) for size in sizes)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_the_parts_of_a_batch_are_summed_before_the_devices_are(tiny, monkeypatch, fsdp):
+    monkeypatch.setattr(mesh_file, "SMALL", 64)
+    config = with_(tiny, train={"accumulate": 2})
+    assert reduced_in_loops(config, make_mesh(fsdp=fsdp)) == 0
 
 
 def test_pmap_relabels_the_state_only_where_somebody_looks(tiny, pictures, tmp_path, monkeypatch):

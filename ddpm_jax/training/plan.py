@@ -166,8 +166,7 @@ def forward_bytes(ddpm: DDPM, params: PyTree, batch_size: int) -> int:
     """Bytes that the losses of `batch_size` images take, without a gradient, by `live_bytes`."""
     x_0 = jax.ShapeDtypeStruct((batch_size, *ddpm.image_shape), jnp.float32)
     rng = jax.eval_shape(lambda: seed_key(0))
-    labels = 0 if ddpm.config.model.num_classes else None
-    loss = functools.partial(ddpm.loss, labels=labels)
+    loss = functools.partial(ddpm.loss, labels=0 if ddpm.config.model.num_classes else None)
     return live_bytes(jax.make_jaxpr(loss)(params, rng, x_0).jaxpr)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from ddpm_jax.average import average
 from ddpm_jax.config import Config, Optim, Train
@@ -121,7 +121,10 @@ def train_step(
         params = jax.lax.with_sharding_constraint(params, replicated(mesh))
     labels = batch.label if config.model.num_classes else None
     rng = run_key(config, state.step)
-    loss, gradient = _mean_gradient(ddpm, params, rng, images, labels, first_row)
+    if mesh is not None and mesh.size > 1 and config.train.accumulate > 1:
+        loss, gradient = _reduced_once(ddpm, mesh, params, rng, images, labels)
+    else:
+        loss, gradient = _mean_gradient(ddpm, params, rng, images, labels, first_row)
     if optim.clip == "device":
         clip = optax.clip_by_global_norm(optim.clip_norm)
         gradient, _ = clip.update(gradient, optax.EmptyState())
@@ -168,6 +171,25 @@ def _mean_gradient(ddpm: DDPM, params, rng, images, labels, first_row):
     zero = jax.tree.map(jnp.zeros_like, (jnp.zeros((), jnp.float32), params))
     total, _ = jax.lax.scan(add_part, zero, jax.tree.map(divide, (rows, images, labels)))
     return jax.tree.map(lambda x: x / parts, total)
+
+
+def _reduced_once(ddpm: DDPM, mesh: Mesh, params, rng, images, labels):
+    """As `_mean_gradient`: each device sums the parts of its rows, then comes the mean over all.
+
+    Left to itself, XLA reduces the gradient of each part over all devices, but on TPUs.
+    """
+    axes = mesh.axis_names
+
+    def of_device(params, rng, images, labels):
+        first_row = jax.lax.axis_index(axes) * len(images)
+        mean = _mean_gradient(ddpm, params, rng, images, labels, first_row)
+        return jax.lax.pmean(mean, axes)
+
+    rows = PartitionSpec(axes)
+    whole = PartitionSpec()
+    specs = (whole, whole, rows, rows)
+    mapped = jax.shard_map(of_device, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+    return mapped(params, rng, images, labels)
 
 
 def check_batch(train: Train, devices: int) -> None:
