@@ -50,7 +50,7 @@ def wide():
             norm_groups=32,
         ),
         diffusion=Diffusion(num_timesteps=4, beta_start=0.01, beta_end=0.5),
-        data=Data(source="array", image_shape=(8, 8, 1)),
+        data=Data(source="array", image_shape=(16, 16, 1)),
     )
     rng = np.random.default_rng(0)
     ddpm = DDPM(config)
@@ -69,9 +69,8 @@ def without(ddpm):
 def test_wide_convolutions_alone_are_transformed(wide, tiny):
     ddpm, params = wide
     tiles = ready(ddpm, params).tiles
-    names = {name for name in ddpm.shapes if not name.startswith(("time", "stem", "out"))}
-    attention = {"mid_attention"}
-    assert set(tiles) == names - attention - {"down_0_downsample"}
+    # The level of 8x8 pixels has too few, the downsampling a stride of 2.
+    assert set(tiles) == {"down_0_0_block", "up_0_0_block", "up_0_1_block", "up_1_upsample"}
     assert all(leaf.shape[0] == 16 for leaf in jax.tree.leaves(tiles))
     assert ready(without(ddpm), params) is params
     half = dataclasses.replace(ddpm.config.model, dtype="bfloat16")
@@ -101,7 +100,7 @@ def test_another_device_than_a_cpu_has_plain_convolutions(wide):
     def chain(params, x, t):
         return ddpm.denoise(ready(ddpm, params), x, t)
 
-    x = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.int32)
     traced = jax.jit(chain).trace(jax.eval_shape(lambda: params), x, t)
     on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
@@ -109,4 +108,6 @@ def test_another_device_than_a_cpu_has_plain_convolutions(wide):
     plain = jax.jit(without(ddpm).denoise).trace(jax.eval_shape(lambda: params), x, t)
     count = plain.lower().as_text().count("stablehlo.convolution")
     assert on_gpu.count("stablehlo.convolution") == count
-    assert on_cpu.count("stablehlo.convolution") == 3  # stem, downsample, out_conv
+    assert on_cpu.count("stablehlo.convolution") == count - len(
+        jax.tree.leaves(ready(ddpm, params).tiles)
+    )

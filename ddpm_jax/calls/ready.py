@@ -30,12 +30,13 @@ def ready(ddpm: Any, params: PyTree) -> PyTree:
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     if not traced and any(_platform(leaf) != "cpu" for leaf in leaves):
         return params
-    return Ready(params, tile_kernels(params))
+    return Ready(params, tile_kernels(params, ddpm.image_shape))
 
 
 @functools.lru_cache(maxsize=16)
 def _has_tiles(ddpm: Any) -> bool:
-    return bool(jax.eval_shape(tile_kernels, ddpm.shapes))
+    tiles = functools.partial(tile_kernels, image_shape=ddpm.image_shape)
+    return bool(jax.eval_shape(tiles, ddpm.shapes))
 
 
 def _platform(leaf: Any) -> str:

@@ -17,30 +17,46 @@ from ddpm_jax.shapes import Array, Float, PyTree
 LEAST_CHANNELS = 128
 """With fewer, the sums of the transforms cost more than the multiplications that are saved."""
 
+LEAST_PIXELS = 256
+"""With fewer, one image takes longer to read the transformed kernels than to compute with them."""
 
-def is_worthwhile(kernel_shape: tuple[int, ...]) -> bool:
-    """Whether a convolution with a kernel of that shape [3,3,C_in,C_out] is faster so.
 
-    The rule knows neither the batch nor the machine, so that an image is the same in any batch.
+def tile_kernels(params: PyTree, image_shape: tuple[int, int, int]) -> PyTree:
+    """The transformed kernels of the convolutions that are faster so, of the U-Net's `params`.
+
+    They stand in a tree like `params`, as Affine looks for them. Which these are follows from the
+    shapes of image and kernel, and neither from the batch nor from the machine, so that an image is
+    the same in any batch.
     """
-    return len(kernel_shape) == 4 and min(kernel_shape[2:]) >= LEAST_CHANNELS
+    deepest = max(_level(name, 0) for name in params)
+    tiles = {}
+    for name, block in params.items():
+        rows, columns = (side >> _level(name, deepest) for side in image_shape[:2])
+        has_stride_1 = not name.endswith("downsample")
+        if rows * columns >= LEAST_PIXELS and has_stride_1:
+            tiles[name] = _tiles_of(block)
+    return {name: block for name, block in tiles.items() if block}
 
 
-def tile_kernels(params: PyTree) -> PyTree:
-    """The transformed kernels of the convolutions in `params` that are faster so.
+def _level(name: str, of_middle: int) -> int:
+    """The level at which a block of that name computes; 0 has the most pixels."""
+    place, *rest = name.split("_")
+    if place == "mid":
+        return of_middle
+    if place not in ("down", "up"):
+        return 0
+    return int(rest[0]) - (rest[1] == "upsample")
 
-    They stand in a tree like `params`, as Affine looks for them. Downsampling has stride 2.
-    """
+
+def _tiles_of(block: PyTree) -> PyTree:
     tiles: dict[str, Any] = {}
-    for name, child in params.items():
+    for name, child in block.items():
         if name == "kernel":
-            if is_worthwhile(child.shape):
+            if len(child.shape) == 4 and min(child.shape[2:]) >= LEAST_CHANNELS:
                 tiles[name] = transformed_kernel(child)
-        elif isinstance(child, dict) and not name.endswith("downsample"):
-            of_child = tile_kernels(child)
-            if of_child:
-                tiles[name] = of_child
-    return tiles
+        elif isinstance(child, dict):
+            tiles[name] = _tiles_of(child)
+    return {name: child for name, child in tiles.items() if not isinstance(child, dict) or child}
 
 
 @jax.jit
