@@ -119,8 +119,7 @@ def watched_each(
 def _parts(program, args, state, steps, move) -> Iterator[PyTree]:
     """Runs a chain; yields when its first segment is dispatched, when its last is, and its end."""
     _announce(program, args[0], len(jax.tree.leaves(state)[0]))
-    # Every array has a sharding from the start: jax makes a program anew where one is added.
-    state = jax.tree.map(lambda x: jax.device_put(x, jnp.asarray(x).sharding), state)
+    state = placed(state)
     for first, last in segments(len(steps)):
         after, finite = program(*args, state, np.int32(first), np.int32(last))
         if first == 0:
@@ -129,16 +128,23 @@ def _parts(program, args, state, steps, move) -> Iterator[PyTree]:
             yield state
         if not fetch(finite).all():
             _raise_not_finite(program, args, state, steps, first, last)
-        state = jax.tree.map(_placed_as, after, state)
+        state = placed_as(after, state)
         move(last - first)
     yield state
 
 
-def _placed_as(after: jax.Array, before: jax.Array) -> jax.Array:
-    """`after`, placed as `before`: for any other sharding jax makes the program anew."""
-    if after.sharding == before.sharding:
-        return after
-    return jax.device_put(after, before.sharding)
+def placed(state: PyTree) -> PyTree:
+    """`state`, its arrays bound to where they are: jax makes a program anew where one is not."""
+    return jax.tree.map(lambda x: jax.device_put(x, jnp.asarray(x).sharding), state)
+
+
+def placed_as(after: PyTree, before: PyTree) -> PyTree:
+    """`after`, its arrays placed as those of `before`: elsewhere jax makes the program anew."""
+
+    def placed_alike(x: jax.Array, like: jax.Array) -> jax.Array:
+        return x if x.sharding == like.sharding else jax.device_put(x, like.sharding)
+
+    return jax.tree.map(placed_alike, after, before)
 
 
 def _raise_not_finite(program, args, state, steps, first, last):
