@@ -11,6 +11,7 @@ from scipy.signal import correlate2d
 from ddpm_jax import DDPM
 from ddpm_jax.calls.ready import Ready, ready
 from ddpm_jax.config import Config, Data, Diffusion, Model
+from ddpm_jax.devices.mesh import make_mesh, replicate
 from ddpm_jax.models import winograd
 
 
@@ -111,3 +112,10 @@ def test_another_device_than_a_cpu_has_plain_convolutions(wide):
     assert on_cpu.count("stablehlo.convolution") == count - len(
         jax.tree.leaves(ready(ddpm, params).tiles)
     )
+
+
+def test_devices_share_the_work(wide):
+    ddpm, params = wide
+    key = jax.random.key(1)
+    shared = ddpm.sample(replicate(params, make_mesh(2)), key, 4, batch_size=2)
+    np.testing.assert_allclose(shared, ddpm.sample(params, key, 4), atol=1e-5)
