@@ -115,7 +115,8 @@ class DecodeProcesses:
         return images
 
     def _read(self, file: BinaryIO, count: int) -> list[Image | None]:
-        shape, dtype = self._decoder.image_shape, self._decoder.dtype
+        shape = self._decoder.image_shape
+        dtype = self._decoder.dtype
         how = _exactly(file, count)
         hashes = _exactly(file, count * HASH).hex()
         pixels = np.empty((count, *shape), dtype)

@@ -62,7 +62,7 @@ class Files:
     and inode. What lies in a zip has those of the zip. Raises OSError."""
 
     def stamps(self, names: Sequence[str]) -> np.ndarray:
-        """int64 [N, 4]: the `stamp` of each name, -1 where there is none."""
+        """int64 [N, 4]: the `stamp` of each name, -1 for a file that cannot be looked at."""
 
         def of_some(start: int) -> list[list[int]]:
             return [self._stamp(name) for name in names[start : start + 512]]

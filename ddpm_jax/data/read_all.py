@@ -142,9 +142,9 @@ def _agrees(decoder: Decoder, names: list[str], found: Found) -> bool:
     if not names:
         return True
     some = {names[i] for i in np.linspace(0, len(names) - 1, CHECKED).astype(int)}
-    places = [place for place, name in enumerate(found.digests) if name in some]
-    for place in places:
-        name = list(found.digests)[place]
+    for place, name in enumerate(found.digests):
+        if name not in some:
+            continue
         image = try_decode(decoder, name)
         if isinstance(image, Exception) or image.digest != found.digests[name]:
             return False

@@ -421,9 +421,10 @@ class _Parts(NamedTuple):
             yield _Group(start, stop, files, errors)
 
     def _measured(self, group: "_Group") -> Measured:
-        start, stop = group.start, group.stop
-        x_0 = to_float(self.images.source.read(self.images.indices[start:stop]))
-        return Measured(start, x_0, self._labels(start, stop), group.errors is not None)
+        indices = self.images.indices[group.start : group.stop]
+        x_0 = to_float(self.images.source.read(indices))
+        labels = self._labels(group.start, group.stop)
+        return Measured(group.start, x_0, labels, group.errors is not None)
 
 
 class _Group(NamedTuple):

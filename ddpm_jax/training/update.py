@@ -54,7 +54,7 @@ def adam(learning_rate: optax.Schedule | float) -> optax.GradientTransformation:
         bias_1 = _bias(b1, count)
         bias_2 = _bias(b2, count)
 
-        # Arrays of the same shape are traced once: most of the time of tracing was spent here.
+        # Arrays of the same shape are traced once: a fifth of the time of tracing was spent here.
         @functools.partial(jax.jit, inline=True)
         def of_leaf(g, m, v, bias_1, bias_2):
             m = optax.tree.update_moment(g, m, b1, 1)
