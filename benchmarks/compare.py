@@ -36,10 +36,13 @@ CASES = [
         ("digits", kind, batch)
         for kind, batch in [("forward", 1), ("forward", 64), ("training", 32)]
     ),
+    *(("digits", "reverse", batch) for batch in (1, 16, 64)),
     *(("small32", "forward", batch) for batch in (1, 8)),
     ("small32", "training", 64),
-    *(("small32", "reverse", batch) for batch in (1, 16)),
+    *(("small32", "reverse", batch) for batch in (1, 16, 64)),
     ("small32", "sample", 16),
+    *(("fashion_mnist", "reverse", batch) for batch in (1, 16, 64)),
+    ("fashion_mnist", "training", 32),
     *(("cifar10", "forward", batch) for batch in (1, 8)),
     ("cifar10", "training", 8),
     *(("cifar10", "reverse", batch) for batch in (1, 16)),
@@ -216,7 +219,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", default=["digits", "small32", "cifar10"])
+    parser.add_argument(
+        "--networks", nargs="+", default=list(dict.fromkeys(network for network, *_ in CASES))
+    )
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument(

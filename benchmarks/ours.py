@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import DDPM
+from ddpm_jax.calls import programs
+from ddpm_jax.calls.conditions import Condition
+from ddpm_jax.calls.ready import ready
 from ddpm_jax.config import Config
 from ddpm_jax.data import Batch, from_array
 from ddpm_jax.devices.mesh import make_mesh, replicate
@@ -61,13 +64,17 @@ def training(config: Config, params, images, devices: int = 1):
 
 
 def reverse(config: Config, params, batch: int, steps: int):
-    """`steps` steps of the reverse chain on `batch` images."""
+    """`steps` steps of the reverse chain on `batch` images.
+
+    What a chain computes once of its parameters is computed before.
+    """
     ddpm = DDPM(config)
-    params = jax.device_put(params)
+    params = ready(ddpm, jax.device_put(params))
     keys = jax.random.split(jax.random.key(0), batch)
     x = jax.random.normal(jax.random.key(1), (batch, *ddpm.image_shape))
     T = ddpm.schedule.num_timesteps
-    return lambda: jax.block_until_ready(ddpm.reverse(params, keys, x, T, T - steps))
+    args = (ddpm, params, Condition(None), keys, np.int32(T))
+    return lambda: jax.block_until_ready(programs.reverse(*args, (x, x), 0, steps))[0][0]
 
 
 def sample(config: Config, params, n: int, steps: int):

@@ -11,8 +11,8 @@ import numpy as np
 
 from ddpm_jax import losses
 from ddpm_jax.calibration import Calibration
-from ddpm_jax.calls import bounds, choice, edits, programs
-from ddpm_jax.calls.batches import Drawing, batches, share_rows
+from ddpm_jax.calls import bounds, choice, edits, programs, samples
+from ddpm_jax.calls.batches import Drawing, share_rows
 from ddpm_jax.calls.conditions import Condition, checked_labels, class_rows, conditions
 from ddpm_jax.calls.inputs import (
     check_concrete,
@@ -23,10 +23,10 @@ from ddpm_jax.calls.inputs import (
     checked_images,
     checked_params,
 )
+from ddpm_jax.calls.ready import Ready, ready
 from ddpm_jax.config import Config, SamplerName, names_where, value_of
 from ddpm_jax.data.scaling import Scaling
 from ddpm_jax.data.view import View
-from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.segments import Progress, moving, watched
 from ddpm_jax.guidance import NO_CLASS
 from ddpm_jax.keys import (
@@ -40,7 +40,7 @@ from ddpm_jax.keys import (
     random_times,
 )
 from ddpm_jax.likelihood import BitsAndCells, BitsPerDim
-from ddpm_jax.models import UNet
+from ddpm_jax.models import TILES, UNet, parameter_shapes
 from ddpm_jax.operators import Operator
 from ddpm_jax.sampler import NOTHING_TUNED, Sampler, Tuned, as_sampler
 from ddpm_jax.samplers import start_state
@@ -137,7 +137,7 @@ class DDPM:
     @functools.cached_property
     def shapes(self) -> PyTree:
         """The shapes and dtypes of the parameters, as a tree of jax.ShapeDtypeStruct."""
-        return jax.eval_shape(self.init, jax.random.key(0, impl="threefry2x32"))
+        return parameter_shapes(self.network, self.image_shape)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -196,11 +196,15 @@ class DDPM:
         It has 2 C channels where the variance is learned. `labels` are the images' classes: one
         for all, or integers [B]; -1 is no class, and None no class for all.
         """
+        tiles: PyTree = {}
+        if isinstance(params, Ready):
+            params, tiles = params
         params = checked_params(params, self.shapes)
         x_t = checked_images("x_t", x_t, self.image_shape)
         check_numbers("t", t, x_t.shape[0])
         rows = self._class_rows(labels, x_t.shape[0])  # len takes no symbolic size.
-        return jnp.asarray(self.network.apply({"params": params}, x_t, t, classes=rows))
+        variables = {"params": params, TILES: tiles}
+        return jnp.asarray(self.network.apply(variables, x_t, t, classes=rows))
 
     def _class_rows(self, labels: Labels, n: int):
         model = self.config.model
@@ -327,21 +331,9 @@ class DDPM:
         chosen = self.resolve(as_sampler(sampler, **options))
         check_concrete("sample", params=params, rng=rng, labels=labels)
         condition = conditions(self.config.model, labels, n, guidance, guidance_interval)
-        params = checked_params(params, self.shapes)
-        check_key(rng)
-        mesh = mesh_of(params)
-        result = np.empty((n, *self.image_shape), np.float32)
-        todo = list(batches(n, batch_size, mesh))
-        steps = chosen.timesteps_of(self.config.diffusion)[::-1]
-        with moving(progress, len(todo) * len(steps), "sampling") as move:
-            for rows, count in todo:
-                indices = place((start + rows).astype(np.uint32), mesh)
-                keys, state = programs.begin(self, chosen, rng, indices)
-                clip = self.config.diffusion.clip
-                args = (self, chosen, clip, params, condition.of(rows, mesh), keys)
-                state = watched(programs.advance, args, state, steps, move)
-                result[rows[:count]] = fetch(state.x)[:count]
-        return programs.within_bounds(self, result)
+        runs = [samples.Run(start, n, condition)]
+        (result,) = samples.draw(self, params, rng, runs, chosen, batch_size, progress)
+        return result
 
     def inpaint(
         self,
@@ -459,7 +451,7 @@ class DDPM:
         Raises ValueError unless 0 <= stop < start <= T, and NonFiniteSamples if x does not stay
         finite.
         """
-        params = checked_params(params, self.shapes)
+        params = ready(self, checked_params(params, self.shapes))
         x = checked_images("x", x, self.image_shape)
         check_keys(keys, len(x))
         start = check_count("start", start)
@@ -492,7 +484,7 @@ class DDPM:
         `labels` as in `denoise`, `steps` and `progress` as in `sample`; `decode` with as many steps
         takes them back to about x_0. Raises TypeError for images that are not floats.
         """
-        params = checked_params(params, self.shapes)
+        params = ready(self, checked_params(params, self.shapes))
         x_0 = checked_images("x_0", x_0, self.image_shape)
         sampler = self._ddim(steps)
         steps_up = sampler.timesteps_of(self.config.diffusion)
@@ -514,7 +506,7 @@ class DDPM:
         progress: Progress = False,
     ) -> Float[jax.Array, "b h w c"]:
         """Images x_0 of latents x_T: DDIM with eta = 0, nothing clipped."""
-        params = checked_params(params, self.shapes)
+        params = ready(self, checked_params(params, self.shapes))
         x_T = checked_images("x_T", x_T, self.image_shape)
         sampler = self._ddim(steps)
         steps_down = sampler.timesteps_of(self.config.diffusion)[::-1]

@@ -147,7 +147,7 @@ def inpaint_step(
 
 
 def _betas_up(schedule, walk, jump):
-    """The variance that the way up after each call adds, 0 where there is none."""
+    """The variance that the way up after each call adds, 0 without a way up."""
     if not walk[:, 1].any():
         return np.zeros(len(walk), np.float32)
     # Ways up start after 1 + i jump steps of noise: at the entries i jump of the schedule.

@@ -218,7 +218,7 @@ class Tuned(NamedTuple):
     """The best sampler of all for a number of steps."""
 
     def find(self, sampler: Sampler) -> Sampler:
-        """The entry that `sampler`, of grid tuned, asks for. Raises UserError if there is none."""
+        """The entry that `sampler`, of grid tuned, asks for. Raises UserError if it is missing."""
         named = sampler.sampler is not None
         steps = sampler.steps
         there = self.grids if named else self.choices

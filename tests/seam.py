@@ -1,4 +1,4 @@
-"""Prints how well halves that a model inpaints fit to the known ones: seam.py RUN_OR_FILE IMAGES.
+"""Prints how well halves that a model inpaints fit the known ones: seam.py MODEL IMAGES [STEPS].
 
 IMAGES is an .npz with `images` uint8 [N,H,W,C], and `labels` [N] for a model with classes. For each
 known half, the mean step of grey across the seam, as a part of that of the same line in the images;
@@ -12,8 +12,6 @@ import numpy as np
 
 from ddpm_jax import load
 from ddpm_jax.keys import seed_key
-
-STEPS = 50
 
 
 def half(image_shape, side):
@@ -34,7 +32,7 @@ def across(images, side):
     return np.abs(along[:, middle] - along[:, middle - 1]).mean()
 
 
-def main(model, images):
+def main(model, images, steps=50):
     ddpm, params = load(model)
     with np.load(images) as arrays:
         known = arrays["images"] / np.float32(127.5) - 1
@@ -42,7 +40,7 @@ def main(model, images):
     ratios = {}
     for side in ("left", "top"):
         mask = half(ddpm.image_shape, side)
-        drawn = ddpm.inpaint(params, seed_key(0), known, mask, steps=STEPS, labels=labels)
+        drawn = ddpm.inpaint(params, seed_key(0), known, mask, steps=int(steps), labels=labels)
         hidden = np.broadcast_to(mask == 0, known.shape)
         assert (drawn[~hidden] == known[~hidden]).all()
         assert (drawn[hidden] != known[hidden]).mean() > 0.5

@@ -128,12 +128,30 @@ def test_a_run_keeps_them_and_loads_them_with_these_weights_alone(calibrated, pi
     assert load(copy, weights="raw")[0].calibration is None
 
 
+BITS_OF_EACH = bound.bits_of_each
+
+
+def noted(monkeypatch, most=None):
+    """The first image of each group that is measured; after `most` of them comes a Ctrl-C."""
+    starts = []
+
+    def bits_of_each(*args):
+        for images, bits in BITS_OF_EACH(*args):
+            if len(starts) == most:
+                raise KeyboardInterrupt
+            starts.append(images.start)
+            yield images, bits
+
+    monkeypatch.setattr(bound, "bits_of_each", bits_of_each)
+    return starts
+
+
 def test_the_command_prints_the_errors_and_what_they_save(calibrated, capsys, monkeypatch):
     copy, ddpm = calibrated
-    # Every part is there: nothing is measured.
-    monkeypatch.setattr(DDPM, "bits_per_dim", None)
+    measured = noted(monkeypatch)
     args = ["calibrate", str(copy), "--images", "8", "--seed", "1", "--batch-size", "3"]
     assert main(args) == 0
+    assert not measured, "every part is there"
     printed = capsys.readouterr().out
     assert printed.strip() == table(load_weights(copy)).strip()
     assert printed.startswith("holdout, 8 images, ema weights of step 2\n")
@@ -149,25 +167,16 @@ def test_neither_a_kill_nor_another_batch_size_changes_them(
     copy, ddpm = calibrated
     model = load_weights(copy, mesh=make_mesh())
     images, first = first_of(read_split(model, "holdout"), 8)
-    whole, calls = DDPM.bits_per_dim, []
-
-    def until_killed(self, *args, **options):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(options["start"])
-        return whole(self, *args, **options)
-
-    monkeypatch.setattr(DDPM, "bits_per_dim", until_killed)
+    calls = noted(monkeypatch, most=2)
     out = tmp_path / "x.npz"
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, images, first, seed=1, batch_size=3, out=out)
     assert read_errors(epath.Path(tmp_path / "x-parts"), ddpm, 8).images == 6 and not out.exists()
-    calls.clear()
+    calls = noted(monkeypatch)
     # The parts of images 0 to 5 are there; those of a killed batch were not written, its sums were.
     max((tmp_path / "x-parts/parts").iterdir()).unlink()
     again = calibrate(model, images, first, seed=1, batch_size=3, out=out).ddpm.calibration
     assert calls == [3, 6] and again == ddpm.calibration
-    monkeypatch.setattr(DDPM, "bits_per_dim", whole)
     other = calibrate(model, images, first, seed=1, batch_size=8, out=tmp_path / "y.npz")
     assert "commands use it once it is calibration.npz in the model's folder" in messages(caplog)
     np.testing.assert_allclose(other.ddpm.calibration.mse, again.mse, rtol=1e-5)
@@ -185,10 +194,7 @@ def test_parts_without_errors_are_measured_again_for_them_alone(calibrated, tmp_
     label = json.loads((older / "label.json").read_text())
     del label["chain"]  # Of a version that knew the whole chain alone.
     (tmp_path / "old/label.json").write_text(json.dumps(label))
-    whole, calls = DDPM.bits_per_dim, []
-    monkeypatch.setattr(
-        DDPM, "bits_per_dim", lambda *args, **given: calls.append(1) or whole(*args, **given)
-    )
+    calls = noted(monkeypatch)
     assert bound.measure(model, images, **options).calibration is None and not calls
     again = bound.measure(model, images, **options, calibrating=True)
     assert again.calibration == ddpm.calibration and len(calls) == 3

@@ -51,6 +51,12 @@ def test_the_first_look_that_small32_advises_is_not_warned_of():
         ({"data": {"workers": 8}}, {"streamed": False}, "data.workers", "in memory"),
         ({"data": {"workers": 0}}, {"streamed": False}, "data.workers", "in memory"),
         ({"data": {"source": "digits", "cache_mb": 9}}, {}, "data.cache_mb", "whatever it says"),
+        (
+            {"data": {"source": "npz:x", "disk_cache_mb": 9}},
+            {},
+            "data.disk_cache_mb",
+            "only folders",
+        ),
         ({"data": {"source": "npz:x", "dir": "y"}}, {}, "data.dir", "only tfds"),
         ({"data": {"source": "folder:x", "manual_dir": "y"}}, {}, "data.manual_dir", "only tfds"),
         ({"data": {"source": "npy:x", "workers": 8}}, {}, "data.workers", "a thread reads npy"),

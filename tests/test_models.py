@@ -164,3 +164,10 @@ def test_bfloat16_computes_in_it_and_keeps_the_rest_in_float32(tiny, rng):
     assert not (rough == rough.astype(jnp.bfloat16)).all()
     # 998 and 999 are one number in bfloat16: the embedding must not be.
     assert not (half.denoise(params, x[:1], t[:1]) == half.denoise(params, x[:1], t[1:])).all()
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_the_shapes_are_those_that_the_network_makes(name):
+    """Against Flax, which traces the network for them."""
+    ddpm = DDPM(load_config(name))
+    assert ddpm.shapes == jax.eval_shape(ddpm.init, jax.random.key(0))

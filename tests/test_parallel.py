@@ -1,31 +1,41 @@
 """Modes, meshes and numbers of devices: the same losses, the same samples."""
 
+import re
+from itertools import groupby
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import on_one_device, with_
+from conftest import lines, on_one_device, with_
 from jax.sharding import PartitionSpec
 
-from ddpm_jax import DDPM, UserError
+from ddpm_jax import DDPM, UserError, fit
 from ddpm_jax.config import Config, Model, Optim, Parallel, Train
 from ddpm_jax.data import Batches, from_array
-from ddpm_jax.devices import mesh as parallel
+from ddpm_jax.devices import mesh as mesh_file
 from ddpm_jax.devices.mesh import (
+    batch_sharding,
     fetch,
     fsdp_spec,
     local_rows,
     make_mesh,
+    mesh_over,
     replicate,
     state_shardings,
 )
 from ddpm_jax.devices.processes import BOUND, in_cluster, join
+from ddpm_jax.training import holdout
+from ddpm_jax.training import prepare as prepare_file
+from ddpm_jax.training import update as update_file
+from ddpm_jax.training.flops import batch_shapes
 from ddpm_jax.training.update import Update, init_state
 
 
 def steps_of(config, pictures, n=3, labels=None):
     """(losses and gradient norms [n,2], state) of n updates as config.parallel says."""
-    mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
+    parallel = config.parallel
+    mesh = make_mesh(parallel.devices, parallel.fsdp, parallel.mode)
     ddpm = DDPM(config)
     batches = Batches(
         from_array(pictures, (8, 8, 1), labels),
@@ -40,7 +50,7 @@ def steps_of(config, pictures, n=3, labels=None):
     for step in range(n):
         state, of_step = update(state, step)
         metrics.append([float(of_step["loss"]), float(of_step["grad_norm"])])
-    return np.array(metrics), state
+    return np.array(metrics), update.settled(state)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +82,7 @@ QUICK = {"pmap 2, on_device", "fsdp 2, accumulate 2", "remat"}
 )
 def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, monkeypatch, name):
     """With dropout and flips: loss and gradient norm of each step, and the final parameters."""
-    monkeypatch.setattr(parallel, "SMALL", 64)
+    monkeypatch.setattr(mesh_file, "SMALL", 64)
     metrics, state = steps_of(with_(tiny, **WAYS[name]), pictures)
     np.testing.assert_allclose(metrics, plain[0], rtol=1e-5)
     for ours, theirs in zip(
@@ -83,6 +93,60 @@ def test_every_way_of_dividing_the_work_learns_the_same(tiny, pictures, plain, m
     divided = {leaf.sharding.spec for leaf in jax.tree.leaves(state)} - {PartitionSpec()}
     assert bool(divided) == ("fsdp" in name)
     assert state.params["stem"]["kernel"].sharding.mesh.axis_names == ("data", "fsdp")
+
+
+def reduced_in_loops(config, mesh):
+    """The elements that the compiled step all-reduces within loops."""
+    ddpm = DDPM(config)
+    shapes = jax.eval_shape(lambda: init_state(ddpm))
+    state = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding), shapes, state_shardings(shapes, mesh)
+    )
+    batch = batch_shapes(config, batch_sharding(mesh))
+    program = update_file._step.lower(ddpm, state, batch, mesh=mesh).compile().as_text()
+    before_entry = program.partition("\nENTRY ")[0]
+    assert " all-reduce(" in program
+    results = re.findall(r"= (.*) all-reduce\(", before_entry)
+    sizes = re.findall(r"f32\[([\d,]*)\]", " ".join(results))
+    return sum(np.prod([int(n) for n in size.split(",") if n], dtype=int) for size in sizes)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_the_parts_of_a_batch_are_summed_before_the_devices_are(tiny, monkeypatch, fsdp):
+    monkeypatch.setattr(mesh_file, "SMALL", 64)
+    config = with_(tiny, train={"accumulate": 2})
+    assert reduced_in_loops(config, make_mesh(fsdp=fsdp)) == 0
+
+
+def test_pmap_relabels_the_state_only_where_somebody_looks(tiny, pictures, tmp_path, monkeypatch):
+    """Of 6 updates two are saved; the lines of the log in between need no state."""
+    meshes = []
+    traced = []
+
+    def train_step(*args, step=update_file.train_step, **options):
+        traced.append(step)
+        return step(*args, **options)
+
+    def counted(tree, mesh, relabel=update_file.on_mesh):
+        meshes.append(mesh.axis_names)
+        return relabel(tree, mesh)
+
+    monkeypatch.setattr(update_file, "on_mesh", counted)
+    monkeypatch.setattr(update_file, "train_step", train_step)
+    update_file._pmap_step.cache_clear()  # It holds the step that is not counted.
+    config = with_(
+        tiny,
+        parallel={"mode": "pmap", "devices": 2},
+        train={"steps": 6, "log_every": 1, "eval_every": 0},
+        checkpoint={"every": 3},
+    )
+    state = fit(config, tmp_path / "run", pictures)
+    update_file._pmap_step.cache_clear()
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    # In at the start, out and in again for step 3, out for step 6.
+    assert meshes == [("data",), ("data", "fsdp")] * 2
+    assert state.step.sharding.mesh.axis_names == ("data", "fsdp")
+    assert len(traced) == 1, "the state comes back on another mesh, and the step is compiled anew"
 
 
 def test_bfloat16_steps_stay_close(tiny, pictures, plain):
@@ -160,7 +224,7 @@ def test_rows_of_all_devices_are_the_batch():
     mesh = make_mesh()
     np.testing.assert_array_equal(local_rows(mesh, 8), np.arange(8))
     rows = np.arange(8.0).reshape(8, 1)
-    np.testing.assert_array_equal(fetch(parallel.place_rows(rows, mesh, 8)), rows)
+    np.testing.assert_array_equal(fetch(mesh_file.place_rows(rows, mesh, 8)), rows)
     assert replicate({"a": jnp.ones(3)}, mesh)["a"].sharding.is_fully_replicated
 
 
@@ -217,3 +281,102 @@ def test_clusters_are_known_by_their_environment():
     assert not in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) and not in_cluster(
         {"JAX_PLATFORMS": "cpu"}
     )
+
+
+def test_the_whole_average_of_an_evaluation_is_freed(tiny, pictures, tmp_path, monkeypatch):
+    """With fsdp each device has a part of it. What is whole is counted before every update."""
+    monkeypatch.setattr(mesh_file, "SMALL", 64)
+
+    def whole():
+        return sum(
+            array.size >= 64 and array.is_fully_replicated and len(array.devices()) == 4
+            for array in jax.live_arrays()
+        )
+
+    around, within = [], []
+
+    def counted(self, *args, call=Update.__call__):
+        around.append(whole())
+        return call(self, *args)
+
+    def compared(*args, compare=holdout.compare):
+        within.append(whole())
+        return compare(*args)
+
+    monkeypatch.setattr(Update, "__call__", counted)
+    monkeypatch.setattr(holdout, "compare", compared)
+    others = whole()
+    config = with_(tiny, parallel={"fsdp": 4}, train={"eval_every": 1, "sample_every": 2})
+    fit(config, tmp_path / "run", pictures)
+    assert min(within) > others
+    assert around == [others] * 4
+
+
+class FakeTPU:
+    """A chip of a slice, as far as a mesh looks at it."""
+
+    platform = "tpu"
+    slice_index = 0
+    core_on_chip = 0
+
+    def __init__(self, number, kind, coords, process_index):
+        self.id = number
+        self.device_kind = kind
+        self.coords = coords
+        self.process_index = process_index
+
+    def __repr__(self):
+        return f"{self.coords} of process {self.process_index}"
+
+
+def slice_of(kind, X, Y, Z):
+    """X x Y x Z chips, in jax's order; each host has 2x2x1 of them."""
+    hosts = {}
+    chips = []
+    for z, y, x in np.ndindex(Z, Y, X):
+        process = hosts.setdefault((z, y // 2, x // 2), len(hosts))
+        chips.append(FakeTPU(len(chips), kind, (x, y, z), process))
+    return chips
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("TPU v4", (2, 2, 4)),
+        ("TPU v4", (4, 4, 2)),
+        ("TPU v5 lite", (4, 4, 1)),
+        ("TPU v5 lite", (4, 8, 1)),
+        ("TPU v6 lite", (4, 4, 1)),
+    ],
+)
+def test_pmap_gets_each_hosts_devices_together(kind, shape):
+    """On slices whose hosts jax interleaves."""
+    devices = slice_of(kind, *shape)
+    given = mesh_over(devices, 1, "jit")
+    with pytest.raises(ValueError, match="must form a contiguous"):
+        _ = given.local_mesh  # Of process 0, as pmap makes it of its devices.
+    mesh = mesh_over(devices, 1, "pmap")
+    assert mesh.local_mesh.devices.size == 4
+    blocks = [process for process, _ in groupby(mesh.devices.flat, lambda chip: chip.process_index)]
+    assert blocks == list(range(len(devices) // 4))
+    for process in blocks:  # A host's chips stay in the order that suits the network.
+        in_both = [
+            [chip for chip in each.devices.flat if chip.process_index == process]
+            for each in (given, mesh)
+        ]
+        assert in_both[0] == in_both[1] and len(in_both[0]) == 4
+    assert mesh.shape == given.shape and mesh.axis_types == given.axis_types
+
+
+def test_a_run_asks_for_the_mesh_of_its_mode(tiny, pictures, tmp_path, monkeypatch):
+    asked = []
+
+    def noted(*args):
+        asked.append(args)
+        return make_mesh(*args)
+
+    monkeypatch.setattr(prepare_file, "make_mesh", noted)
+    for mode in ("pmap", "jit"):
+        config = with_(tiny, parallel={"mode": mode, "devices": 2})
+        prepare_file.prepare(config, tmp_path / mode, pictures)
+    assert asked == [(2, 1, "pmap"), (2, 1, "jit")]

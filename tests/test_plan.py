@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import refused, with_
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from ddpm_jax import DDPM, UserError
@@ -19,6 +19,7 @@ from ddpm_jax.data import Batch
 from ddpm_jax.devices.mesh import fsdp_spec, make_mesh
 from ddpm_jax.training import plan, update
 from ddpm_jax.training.flops import PEAKS, count_flops, model_flops_rate
+from ddpm_jax.training.peak import live_bytes
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
@@ -202,6 +203,41 @@ def test_activations_are_what_the_backward_pass_keeps():
     assert plan.activation_bytes(Recomputed(), params, 3) == 4 * 3 * 16
 
 
+def test_memory_at_once_is_what_lives_from_its_making_to_its_last_use():
+    """In arrays of 4 numbers, by hand."""
+
+    def chain(x):  # x is an argument; never more than one value and the one made of it.
+        return jnp.cos(jnp.sin(jnp.cos(x)))
+
+    def skip(x):  # The first lives until it is added.
+        first = jnp.cos(x)
+        return first + jnp.sin(jnp.cos(jnp.sin(first)))
+
+    def inside(x):  # Within the call three live, beside the first.
+        first = jnp.cos(x)
+        return first + jax.jit(skip)(first)
+
+    x = array(4)
+    for function, most in ((chain, 2), (skip, 3), (inside, 4), (jnp.cos, 1), (lambda x: x, 0)):
+        assert live_bytes(jax.make_jaxpr(function)(x).jaxpr) == most * 16, function
+
+
+def test_evaluations_take_the_state_a_whole_average_and_a_forward_pass(config, planned, state):
+    """The images at once: 2 on each device in held-out losses, 16 in samples."""
+    whole = sum(
+        4 * leaf.size for leaf in jax.tree.leaves(state.params) if any(fsdp_spec(leaf.shape, 2))
+    )
+    params = planned.params + planned.ema_params + planned.opt_state
+    ddpm = DDPM(config)
+    assert planned.in_evaluations == params + whole + plan.forward_bytes(ddpm, state.params, 2)
+    changed = with_(config, train={"num_samples": 64})
+    samples = plan.plan(changed, 4, fsdp=2).in_evaluations
+    assert samples == params + whole + plan.forward_bytes(ddpm, state.params, 16)
+    # Parts make the gradient's memory small, and not that of held-out losses.
+    parts = plan.plan(with_(config, train={"batch_size": 512, "accumulate": 64}), 4, fsdp=2)
+    assert parts.in_evaluations > parts.memory
+
+
 def test_traffic_is_that_of_a_ring_of_which_every_device_sends_its_part_round(planned, state):
     """Passes of n - 1 rounds, each sending an n-th to the next device: one reduces, one gathers."""
 
@@ -255,6 +291,7 @@ def test_the_command_prints_it_all(capsys):
     assert "parameters 162,177 mesh data 4 x fsdp 1 batch 64 images, 16 per device" in printed
     assert "parameters 0.6 MiB their average 0.6 MiB optimiser 1.2 MiB gradient 0.6 MiB" in printed
     assert "MiB an estimate total" in printed and "MiB fits in 1 GiB" in printed
+    assert re.search("in evaluations [0-9.]+ MiB an estimate fits in 1 GiB", printed)
     assert "all-reduced 0.6 MiB each device sends 0.9 MiB" in printed and "scattered" not in printed
     hours = float(re.search("takes (.*) hours at 0.5 of 1 GFLOP/s per device$", printed)[1])
     computed = float(re.search("computes (.*) GFLOP,", printed)[1])
@@ -342,6 +379,11 @@ def test_memory_is_about_what_the_compiler_takes(config):
     ratio = (planned.activations + planned.gradient) / memory.temp_size_in_bytes
     print(f"activations and gradient are estimated at {ratio:.2f} of the compiler's temporaries")
     assert 0.7 < ratio < 1.4
+    args = state.params, jax.random.key(0), array(8, 32, 32, 3)
+    forward = jax.jit(ddpm.loss).lower(*args).compile().memory_analysis()
+    ratio = plan.forward_bytes(ddpm, state.params, 8) / forward.temp_size_in_bytes
+    print(f"a forward pass is estimated at {ratio:.2f} of the compiler's temporaries")
+    assert 0.5 < ratio < 2
 
 
 def test_utilisation_is_of_the_devices_at_hand(tiny, monkeypatch):

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 from ddpm_jax import load, to_uint8
+from ddpm_jax.calls.programs import advance
 from ddpm_jax.cli import main
 from ddpm_jax.config import from_dict, to_dict
 from ddpm_jax.ddpm import DDPM
@@ -165,7 +166,9 @@ def test_sheets_of_real_images_show_training_images(page, run, pictures):
 def test_the_chain_is_the_samplers_and_sees_what_the_network_sees(run):
     ddpm, params = load(run)
     rng = jax.random.key(5)
+    before = advance._cache_size()
     found = chain.trace(ddpm, params, rng, 3)
+    assert advance._cache_size() <= before + 1  # One program for all steps.
     assert list(found.t) == list(range(10, -1, -1))
     np.testing.assert_allclose(
         found.x[-1], ddpm.sample(params, rng, 3, sampler="ddim", steps=10), atol=1e-5

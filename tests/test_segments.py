@@ -8,12 +8,13 @@ from conftest import with_
 from tqdm import tqdm
 
 from ddpm_jax import DDPM
+from ddpm_jax.calls import bounds, programs, samples
 from ddpm_jax.calls.conditions import FREE
 from ddpm_jax.calls.programs import advance, sample_batch
 from ddpm_jax.config import Diffusion
 from ddpm_jax.data.images import to_uint8
 from ddpm_jax.devices import progress, segments
-from ddpm_jax.devices.mesh import make_mesh, replicated
+from ddpm_jax.devices.mesh import fetch, make_mesh, replicated
 from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation import sample
 from ddpm_jax.evaluation.sample import destination, sample_to
@@ -140,6 +141,49 @@ def test_a_bar_counts_the_steps_of_all_batches(model, cut, capsys):
     assert capsys.readouterr().err == ""
     ddpm.sample(params, KEY, 1, progress=True)
     assert "| 0/10 [" in capsys.readouterr().err
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What the host does, in its order: "run 0:1" dispatches a part of a chain, "get" waits."""
+    happened = []
+
+    def noted(program):
+        def run(*args):
+            happened.append(f"run {args[-2]}:{args[-1]}")
+            return program(*args)
+
+        return run
+
+    def fetched(tree, fetch=fetch):
+        first = jax.tree.leaves(tree)[0]
+        happened.append("get finite" if first.dtype == bool else "get")
+        return fetch(tree)
+
+    for name in ("advance", "bounds"):
+        monkeypatch.setattr(programs, name, noted(getattr(programs, name)))
+    for place in (segments, samples, bounds):
+        monkeypatch.setattr(place, "fetch", fetched)
+    return happened
+
+
+def test_the_next_batch_is_dispatched_before_the_last_is_waited_for(model, cut, events):
+    ddpm, params = model
+    whole = ddpm.sample(params, KEY, 5)
+    events.clear()
+    cut([(0, 1), (1, 10)])
+    x = ddpm.sample(params, KEY, 5, batch_size=2)
+    begin, end, wait = "run 0:1", "run 1:10", "get finite"
+    ahead = [begin, wait, "get", wait, end]  # Of the next batch, and then the last one's result.
+    assert events == [begin, wait, end, *ahead, *ahead, wait, "get"]
+    np.testing.assert_array_equal(x, whole)
+    x_0 = np.linspace(-1, 1, 5 * 64, dtype=np.float32).reshape(5, 8, 8, 1)
+    cut(IN_ONE)  # Where the first segment is the last.
+    whole = ddpm.bits_per_dim(params, KEY, x_0)
+    events.clear()
+    bits = ddpm.bits_per_dim(params, KEY, x_0, batch_size=2)
+    assert events == ["run 0:10", *(["run 0:10", wait, "get"] * 2), wait, "get"]
+    jax.tree.map(np.testing.assert_array_equal, bits, whole)
 
 
 def test_an_interrupt_ends_after_the_segment(model, cut):
@@ -273,3 +317,15 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, caplog,
             bar.update(10)
     assert caplog.messages == [f"sampling: {done} of 1000 steps" for done in (300, 600, 900)]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("on_mesh", [True, False])
+def test_a_chain_makes_one_program(tiny, on_mesh):
+    """The state of the first segment is placed as those that the program returns."""
+    ddpm = DDPM(with_(tiny, diffusion={"num_timesteps": 13 + on_mesh}))
+    params = ddpm.init(jax.random.key(0))
+    if on_mesh:
+        params = jax.device_put(params, replicated(make_mesh(1)))
+    before = advance._cache_size()
+    ddpm.sample(params, jax.random.key(1), 2)
+    assert advance._cache_size() == before + 1

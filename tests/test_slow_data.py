@@ -10,12 +10,17 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import HANG, QUICK, compiled_once, finish, lines, read_until, started
 from PIL import Image
+
+from ddpm_jax.config import Data
+from ddpm_jax.data import decode_all, load_source
+from ddpm_jax.data.decode_process import DecodeProcesses
 
 pytestmark = pytest.mark.slow
 
@@ -234,6 +239,39 @@ def train(place, *options, workdir="run"):
     command = [*COMMAND, "train", "streamed.py", "--workdir", workdir, *options]
     environment = {**os.environ, "XLA_FLAGS": QUICK, **compiled_once(place / "xla")}
     return started(command, cwd=place, env=environment, start_new_session=True)
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_processes_decode_a_folder_and_end(place, monkeypatch, is_killed):
+    """Those of `decode_process`, which few images do not start."""
+    monkeypatch.setattr(decode_all, "MANY", 1)
+    monkeypatch.setattr(decode_all.os, "sched_getaffinity", lambda of: {0, 1})
+
+    def can_be_read(socket):
+        return select.select([socket], [], [], 0)[0]
+
+    processes, answered = [], []
+    try_some = DecodeProcesses.try_some
+
+    def try_when_there(self, names):
+        processes.append(self._process)
+        while not all(line.is_used or can_be_read(line._socket) for line in self._lines):
+            time.sleep(0.01)
+        images = try_some(self, names)
+        answered.append(images)
+        if is_killed:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return images
+
+    monkeypatch.setattr(DecodeProcesses, "try_some", try_when_there)
+    data = Data(source=f"folder:{place}/images", image_shape=(8, 8, 3), disk_cache_mb=0)
+    found = load_source(data)
+    assert processes[0].returncode == (-signal.SIGKILL if is_killed else 0)
+    assert any(answered) and all(answered) != is_killed
+    monkeypatch.setattr(decode_all, "MANY", 10**9)
+    plain = load_source(data)
+    assert found.fingerprint == plain.fingerprint
+    np.testing.assert_array_equal(found.read(np.arange(64)), plain.read(np.arange(64)))
 
 
 def losses(place, workdir="run"):

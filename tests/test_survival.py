@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 
 import jax
@@ -17,12 +18,14 @@ import pytest
 from conftest import files_of, lines, messages, on_one_device
 from crashtest import crashtest
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 from test_train import assert_equal_trees
 
 from ddpm_jax import UserError, fit, load
 from ddpm_jax.devices.mesh import make_mesh, replicated
 from ddpm_jax.storage import checkpoint
-from ddpm_jax.storage.checksum import checksum
+from ddpm_jax.storage import checksum as checksum_file
+from ddpm_jax.storage.checksum import checksum, checksums
 from ddpm_jax.storage.files import append_line, locked
 from ddpm_jax.training import train
 from ddpm_jax.training.logs import RunLog, _TensorBoard
@@ -102,6 +105,45 @@ def test_the_checksum_is_the_same_on_any_mesh(rng):
         for name, spec in {"a": PartitionSpec("data"), "b": PartitionSpec(None, "data")}.items()
     }
     assert checksum(sharded) == expected
+
+
+def in_numpy(x):
+    """The sum of an array of 4-byte elements: of MurmurHash3's finaliser, of bits and place."""
+    h = x.view(np.uint32).ravel() + 2 * np.arange(x.size, dtype=np.uint32) * np.uint32(0x9E3779B1)
+    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
+    return np.sum(h ^ (h >> 16), dtype=np.uint32)
+
+
+def test_all_checksums_of_a_save_are_one_program_a_device(rng, monkeypatch):
+    """The numbers that NumPy gets, in the order of the arrays, wherever pieces of them are."""
+    calls = []
+    sums_of = checksum_file._sums_of
+
+    def counted(pieces, starts, shapes):
+        calls.append(len(pieces))
+        return sums_of(pieces, starts, shapes)
+
+    monkeypatch.setattr(checksum_file, "_sums_of", counted)
+    shapes = [(4, 3), (8,), (4, 3), (), (4, 3), (2, 4, 4), (8,)]
+    a = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    parts = {"b": a, "a": {"y": a[0], "x": a[5]}}
+    expected = {
+        "b": zlib.crc32(np.array([in_numpy(x) for x in a], "<u4").tobytes()),
+        "a": zlib.crc32(np.array([in_numpy(a[5]), in_numpy(a[0])], "<u4").tobytes()),
+    }
+    for most in (2**26, 100):  # Bytes in a stack: all arrays of a shape, and two of the first.
+        monkeypatch.setattr(checksum_file, "STACKED", most)
+        sums_of.clear_cache()
+        calls.clear()
+        assert checksums(parts) == expected
+        assert calls == [9]
+    mesh = make_mesh(4)
+    parts["b"][0] = jax.device_put(a[0], NamedSharding(mesh, PartitionSpec("data")))
+    parts["b"][5] = jax.device_put(a[5], NamedSharding(mesh, PartitionSpec(None, "data")))
+    calls.clear()
+    assert checksums(parts) == expected
+    assert calls == [9, 2, 2, 2]
 
 
 def test_the_checksum_sees_any_bit_and_any_place(rng):
@@ -201,9 +243,7 @@ def test_what_a_checkpoint_claims_is_checked_before_memory_is_taken(run, change,
         metadata = json.loads((part / "_METADATA").read_text())
         del metadata["tree_metadata"]["('stem', 'bias')"]
         (part / "_METADATA").write_text(json.dumps(metadata))
-    monkeypatch.setattr(
-        checkpoint.ocp, "load_checkpointables", lambda *_: pytest.fail("memory was taken")
-    )
+    monkeypatch.setattr(ocp, "load_checkpointables", lambda *_: pytest.fail("memory was taken"))
     with pytest.raises(UserError, match=says):
         load(run, step=4)
 
@@ -218,7 +258,7 @@ def test_a_checkpoint_that_may_be_whole_is_not_called_damaged(run, monkeypatch):
         crowded,
     ):
         monkeypatch.setattr(
-            checkpoint.ocp,
+            ocp,
             "load_checkpointables",
             lambda *_, error=error: (_ for _ in ()).throw(error),
         )

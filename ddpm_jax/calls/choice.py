@@ -66,7 +66,7 @@ def best_steps(ddpm: Any, steps: int, variance: FixedVariance) -> tuple[int, ...
 
 
 def _calibrated(ddpm: Any, option: str) -> Calibration:
-    """The calibration. Raises UserError naming the option that needs it if there is none."""
+    """The calibration. Raises UserError naming the option that needs it if it is missing."""
     if ddpm.calibration is None:
         raise UserError(
             f"{option}: these weights have no calibration, which this needs; run "

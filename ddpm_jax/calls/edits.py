@@ -17,6 +17,7 @@ from ddpm_jax.calls.batches import Drawing, batches, checked_start
 from ddpm_jax.calls.conditions import Condition, conditions
 from ddpm_jax.calls.inputs import check_concrete, check_key, checked_params
 from ddpm_jax.calls.programs import Finite, Images, Index, chain_of
+from ddpm_jax.calls.ready import ready
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.segments import are_finite, moving, watched
 from ddpm_jax.errors import UserError, shown
@@ -279,7 +280,7 @@ def _drawn(
     of an array that belong to it, and `state` is that before the first step of `sampler`.
     """
     check_concrete(doing, params=params, rng=rng, labels=drawing.labels)
-    params = checked_params(params, ddpm.shapes)
+    params = ready(ddpm, checked_params(params, ddpm.shapes))
     check_key(rng)
     start = checked_start(drawing.start, n)
     condition = conditions(

@@ -15,6 +15,7 @@ import numpy as np
 from ddpm_jax import likelihood
 from ddpm_jax.calibration import optimal_variance
 from ddpm_jax.calls.conditions import Condition, denoise_fn_of
+from ddpm_jax.calls.ready import ready
 from ddpm_jax.config import Config
 from ddpm_jax.devices.segments import are_finite
 from ddpm_jax.diffusion import Clip, DenoiseFn, p_mean_variance, x_0_denoiser
@@ -40,6 +41,7 @@ def sample_batch(
     indices: Integer[Array, " b"],
 ) -> Images:
     """Images of the key `rng`, one for each of `indices`: all of `DDPM.sample` as one program."""
+    params = ready(ddpm, params)
     schedule, denoise_fn, options = chain_of(ddpm, sampler, params, condition)
     keys = example_keys(rng, indices)
     x_0 = sampler.method(schedule, denoise_fn, keys, ddpm.image_shape, **options)

@@ -70,6 +70,8 @@ class Model(Checked):
     """Type that the inner layers and their sums compute in; the rest stays float32."""
     remat: Annotated[tuple[int, ...], Range(min=0), FREE] = ()
     """Levels (0 is the finest) that recompute activations in the backward pass, to save memory."""
+    winograd: Annotated[bool, FREE] = True
+    """Whether a CPU draws and measures with wide convolutions of fewer multiplications."""
 
     @property
     def class_rows(self) -> int:
@@ -261,6 +263,9 @@ class Data(Checked):
     """Processes that read ahead if the images do not fit in cache_mb; 0 for a thread instead."""
     cache_mb: Annotated[Natural, AROUND] = 4096
     """Keep images decoded in memory up to this many MiB; read larger data sets batch by batch."""
+    disk_cache_mb: Annotated[Natural, AROUND] = 4096
+    """Keep what was decoded of folders in the user's cache folder for the next start, up to this
+    many MiB for all folders together; 0 keeps and uses nothing."""
     on_device: Annotated[bool, AROUND] = False
     """Keep all images (at most cache_mb) in each device's memory."""
 

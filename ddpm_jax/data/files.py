@@ -8,9 +8,11 @@ import os
 import stat
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from ddpm_jax.data.faults import (
@@ -55,6 +57,26 @@ class Files:
     that is too large for any image."""
     former: dict[str, str]
     """The names that older versions gave to the files, of those that differ."""
+    stamp: Callable[[str], list[int]]
+    """Maps a name to its file's size, times of the last change of content and of anything, in ns,
+    and inode. What lies in a zip has those of the zip. Raises OSError."""
+
+    def stamps(self, names: Sequence[str]) -> np.ndarray:
+        """int64 [N, 4]: the `stamp` of each name, -1 for a file that cannot be looked at."""
+
+        def of_some(start: int) -> list[list[int]]:
+            return [self._stamp(name) for name in names[start : start + 512]]
+
+        # In threads: a network's file system takes its time for each file.
+        with ThreadPoolExecutor() as pool:
+            groups = list(pool.map(of_some, range(0, len(names), 512)))
+        return np.array([row for group in groups for row in group], np.int64).reshape(-1, 4)
+
+    def _stamp(self, name: str) -> list[int]:
+        try:
+            return self.stamp(name)
+        except OSError:
+            return [-1] * 4
 
 
 def open_files(path: str, arrays: bool = False) -> Files:
@@ -91,9 +113,25 @@ def open_files(path: str, arrays: bool = False) -> Files:
     return dataclasses.replace(found, names=images)
 
 
+def reader_of(root: Path) -> Callable[[str], bytes]:
+    """`Files.read` of a folder or a zip, without looking at what it holds."""
+    return functools.partial(_read_file, root) if root.is_dir() else _Zip(root)
+
+
+def _file_stamp(root: str, name: str) -> list[int]:
+    return _stamp_of(os.stat(f"{root}/{name}"))
+
+
+def _stamp_of(about: os.stat_result) -> list[int]:
+    # An inode has 64 bits without a sign.
+    inode = about.st_ino - 2**64 if about.st_ino >= 2**63 else about.st_ino
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, inode]
+
+
 def _members(root: Path) -> Files:
     if root.is_dir():
-        return Files(list(_walk(root)), functools.partial(_read_file, root), {})
+        stamp = functools.partial(_file_stamp, str(root))
+        return Files(list(_walk(root)), reader_of(root), {}, stamp)
     if not root.exists():
         raise UserError(
             f"data: {shown(root)} does not exist; name a folder or a zip with --data.source "
@@ -107,9 +145,9 @@ def _members(root: Path) -> Files:
 def _walk(root: Path) -> Iterator[str]:
     """Names of all files below `root`. Follows links to folders, but lists each folder once."""
     seen = set()
-    waiting = [root]
+    waiting = [(os.fspath(root), "")]
     while waiting:
-        folder = waiting.pop()
+        folder, name = waiting.pop()
         real = os.path.realpath(folder)
         if real in seen:
             continue
@@ -117,9 +155,12 @@ def _walk(root: Path) -> Iterator[str]:
         with os.scandir(folder) as entries:
             inside = sorted(entries, key=lambda entry: entry.name)
         folders = [entry for entry in inside if _is_folder(entry)]
-        waiting += [Path(entry) for entry in reversed(folders) if not entry.name.startswith(".")]
-        files = set(inside) - set(folders)
-        yield from (Path(entry).relative_to(root).as_posix() for entry in files)
+        waiting += [
+            (entry.path, f"{name}{entry.name}/")
+            for entry in reversed(folders)
+            if not entry.name.startswith(".")
+        ]
+        yield from (f"{name}{entry.name}" for entry in set(inside) - set(folders))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -180,10 +221,11 @@ def _read_file(root: Path, name: str) -> bytes:
 
 
 def _zip_members(path: Path) -> Files:
+    zip_stamp = _stamp_of(path.stat())  # Before it is opened: it may be replaced in between.
     archive = _Zip(path)
     raw = {name: info.filename for name, info in archive.members.items()}
     former = {name: was for name, was in raw.items() if name != was}
-    return Files(list(raw), archive, former)
+    return Files(list(raw), archive, former, lambda _: zip_stamp)
 
 
 class _Zip:

@@ -1,52 +1,38 @@
 """Checks, fingerprints and decodes the images of a folder or a zip."""
 
 import functools
-import hashlib
 import logging
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ddpm_jax.config import Data
-from ddpm_jax.data.decode import (
-    DECODING,
-    MODES,
-    WithLimits,
-    check_channels,
-    decode_file,
-    read_dtype,
-)
-from ddpm_jax.data.faults import (
-    CannotRead,
-    Undecodable,
-    Unfit,
-    cannot_read,
-    is_of_machine,
-    reason_of,
-)
+from ddpm_jax.data.decode import DECODING, MODES, check_channels, read_dtype
+from ddpm_jax.data.faults import CannotRead, Undecodable, Unfit, reason_of
 from ddpm_jax.data.files import open_files
-from ddpm_jax.data.names import name_bytes, shown, some
+from ddpm_jax.data.image_file import Decoder, Digest, fingerprint
+from ddpm_jax.data.names import shown, some
+from ddpm_jax.data.read_all import read_all
+from ddpm_jax.data.remembered import Memory
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import DataLost, UserError
 
 log = logging.getLogger(__name__)
 
 
-def load_folder(path: str, data: Data) -> Source:
+def load_folder(path: str, data: Data, believe: bool = True) -> Source:
     """The images below `path`, a folder or a .zip. An image's class is the folder it is in.
 
     The labels number these in alphabetical order.
 
-    Every file with the ending of one of Pillow's formats is read and decoded once. Files that were
-    read whole and cannot be decoded are logged and skipped, and with data.skip_unfit also images
-    that do not fit: too small, too large, of other channels or of numbers that data.values does not
-    name. Folders of runs and samples are left out.
+    Every file with the ending of one of Pillow's formats is read and decoded once, and what came of
+    it is remembered up to data.disk_cache_mb (see remembered.py); without `believe` what an earlier
+    start remembered is not used. Files that were read whole and cannot be decoded are logged and
+    skipped, and with data.skip_unfit also images that do not fit: too small, too large, of other
+    channels or of numbers that data.values does not name. Folders of runs and samples are left out.
 
     Images are in the type that `read_dtype` gives. Files .npy and .npz are images of one array
     each, except where data.values is uint8 and other images are there too: there they are not read,
@@ -60,111 +46,40 @@ def load_folder(path: str, data: Data) -> Source:
     names = files.names
     check_channels(data.image_shape, names)
     cached = len(names) * math.prod(data.image_shape) * dtype.itemsize <= data.cache_mb * 2**20
-    pixels = np.empty((len(names) if cached else 0, *data.image_shape), dtype)
-    decoder = _Decoder(files.read, data.image_shape, dtype)
-    digests: dict[str, _Digest] = {}
-    bad = []
-    unfit: dict[str, Unfit] = {}
-    for name, result in _try_all(decoder, names):
-        if isinstance(result, Unfit):
-            unfit[name] = result
-        elif isinstance(result, Exception):
-            bad.append(f"{shown(name)} ({_why(result)})")
-        else:
-            if cached:
-                pixels[len(digests)] = result.pixels
-            digests[name] = result.digest
-    if bad:
+    memory = None
+    if data.disk_cache_mb:
+        memory = Memory(path, data.image_shape, dtype, cached, data.disk_cache_mb * 2**20)
+    decoder = Decoder(files.read, data.image_shape, dtype)
+    found = read_all(decoder, files, path, cached, memory, believe)
+    digests = found.digests
+    if found.bad:
+        bad = [f"{shown(name)} ({_why(error)})" for name, error in found.bad.items()]
         log.warning("data: skipped %d files that cannot be decoded: %s", len(bad), some(bad))
-    _check_fit(unfit, data.skip_unfit)
+    _check_fit(found.unfit, data.skip_unfit)
     if not digests:
         raise UserError(
             f"data: none of the {len(names)} image files in {shown(path)} can be "
-            f"{'used' if unfit else 'decoded'}; replace them or name another folder or zip"
+            f"{'used' if found.unfit else 'decoded'}; replace them or name another folder or zip"
         )
     usable = list(digests)
     own = [str(digest) for digest in digests.values()]
     read: Callable[[np.ndarray], np.ndarray] = _Reader(decoder, usable, own)
     if cached:
-        read = pixels[: len(usable)].__getitem__
+        read = found.pixels[: len(usable)].__getitem__
     labels, class_names = _classes(usable)
     return Source(
         usable,
         read,
         labels,
-        _fingerprint(dict(zip(usable, own, strict=True)), data.image_shape, dtype),
+        fingerprint(dict(zip(usable, own, strict=True)), data.image_shape, dtype),
         streamed=not cached,
         beside=Path(path).expanduser().absolute().parent,
         marks=functools.partial(_marks, own),
         former=_former(digests, files.former, data.image_shape, dtype),
         class_names=class_names,
         dtype=dtype,
+        remembered=found.remembered,
     )
-
-
-class _Digest(NamedTuple):
-    """What the fingerprint takes of an image: its file, and the decoding if that has changed."""
-
-    file: str
-    anew: bool
-
-    def __str__(self) -> str:
-        return f"{self.file}-decoding-{DECODING}" if self.anew else self.file
-
-
-class _Image(NamedTuple):
-    pixels: np.ndarray
-    digest: _Digest
-
-
-class _Decoder(WithLimits):
-    """Maps a name to its image. It can be sent to other processes.
-
-    Raises CannotRead if the file cannot be read, Unfit, or Pillow's own errors.
-    """
-
-    def __init__(
-        self, read: Callable[[str], bytes], image_shape: tuple[int, int, int], dtype: np.dtype
-    ):
-        self.read = read
-        self.image_shape = image_shape
-        self.dtype = dtype
-
-    def __call__(self, name: str) -> _Image:
-        file = self.read(name)
-        try:
-            pixels, anew, _ = decode_file(file, self.image_shape, name, self.dtype)
-        except Exception as error:  # Pillow raises many kinds, without a common base class.
-            if is_of_machine(error):
-                raise cannot_read(shown(name), error) from error
-            raise
-        return _Image(pixels, _Digest(hashlib.blake2b(file, digest_size=16).hexdigest(), anew))
-
-
-def _try_all(decoder: _Decoder, names: list[str]):
-    """Yields (name, its image, or the error for one that does not decode or does not fit)."""
-
-    def try_some(some_names):
-        return [_try_decode(decoder, name) for name in some_names]
-
-    # In groups, since passing small images to the threads one by one costs more than decoding them.
-    groups = [names[i : i + 64] for i in range(0, len(names), 64)]
-    progress = tqdm(
-        total=len(names), desc="reading images", unit="", disable=None, delay=2, leave=False
-    )
-    with ThreadPoolExecutor() as pool, progress:
-        for group, results in zip(groups, pool.map(try_some, groups), strict=True):
-            yield from zip(group, results, strict=True)
-            progress.update(len(group))
-
-
-def _try_decode(decoder: _Decoder, name: str) -> _Image | Exception:
-    try:
-        return decoder(name)
-    except CannotRead:
-        raise
-    except Exception as error:  # Pillow raises many kinds of errors, without a common base class.
-        return error
 
 
 def _why(error: Exception) -> str:
@@ -195,7 +110,7 @@ def _check_fit(unfit: dict[str, Unfit], skip: bool) -> None:
 class _Reader:
     """Reads images by their index, as long as they are those of the start."""
 
-    def __init__(self, decoder: _Decoder, names: list[str], digests: list[str]):
+    def __init__(self, decoder: Decoder, names: list[str], digests: list[str]):
         self.decoder = decoder
         self.names = names
         self.digests = digests
@@ -238,29 +153,22 @@ def _classes(names: list[str]) -> tuple[np.ndarray | None, tuple[str, ...] | Non
     return np.array([order[folder] for folder in folders], np.int32), class_names
 
 
-def _fingerprint(digests: dict[str, str], image_shape, dtype: np.dtype) -> str:
-    # That of uint8 is as it ever was.
-    lines = [f"{image_shape}{'' if dtype == np.uint8 else f' {dtype}'}".encode()]
-    lines += [f"{digest} ".encode() + name_bytes(name) for name, digest in digests.items()]
-    return hashlib.blake2b(b"\n".join(lines), digest_size=16).hexdigest()
-
-
 def _former(
-    digests: dict[str, _Digest], names: Mapping[str, str], image_shape, dtype: np.dtype
+    digests: dict[str, Digest], names: Mapping[str, str], image_shape, dtype: np.dtype
 ) -> dict[str, str]:
     """{fingerprint that an older version gave to these files: what has changed since}."""
     former = {}
     anew = [name for name, digest in digests.items() if digest.anew]
     if anew:
         was = {name: digest.file for name, digest in digests.items()}
-        former[_fingerprint(was, image_shape, dtype)] = (
+        former[fingerprint(was, image_shape, dtype)] = (
             f"{shown(anew[0])} and {len(anew) - 1} more are decoded otherwise since then "
             f"(version {DECODING}: greys that are inverted, transparent or of 12 bits)"
         )
     called = [name for name in digests if name in names]
     if called:
         was = {names.get(name, name): digest.file for name, digest in digests.items()}
-        former[_fingerprint(dict(sorted(was.items())), image_shape, dtype)] = (
+        former[fingerprint(dict(sorted(was.items())), image_shape, dtype)] = (
             f"{shown(called[0])} was called {shown(names[called[0]])} then, as "
             f"{len(called) - 1} more had other names"
         )

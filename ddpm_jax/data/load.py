@@ -15,25 +15,27 @@ from ddpm_jax.data.sources import Source, load_npz
 from ddpm_jax.errors import UserError
 
 
-def load_source(data: Data, test: bool = False) -> Source:
+def load_source(data: Data, test: bool = False, believe: bool = True) -> Source:
     """The images that `data.source` names, or with `test` those of `data.test`.
 
     Where the names of their classes are known, `data.class_names` numbers them. Raises UserError if
     there are no images, they cannot be read, are not of `data.image_shape`, of other numbers than
     `data.values` says or of another class.
+
+    Without `believe`, no image is taken from what an earlier start remembered.
     """
     place = (data.test if test else data.source) or ""
-    source = _load(place, data, test)
+    source = _load(place, data, test, believe)
     check_kind(source.dtype, data.value_kind, shown(place))
     return numbered(source, data.class_names, place)
 
 
-def _load(place: str, data: Data, test: bool) -> Source:
+def _load(place: str, data: Data, test: bool, believe: bool) -> Source:
     kind, _, path = place.partition(":")
     if kind == "folder":
         from ddpm_jax.data.folder import load_folder  # Pillow is needed here alone.
 
-        return load_folder(path, data)
+        return load_folder(path, data, believe)
     if kind == "tfds":
         from ddpm_jax.data.tfds import load_tfds  # tensorflow_datasets takes a second to import.
 

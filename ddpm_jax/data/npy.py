@@ -147,7 +147,7 @@ def _native(header: Header) -> np.dtype:
 
 
 def _beside(path: Path, name: str, check, images: int) -> np.ndarray | None:
-    """The checked array in the file of this name beside `path`; None if there is none."""
+    """The checked array in the file of this name beside `path`; None if it is missing."""
     file = path.with_name(f"{path.name.removesuffix('.npy')}.{name}.npy")
     if not file.exists():
         return None

@@ -57,6 +57,10 @@ class Npz:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._zip.close()
 
     def header(self, name: str) -> Header:
@@ -82,6 +86,24 @@ class Npz:
         self.header(name)
         with explaining(name), self._zip.open(self._members[name]) as member:
             return np.lib.format.read_array(member, allow_pickle=False)
+
+    def blocks(self, name: str, size: int) -> Iterator[np.ndarray]:
+        """Blocks of rows of the array `name`, of about `size` bytes, in order.
+
+        Whether the bytes are those that were written is known after the last block alone.
+        """
+        self.header(name)
+        with explaining(name), self._zip.open(self._members[name]) as member:
+            _, header, is_fortran = read_header(member)
+            if is_fortran or not header.shape:
+                raise BadArray("it does not lie row by row")
+            count, *shape = header.shape
+            row = math.prod(shape) * header.dtype.itemsize
+            most = max(1, size // max(1, row))
+            for start in range(0, count, most):
+                content = member.read(min(most, count - start) * row)
+                yield np.frombuffer(content, header.dtype).reshape(-1, *shape)
+            member.read(1)  # At the end zipfile compares its checksum.
 
     def _length(self) -> int:
         file = self._zip.fp

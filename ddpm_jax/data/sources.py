@@ -70,6 +70,9 @@ class Source:
     blocks: Blocks | None = None
     """How an epoch has to read the images, also where they are in memory; None for in any order."""
 
+    remembered: bool = False
+    """Whether some images were decoded and hashed by an earlier start."""
+
     def __len__(self) -> int:
         return len(self.names)
 

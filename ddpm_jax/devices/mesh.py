@@ -3,11 +3,13 @@
 import math
 import os
 import shutil
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax.config.choices import Mode
 from ddpm_jax.errors import UserError
 from ddpm_jax.shapes import PyTree
 
@@ -39,11 +41,12 @@ def all_devices() -> list[jax.Device]:
         ) from error
 
 
-def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
+def make_mesh(num_devices: int | None = None, fsdp: int = 1, mode: Mode = "jit") -> Mesh:
     """A mesh with the axes `data` and `fsdp` over the first `num_devices` devices.
 
-    None means all devices of all processes. Raises UserError if there are too few devices or
-    `fsdp` does not divide their number.
+    None means all devices of all processes. Its order suits the network between the devices;
+    in the `mode` pmap, each process's devices come one after the other. Raises UserError if there
+    are too few devices or `fsdp` does not divide their number.
     """
     devices = all_devices()
     if num_devices is not None and num_devices != len(devices) and jax.process_count() > 1:
@@ -61,8 +64,20 @@ def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
         raise UserError(
             f"parallel.fsdp: {fsdp} does not divide the {len(devices)} devices; choose a divisor"
         )
+    return mesh_over(devices, fsdp, mode)
+
+
+def mesh_over(devices: Sequence[jax.Device], fsdp: int, mode: Mode) -> Mesh:
+    """As `make_mesh`, over all of `devices`, a multiple of `fsdp`."""
     shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
+    types = (AxisType.Auto,) * 2
+    mesh = jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=types)
+    if mode == "jit":
+        return mesh
+    # On a slice of TPUs a ring through all chips leaves a host and comes back to it. Each process
+    # hands pmap the rows of its own devices, which must be next to each other.
+    by_process = sorted(mesh.devices.flat, key=lambda device: device.process_index)
+    return Mesh(np.array(by_process).reshape(shape), mesh.axis_names, axis_types=types)
 
 
 def fsdp_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:

@@ -9,8 +9,8 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ SECONDS = 0.5
 
 Progress: TypeAlias = bool | tqdm
 """True for a bar of the steps, False for none, or the caller's tqdm, which is updated."""
+
+Tag = TypeVar("Tag")
 
 
 def segments(steps: int) -> Iterator[tuple[int, int]]:
@@ -87,22 +89,62 @@ def watched(
     """
     if _is_traced(args, state):  # Within a user's own jit or grad: one loop.
         return program.__wrapped__(*args, state, 0, len(steps))[0]
-    _announce(program, args[0], len(jax.tree.leaves(state)[0]))
-    state = jax.tree.map(jnp.asarray, state)
-    for first, last in segments(len(steps)):
-        after, finite = program(*args, state, np.int32(first), np.int32(last))
-        if not fetch(finite).all():
-            _raise_not_finite(program, args, state, steps, first, last)
-        state = jax.tree.map(_placed_as, after, state)
-        move(last - first)
+    *_, state = _parts(program, args, state, steps, move)
     return state
 
 
-def _placed_as(after: jax.Array, before: jax.Array) -> jax.Array:
-    """`after`, divided over the devices as `before`: arrays placed otherwise take a new program."""
-    if after.sharding.is_equivalent_to(before.sharding, after.ndim):
-        return after
-    return jax.device_put(after, before.sharding)
+def watched_each(
+    program: Any,
+    batches: Iterable[tuple[Tag, tuple, PyTree]],
+    steps: np.ndarray,
+    move: Callable[[int], Any],
+) -> Iterator[tuple[Tag, PyTree]]:
+    """As `watched`, for one batch (tag, args, state) after another: yields (tag, its last state).
+
+    The first segment of a batch is dispatched before the batch before it is waited for: the device
+    has work while the host fetches what is finished. There is at least one step.
+    """
+    last: tuple[Tag, Iterator[PyTree]] | None = None
+    for tag, args, state in batches:
+        parts = _parts(program, args, state, steps, move)
+        next(parts)  # The first segment is dispatched.
+        if last is not None:
+            yield last[0], next(last[1])
+        next(parts)  # And now the last.
+        last = tag, parts
+    if last is not None:
+        yield last[0], next(last[1])
+
+
+def _parts(program, args, state, steps, move) -> Iterator[PyTree]:
+    """Runs a chain; yields when its first segment is dispatched, when its last is, and its end."""
+    _announce(program, args[0], len(jax.tree.leaves(state)[0]))
+    state = placed(state)
+    for first, last in segments(len(steps)):
+        after, finite = program(*args, state, np.int32(first), np.int32(last))
+        if first == 0:
+            yield state
+        if last == len(steps):
+            yield state
+        if not fetch(finite).all():
+            _raise_not_finite(program, args, state, steps, first, last)
+        state = placed_as(after, state)
+        move(last - first)
+    yield state
+
+
+def placed(state: PyTree) -> PyTree:
+    """`state`, its arrays bound to where they are: jax makes a program anew where one is not."""
+    return jax.tree.map(lambda x: jax.device_put(x, jnp.asarray(x).sharding), state)
+
+
+def placed_as(after: PyTree, before: PyTree) -> PyTree:
+    """`after`, its arrays placed as those of `before`: elsewhere jax makes the program anew."""
+
+    def placed_alike(x: jax.Array, like: jax.Array) -> jax.Array:
+        return x if x.sharding == like.sharding else jax.device_put(x, like.sharding)
+
+    return jax.tree.map(placed_alike, after, before)
 
 
 def _raise_not_finite(program, args, state, steps, first, last):

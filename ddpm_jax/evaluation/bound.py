@@ -16,6 +16,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ import numpy as np
 from etils import epath
 
 from ddpm_jax.calibration import DECODER_VARIANCES, Calibration
+from ddpm_jax.calls.bounds import Measured, bits_of_each
 from ddpm_jax.config import Config, names_where, to_dict
 from ddpm_jax.data.images import to_float
 from ddpm_jax.data.scaling import Scaling, Unit
@@ -381,6 +383,32 @@ class _Parts(NamedTuple):
 
     def make(self, draw: int, key, progress) -> None:
         """Writes the missing parts of a draw."""
+        groups = list(self._missing(draw, progress))
+        measured = bits_of_each(
+            self.model.ddpm,
+            self.model.params,
+            key,
+            map(self._measured, groups),
+            self.sampler,
+            self.size,
+            progress.update,
+        )
+        for group, (images, bits) in zip(groups, measured, strict=True):
+            errors = group.errors
+            if errors is not None:
+                decoder = self._decoder_bits(key, images.x_0, group.start)
+                errors.add(group.start, bits.cells, decoder)
+                errors.write(self.folder)  # Before the parts, so that none is there without it.
+            count = group.stop - group.start
+            for at, file in zip(range(0, count, PART), group.files, strict=True):
+                part = BitsPerDim(*(field[at : at + PART] for field in bits[:4]))
+                write_file(file, npz(_part(part)))
+
+    def _missing(self, draw: int, progress) -> Iterator["_Group"]:
+        """The groups of a draw that are to be measured; moves `progress` past the others.
+
+        Measuring one changes nothing for those after it.
+        """
         errors = self.errors if draw == 0 else None
         for start, stop in self.groups:
             files = _files(self.folder, draw, start, stop)
@@ -390,25 +418,23 @@ class _Parts(NamedTuple):
             if have and (errors is None or errors.images >= stop):
                 progress.update(self._steps(stop - start))
                 continue
-            some = self.images.indices[start:stop]
-            x_0 = to_float(self.images.source.read(some))
-            bits = self.model.ddpm.bits_per_dim(
-                self.model.params,
-                key,
-                x_0,
-                labels=self._labels(start, stop),
-                start=start,
-                batch_size=self.size,
-                sampler=self.sampler,
-                cells=errors is not None,
-                progress=progress,
-            )
-            if errors is not None:
-                errors.add(start, bits.cells, self._decoder_bits(key, x_0, start))
-                errors.write(self.folder)  # Before the parts, so that none is there without it.
-            for at, file in zip(range(0, len(some), PART), files, strict=True):
-                part = BitsPerDim(*(field[at : at + PART] for field in bits[:4]))
-                write_file(file, npz(_part(part)))
+            yield _Group(start, stop, files, errors)
+
+    def _measured(self, group: "_Group") -> Measured:
+        indices = self.images.indices[group.start : group.stop]
+        x_0 = to_float(self.images.source.read(indices))
+        labels = self._labels(group.start, group.stop)
+        return Measured(group.start, x_0, labels, group.errors is not None)
+
+
+class _Group(NamedTuple):
+    """Images start, ..., stop - 1, which are measured and written together."""
+
+    start: int
+    stop: int
+    files: list[epath.Path]
+    errors: Errors | None
+    """To be filled with theirs."""
 
 
 def _part(bits) -> dict[str, np.ndarray]:

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.config import Data
 from ddpm_jax.data import Source
+from ddpm_jax.devices.ahead import made_beside, one_ahead
 from ddpm_jax.devices.mesh import fetch, place, replicate
 from ddpm_jax.devices.processes import agreed, wait_for_all
 from ddpm_jax.devices.progress import progress_bar
@@ -37,6 +38,9 @@ COMPARED = 10_000
 
 VERSION = 1
 """Version of the cache. Change it if the proxy, its training or the files' contents change."""
+
+
+Tag = TypeVar("Tag")
 
 
 class Extractor(NamedTuple):
@@ -214,14 +218,31 @@ def all_features(
 
 def extract(extractor: Extractor, images: np.ndarray) -> Features:
     """The features of images [N,H,W,C], as a Source reads them."""
-    features = []
-    logits = []
-    for rows, count in full_batches(len(images), BATCH * extractor.mesh.size):
-        batch = place(images[rows], extractor.mesh)
-        batch_features, batch_logits = fetch(extractor.apply(extractor.params, batch))
-        features.append(batch_features[:count])
-        logits.append(batch_logits[:count])
-    return Features(np.concatenate(features), np.concatenate(logits))
+    ((_, features),) = _extract_each(extractor, [(None, images)])
+    return features
+
+
+def _extract_each(
+    extractor: Extractor, sets: Iterable[tuple[Tag, np.ndarray]]
+) -> Iterator[tuple[Tag, Features]]:
+    """Yields (tag, the features) of each of the `sets` (tag, images).
+
+    A batch is dispatched before the batch before it is fetched.
+    """
+
+    def dispatched():
+        for tag, images in sets:
+            for rows, count in full_batches(len(images), BATCH * extractor.mesh.size):
+                batch = place(images[rows], extractor.mesh)
+                is_last = rows[count - 1] == len(images) - 1
+                yield tag, count, is_last, extractor.apply(extractor.params, batch)
+
+    parts = []
+    for tag, count, is_last, result in one_ahead(dispatched()):
+        parts.append([array[:count] for array in fetch(result)])
+        if is_last:
+            yield tag, Features(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+            parts = []
 
 
 def _reference_parts(extractor, source, indices, folder) -> list[epath.Path]:
@@ -235,17 +256,30 @@ def _reference_parts(extractor, source, indices, folder) -> list[epath.Path]:
 
 
 def _make_parts(extractor, read, count, folder, fields, tag) -> list[epath.Path]:
-    """The files of PART images each; makes those that are missing."""
-    files = []
-    with progress_bar(total=count, desc=f"{extractor.kind} features", unit="image") as progress:
-        for start in range(0, count, PART):
-            indices = np.arange(start, min(start + PART, count))
-            file = folder / f"{start:08d}-{len(indices):04d}-{tag(indices)}.npz"
-            if not agreed(file.exists()):
-                made = extract(extractor, read(indices))
-                write_file(file, npz({field: getattr(made, field) for field in fields}))
+    """The files of PART images each; makes those that are missing.
+
+    Images are read and tagged in a thread, beside the device.
+    """
+
+    def look(indices):
+        """(the file of these images, the images if it is not there)."""
+        file = folder / f"{indices[0]:08d}-{len(indices):04d}-{tag(indices)}.npz"
+        return file, None if file.exists() else read(indices)
+
+    def missing():
+        for indices, (file, images) in zip(parts, made_beside(look, parts), strict=True):
             files.append(file)
-            progress.update(len(indices))
+            if agreed(file.exists()):
+                progress.update(len(indices))
+                continue
+            yield file, read(indices) if images is None else images
+
+    parts = [np.arange(start, min(start + PART, count)) for start in range(0, count, PART)]
+    files: list[epath.Path] = []
+    with progress_bar(total=count, desc=f"{extractor.kind} features", unit="image") as progress:
+        for file, made in _extract_each(extractor, missing()):
+            write_file(file, npz({field: getattr(made, field) for field in fields}))
+            progress.update(len(made.features))
     wait_for_all("features")
     return files
 

@@ -16,6 +16,7 @@ import numpy as np
 from ddpm_jax.calibration import optimal_variance
 from ddpm_jax.calls import programs
 from ddpm_jax.calls.conditions import UNGUIDED, Condition, Guide, conditions
+from ddpm_jax.calls.ready import ready
 from ddpm_jax.devices.mesh import fetch, mesh_of, place
 from ddpm_jax.devices.rows import full_batches
 from ddpm_jax.devices.segments import watched
@@ -132,10 +133,14 @@ class Chains:
     def _batches(self, count: int, size: int):
         return full_batches(count, size, shrink=True, multiple=self.model.devices)
 
+    @functools.cached_property
+    def _params(self):
+        return ready(self.model.ddpm, self.model.params)
+
     def _begin(self, sampler: Sampler, grid: Grid, indices: np.ndarray):
         """(keys, state, the first arguments of the program) for some images."""
         ddpm = self.model.ddpm
-        params = self.model.params
+        params = self._params
         places = place(indices.astype(np.uint32), mesh_of(params))
         keys, state = programs.begin(ddpm, sampler, self._key, places)
         tables = self._tables(sampler, grid)

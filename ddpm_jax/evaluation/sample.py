@@ -8,10 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from ddpm_jax.calls.conditions import UNGUIDED, Guide
+from ddpm_jax.calls.conditions import UNGUIDED, Condition, Guide, conditions
+from ddpm_jax.calls.samples import Run, draw
+from ddpm_jax.config import Model
 from ddpm_jax.data.array_files import npy
 from ddpm_jax.data.images import grid, png
 from ddpm_jax.data.view import View
+from ddpm_jax.devices.ahead import beside
 from ddpm_jax.devices.processes import agreed
 from ddpm_jax.devices.progress import progress_bar
 from ddpm_jax.errors import UserError
@@ -89,8 +92,9 @@ def sample_to(
         finished = view if out.kind == ".png" else model.ddpm.to_data
         drawn: list[np.ndarray] = []
         try:
-            for _, images in _draw(model, range(n), seed, sampler, size, guide):
-                drawn.append(finished(images))
+            with beside() as call:
+                for _, images in _draw(model, range(n), seed, sampler, size, guide):
+                    call(lambda images: drawn.append(finished(images)), images)
         except BaseException:
             _keep(out, drawn, n, guide)
             raise
@@ -166,11 +170,17 @@ def fill_folder(
     missing = np.flatnonzero(is_missing).tolist()
     log.info("%s: drawing the missing %d of %d images", folder, len(missing), n)
     left = len(missing)
+
+    def write(indices, images):
+        nonlocal left
+        for i, image in zip(indices, images, strict=True):
+            write_file(files.file(folder, i), files.content(image))
+        left -= len(images)
+
     try:
-        for indices, images in _draw(model, missing, seed, sampler, batch_size, guide):
-            for i, image in zip(indices, images, strict=True):
-                write_file(files.file(folder, i), files.content(image))
-            left -= len(images)
+        with beside() as call:
+            for indices, images in _draw(model, missing, seed, sampler, batch_size, guide):
+                call(write, indices, images)
     finally:
         if left:
             done = n - left
@@ -211,22 +221,20 @@ def _is_missing(folder: epath.Path, i: int, files: SampleFiles) -> bool:
 
 def _draw(model, indices, seed, sampler, batch_size, guide):
     """Yields (indices of consecutive images, these in the model's units), a batch at a time."""
-    rng = seed_key(seed)
+    ddpm = model.ddpm
     runs = list(_runs_of(indices, batch_size))
-    steps = len(sampler.timesteps_of(model.ddpm.config.diffusion))
+    drawn = [Run(some[0], len(some), _condition(ddpm.config.model, guide, some)) for some in runs]
+    steps = len(sampler.timesteps_of(ddpm.config.diffusion))
     with progress_bar(total=len(runs) * steps, desc="sampling", unit="step") as progress:
-        for some in runs:
-            x = model.ddpm.sample(
-                model.params,
-                rng,
-                len(some),
-                start=some[0],
-                batch_size=batch_size,
-                sampler=sampler,
-                progress=progress,
-                **guide.of(np.array(some)),
-            )
-            yield some, x
+        images = draw(ddpm, model.params, seed_key(seed), drawn, sampler, batch_size, progress)
+        yield from zip(runs, images, strict=True)
+
+
+def _condition(config: Model, guide: Guide, indices: list[int]) -> Condition:
+    """That of images of these numbers, checked."""
+    wanted = guide.of(np.array(indices))
+    interval = wanted.get("guidance_interval")
+    return conditions(config, wanted["labels"], len(indices), wanted.get("guidance", 1), interval)
 
 
 def _runs_of(indices, most: int):

@@ -81,6 +81,8 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
     source = load_images(model, data or config.source)
     if model.data_fingerprint is None:
         return Images(split, source, np.arange(len(source)))
+    if source.remembered and source.fingerprint != model.data_fingerprint:
+        source = load_images(model, data or config.source, believe=False)
     if source.fingerprint != model.data_fingerprint:
         former = source.former.get(model.data_fingerprint)
         raise UserError(
@@ -90,15 +92,18 @@ def read_split(model: Loaded, split: Split | None = None, data: str | None = Non
     return _read_part(split, source, config.holdout)
 
 
-def load_images(model: Loaded, place: str, test: bool = False) -> Source:
+def load_images(model: Loaded, place: str, test: bool = False, believe: bool = True) -> Source:
     """The images of `place`, with `test` of its test split, with labels as in training.
+
+    Without `believe`, no image is taken from what an earlier start remembered.
 
     Warns where the model's classes have no names, and another number of classes is found. Raises
     UserError for images that cannot be used.
     """
     config = model.ddpm.config
     data = dataclasses.replace(config.data, source=config.data.source if test else place)
-    raw = load_source(dataclasses.replace(data, test=place if test else data.test), test)
+    data_of_it = dataclasses.replace(data, test=place if test else data.test)
+    raw = load_source(data_of_it, test, believe)
     source = scaled(raw, data)
     classes = config.model.num_classes
     found = source.class_names

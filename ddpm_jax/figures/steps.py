@@ -70,7 +70,7 @@ class Steps(RunFigure):
         """Writes steps.png, steps-images.png (the strips) and .npz.
 
         The .npz holds for each of R rows sampler and steps, distance and fid with their
-        distance_error and fid_error, NaN where there is none; and uint8 images [R,k,H,W,C].
+        distance_error and fid_error, NaN where it was not measured; and uint8 images [R,k,H,W,C].
         """
         model = self.load()
         T = model.ddpm.config.diffusion.num_timesteps
@@ -92,7 +92,7 @@ class Steps(RunFigure):
         )
 
     def _judge(self, model: Loaded) -> tuple[FidJudge | None, str]:
-        """The FidJudge, or None and why there is none."""
+        """The FidJudge, or None and the reason why."""
         shared = self.path().parent / "real"
         try:
             return fid_judge_of(model, self.data, self.inception, shared, make_mesh()), ""

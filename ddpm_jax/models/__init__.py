@@ -2,9 +2,13 @@
 
 from ddpm_jax.models.classifier import Classifier, classifier_features, init_classifier
 from ddpm_jax.models.inception import inception_features, inception_shapes, preprocess
+from ddpm_jax.models.layers import TILES
+from ddpm_jax.models.parameters import parameter_shapes
 from ddpm_jax.models.unet import UNet, init_params
+from ddpm_jax.models.winograd import tile_kernels
 
 __all__ = [
+    "TILES",
     "Classifier",
     "UNet",
     "classifier_features",
@@ -12,5 +16,7 @@ __all__ = [
     "inception_shapes",
     "init_classifier",
     "init_params",
+    "parameter_shapes",
     "preprocess",
+    "tile_kernels",
 ]

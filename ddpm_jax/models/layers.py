@@ -16,7 +16,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from ddpm_jax.keys import check_threefry, happens
+from ddpm_jax.models import winograd
 from ddpm_jax.shapes import AnyKey, AnyKeys, Array, Float, Int
+
+TILES = "tiles"
+"""The collection of kernels as models/winograd.py transforms them, where there are such."""
 
 
 def kernel_limit(scale: float = 1.0) -> Callable[..., jax.Array]:
@@ -78,6 +82,77 @@ def dropout(x: Float[Array, "b ..."], keys: AnyKeys, rate: float) -> Float[jax.A
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
+class Layer(nn.Module):
+    """A module whose parameters are used as they are given.
+
+    At each trace Flax evaluates the shape of every parameter's initialiser, to compare it with that
+    of the parameter, which takes a third of the time of the trace. DDPM compares the shapes once.
+    """
+
+    @nn.nowrap
+    def param(self, name: str, init_fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """The parameter `name`; made by `init_fn` if it is missing."""
+        if self.has_variable("params", name):
+            return self.get_variable("params", name)
+        return super().param(name, init_fn, *args, **options)
+
+
+class Affine(Layer):
+    """A linear map to `channels` over the last axis, and a bias; a 3x3 convolution with `stride`.
+
+    A convolution has SAME padding: (0, 1) for stride 2 and an even size.
+    """
+
+    channels: int
+    dtype: DTypeLike
+    scale: float
+    stride: int | None = None
+    """None for a dense layer, which on images is a 1x1 convolution."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *places c"]) -> Float[jax.Array, "b *others channels"]:
+        """The map of x, computed in `dtype`."""
+        size = () if self.stride is None else (3, 3)
+        shape = (*size, x.shape[-1], self.channels)
+        kernel = self.param("kernel", kernel_limit(self.scale), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
+        x, kernel, bias = (jnp.asarray(each, self.dtype) for each in (x, kernel, bias))
+        if self.stride is None:
+            y = jnp.dot(x, kernel)
+        elif self.has_variable(TILES, "kernel"):
+            tile: Array = self.get_variable(TILES, "kernel")
+            y = jax.lax.platform_dependent(
+                x,
+                kernel,
+                tile,
+                cpu=lambda x, kernel, tile: winograd.convolution(x, tile),
+                default=lambda x, kernel, tile: _convolution(x, kernel, 1),
+            )
+        else:
+            y = _convolution(x, kernel, self.stride)
+        return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+def _convolution(x, kernel, stride: int):
+    layout = ("NHWC", "HWIO", "NHWC")
+    strides = (stride, stride)
+    return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
+
+
+class Embedding(Layer):
+    """A table of `rows` vectors of `width` numbers, all zero at first."""
+
+    rows: int
+    width: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, classes: Int[Array, " b"]) -> Float[jax.Array, "b {self.width}"]:
+        """The rows number `classes`, in `dtype`."""
+        table = self.param("embedding", nn.initializers.zeros, (self.rows, self.width), jnp.float32)
+        return jnp.take(jnp.asarray(table, self.dtype), classes, axis=0)
+
+
 def conv3x3(
     channels: int,
     name: str,
@@ -85,27 +160,19 @@ def conv3x3(
     stride: int = 1,
     scale: float = 1.0,
     dtype: DTypeLike = jnp.float32,
-) -> nn.Conv:
-    """A 3x3 convolution to `channels`, with SAME padding: (0, 1) for stride 2 and an even size."""
-    return nn.Conv(
-        channels,
-        (3, 3),
-        stride,
-        padding="SAME",
-        dtype=dtype,
-        kernel_init=kernel_limit(scale),
-        name=name,
-    )
+) -> Affine:
+    """A 3x3 convolution to `channels`; `scale` as in `kernel_limit`."""
+    return Affine(channels, dtype, scale, stride, name=name)
 
 
 def dense(
     channels: int, name: str, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32
-) -> nn.Dense:
-    """A dense layer over the last axis to `channels`. On images it is a 1x1 convolution."""
-    return nn.Dense(channels, dtype=dtype, kernel_init=kernel_limit(scale), name=name)
+) -> Affine:
+    """A dense layer to `channels`; `scale` as in `kernel_limit`."""
+    return Affine(channels, dtype, scale, name=name)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Layer):
     """Group normalisation over H, W and the channels of a group; returns float32.
 
     Epsilon is 1e-6. Means are taken per channel first and then over the channels of a group. On a

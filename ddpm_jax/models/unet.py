@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.models.layers import (
     Attention,
+    Embedding,
     GroupNorm,
     ResBlock,
     conv3x3,
@@ -123,14 +124,8 @@ class UNet(nn.Module):
         temb = timestep_embedding(t, self.base_channels)
         temb = dense(width, "time_0", dtype=self.dtype)(temb)
         temb = dense(width, "time_1", dtype=self.dtype)(nn.swish(temb))
-        if self.class_rows:
-            embedding = nn.Embed(
-                self.class_rows,
-                width,
-                dtype=self.dtype,
-                embedding_init=nn.initializers.zeros,
-                name="class_embedding",
-            )
+        if classes is not None:
+            embedding = Embedding(self.class_rows, width, self.dtype, name="class_embedding")
             temb = temb + embedding(classes)
         return nn.swish(temb)
 

@@ -7,8 +7,10 @@ import numpy as np
 
 from ddpm_jax.calls import programs
 from ddpm_jax.calls.conditions import conditions
+from ddpm_jax.calls.ready import ready
 from ddpm_jax.ddpm import DDPM, Labels
 from ddpm_jax.devices.progress import progress_bar
+from ddpm_jax.devices.segments import placed, placed_as
 from ddpm_jax.errors import NonFiniteSamples
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.shapes import AnyKey, PyTree
@@ -37,13 +39,16 @@ def trace(ddpm: DDPM, params: PyTree, rng: AnyKey, n: int, labels: Labels = None
     sampler = ddpm.resolve(Sampler("ddim", min(STEPS, ddpm.schedule.num_timesteps)))
     condition = conditions(ddpm.config.model, labels, n).of(np.arange(n), None)
     steps = sampler.timesteps_of(diffusion)[::-1]
+    params = ready(ddpm, params)
     keys, state = programs.begin(ddpm, sampler, rng, np.arange(n, dtype=np.uint32))
+    state = placed(state)
     xs = [np.asarray(state.x)]
     for i in progress_bar(range(len(steps)), desc="drawing samples", unit="step"):
         bounds = (np.int32(i), np.int32(i + 1))
-        state, finite = programs.advance(
+        after, finite = programs.advance(
             ddpm, sampler, diffusion.clip, params, condition, keys, state, *bounds
         )
+        state = placed_as(after, state)
         if not np.asarray(jax.device_get(finite)).all():
             raise NonFiniteSamples(
                 f"samples: not finite from step t = {steps[i]} on; the weights may have diverged"

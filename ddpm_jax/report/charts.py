@@ -120,7 +120,7 @@ def _controls(runs: Sequence[Run]) -> Html:
 
 
 def _of_log(runs: Sequence[Run], name: str, script: Script) -> Html:
-    title, words = {**MAIN, **MORE}.get(name, (name, ""))
+    title, words = (MAIN | MORE).get(name, (name, ""))
     lines = []
     for number_of_run, run in enumerate(runs):
         curve = thinned(run.log.curves.get(name, {}), _most(runs))

@@ -47,7 +47,7 @@ def values_of(run: epath.PathLike, metric: str) -> dict[int, float]:
 
 
 def best_of(run: epath.PathLike, metric: str) -> Best | None:
-    """The best checkpoint of `run` by `metric`, or None where there is none yet."""
+    """The best checkpoint of `run` by `metric`, or None without such a checkpoint."""
     values = values_of(run, metric)
     there = [Best(step, values[step]) for step in steps_of(run) if step in values]
     return min(there, key=lambda best: (best.value, best.step), default=None)

@@ -14,13 +14,12 @@ from typing import Any
 
 import jax
 from etils import epath
-from orbax.checkpoint import v1 as ocp
 
 from ddpm_jax.devices.processes import is_first, wait_for_all
 from ddpm_jax.errors import UserError, machine_remedy
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.apart import apart
-from ddpm_jax.storage.checksum import checksum
+from ddpm_jax.storage.checksum import checksums
 from ddpm_jax.storage.files import path_of, read_table, refuse_pointer, writing
 from ddpm_jax.storage.orbax_log import demote_orbax_errors
 from ddpm_jax.storage.plain_name import plain_name
@@ -65,7 +64,7 @@ class Checkpoints:
         try:
             with writing(self.folder):
                 return apart(
-                    ocp.training.Checkpointer,
+                    _orbax().training.Checkpointer,
                     self._opened,
                     preservation_policy=self,
                     cleanup_tmp_directories=True,
@@ -98,7 +97,7 @@ class Checkpoints:
             return
         if self._saved is not None and not self._proven:
             self.wait()  # Orbax would wait too, and may delete the older checkpoint then.
-        about = {"checksums": {name: checksum(part) for name, part in parts.items()}}
+        about = {"checksums": checksums(parts)}
         with self._reported():
             apart(
                 self._checkpointer.save_checkpointables_async,
@@ -281,6 +280,13 @@ class _Unusable(Exception):
     """A checkpoint is damaged, or is not of the shapes that are asked for."""
 
 
+def _orbax() -> Any:
+    """Orbax, which takes half a second to import; a model from a file needs none of it."""
+    from orbax.checkpoint import v1
+
+    return v1
+
+
 def _folder(workdir: epath.PathLike) -> epath.Path:
     path = path_of(workdir)
     # Orbax wants absolute paths; resolve() would take gs:// for a local folder's name.
@@ -295,7 +301,7 @@ def _steps(folder: epath.Path) -> tuple[list[int], list[int]]:
     """(the steps in `folder`, those of them whose metadata Orbax cannot read)."""
     opened = plain_name(folder)
     try:
-        checkpointer = apart(ocp.training.Checkpointer, opened)
+        checkpointer = apart(_orbax().training.Checkpointer, opened)
     except Exception:  # Orbax reads the metadata of all before it lists any. Errors of many kinds.
         steps = _numbers(folder)
         return steps, [step for step in steps if not _is_readable(folder / str(step))]
@@ -351,9 +357,9 @@ def _load(path, abstract_parts) -> dict:
     folder = plain_name(path.parent)
     try:
         for name, abstract in abstract_parts.items():
-            checksums = _check_metadata(folder / path.name, name, abstract)
-        parts = apart(ocp.load_checkpointables, folder / path.name, abstract_parts)
-        wrong = [name for name, part in parts.items() if checksum(part) != checksums[name]]
+            saved = _check_metadata(folder / path.name, name, abstract)
+        parts = apart(_orbax().load_checkpointables, folder / path.name, abstract_parts)
+        wrong = [name for name, value in checksums(parts).items() if value != saved[name]]
     except Exception as error:  # Orbax raises errors of many kinds, of its own and of others.
         if _holds_pointers(path):
             raise UserError(
@@ -404,7 +410,7 @@ def _check_metadata(path, part: str, abstract) -> dict[str, int]:
 
     Raises _Unusable if there are none or `part` is not like `abstract`.
     """
-    metadata = apart(ocp.metadata, path, part)
+    metadata = apart(_orbax().metadata, path, part)
     if metadata.metadata is None or not (metadata.custom_metadata or {}).get("checksums"):
         raise _Unusable("its metadata cannot be read")
     there, here = _named(metadata.metadata), _named(abstract)

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import Mesh, Sharding
 
 from ddpm_jax.config import Config
@@ -94,7 +95,7 @@ def _flops(eqn) -> int:
         kernel = eqn.invars[1].aval
         taps = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         return 2 * eqn.outvars[0].aval.size * taps // math.prod(params["lhs_dilation"])
-    inner = [count_flops(jaxpr) for jaxpr in _jaxprs(list(params.values()))]
+    inner = [count_flops(jaxpr) for jaxpr in inner_jaxprs(eqn)]
     if name == "while" and any(inner):
         raise ValueError(
             "while: FLOPs cannot be counted, the number of iterations is unknown; use lax.scan"
@@ -102,6 +103,11 @@ def _flops(eqn) -> int:
     if name == "cond":
         return max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def inner_jaxprs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """The programs within an operation: the body of a scan, the branches of a cond."""
+    return _jaxprs(list(eqn.params.values()))
 
 
 def _jaxprs(values):

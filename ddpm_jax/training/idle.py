@@ -66,6 +66,8 @@ def _of_data(config: Config, streamed: bool) -> Iterator[str]:
         yield "data.workers: all images are in memory, so no process reads ahead"
     elif data.workers != default.workers and data.source.startswith("npy:"):
         yield "data.workers: a thread reads npy files ahead, whatever it says"
+    if data.disk_cache_mb != default.disk_cache_mb and "folder" not in kinds:
+        yield f"data.disk_cache_mb: only folders are kept there, not {data.source}"
     in_memory = not kinds & READ_AS_NEEDED
     if data.cache_mb != default.cache_mb and in_memory and not data.on_device:
         yield f"data.cache_mb: the images of {data.source} are in memory whatever it says"

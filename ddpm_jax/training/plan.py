@@ -22,6 +22,7 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.keys import seed_key
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.training.flops import batch_shapes, peak_of, step_flops
+from ddpm_jax.training.peak import live_bytes
 from ddpm_jax.training.update import check_batch, init_state, train_step
 
 AXES = ("data", "fsdp")
@@ -50,14 +51,27 @@ class Plan(NamedTuple):
     gathered: int
     gradient: int
     activations: int
+    forward: int
     flops: int
     traffic: list[Traffic]
 
     @property
     def memory(self) -> int:
         """Bytes on one device at the end of the backward pass; the activations are estimated."""
-        state = self.params + self.ema_params + self.opt_state
-        return state + self.gathered + self.gradient + self.activations
+        return self.state + self.gathered + self.gradient + self.activations
+
+    @property
+    def in_evaluations(self) -> int:
+        """Bytes on one device as it evaluates and draws samples; the forward pass is estimated.
+
+        These take the averaged weights, whole on each device, and free them afterwards.
+        """
+        return self.state + self.gathered + self.forward
+
+    @property
+    def state(self) -> int:
+        """Bytes of parameters, average and optimiser on one device."""
+        return self.params + self.ema_params + self.opt_state
 
     def hours(self, flops_per_s: float, utilisation: float) -> float:
         """Hours for config.train.steps if each device computes `utilisation` * `flops_per_s`."""
@@ -91,7 +105,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
     """
     mesh = AbstractMesh(_mesh_shape(config, devices, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
     ddpm = DDPM(config)
-    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
+    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm), ddpm.shapes))
     return Plan(
         config=config,
         devices=devices,
@@ -110,6 +124,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
         activations=activation_bytes(
             ddpm, state.params, config.train.batch_size // devices // config.train.accumulate
         ),
+        forward=forward_bytes(ddpm, state.params, _evaluated_at_once(config, devices)),
         flops=step_flops(ddpm, state),
         traffic=ring_traffic(state.params),
     )
@@ -145,6 +160,22 @@ def activation_bytes(ddpm: DDPM, params: PyTree, batch_size: int) -> int:
     kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
     kept -= {*jaxpr.invars[:-1], *jaxpr.constvars}
     return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
+
+
+def forward_bytes(ddpm: DDPM, params: PyTree, batch_size: int) -> int:
+    """Bytes that the losses of `batch_size` images take, without a gradient, by `live_bytes`."""
+    x_0 = jax.ShapeDtypeStruct((batch_size, *ddpm.image_shape), jnp.float32)
+    rng = jax.eval_shape(lambda: seed_key(0))
+    loss = functools.partial(ddpm.loss, labels=0 if ddpm.config.model.num_classes else None)
+    return live_bytes(jax.make_jaxpr(loss)(params, rng, x_0).jaxpr)
+
+
+def _evaluated_at_once(config: Config, devices: int) -> int:
+    """The images that a device has at once in held-out losses and samples."""
+    train = config.train
+    samples = -(-min(train.num_samples, 64 * devices) // devices)
+    compares = train.eval_every > 0 and config.data.holdout > 0
+    return max(samples, train.batch_size // devices if compares else 0)
 
 
 def ring_traffic(params: PyTree) -> list[Traffic]:
@@ -198,7 +229,7 @@ def compile_for(config: Config, topology: str, devices: int, fsdp: int = 1) -> C
         )
     mesh = Mesh(np.asarray(tpus).reshape(_mesh_shape(config, devices, fsdp)), AXES)
     ddpm = DDPM(config)
-    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm)))
+    state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm), ddpm.shapes))
     batch = batch_shapes(config, batch_sharding(mesh))
     step = jax.jit(train_step, static_argnums=0, static_argnames="mesh", donate_argnums=1)
     try:
@@ -231,6 +262,7 @@ def table(
         assert rate is not None  # The table of peaks has it.
         precision = "TF32" if dtype == "float32" else dtype
         source = f", assuming an A100's peak in {precision} (set --flops-per-s)"
+    evaluating = plan.in_evaluations
     gathered = f"{_mib(plan.gathered)}  at most, while they are used"
     rows = [
         ("parameters", f"{plan.parameters:,}"),
@@ -245,6 +277,7 @@ def table(
         ("  gradient", _mib(plan.gradient)),
         ("  activations", f"{_mib(plan.activations)}  an estimate"),
         ("  total", f"{_mib(plan.memory)}{_verdict(plan.memory, memory_gib)}"),
+        ("  in evaluations", f"{_mib(evaluating)}  an estimate{_verdict(evaluating, memory_gib)}"),
         ("", ""),
         ("per step", ""),
         (

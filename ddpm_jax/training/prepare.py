@@ -24,7 +24,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import NO_CLASS
 from ddpm_jax.shapes import PyTree
 from ddpm_jax.storage.checkpoint import abstract_like, last_step
-from ddpm_jax.storage.run import starts_from
+from ddpm_jax.storage.files import path_of
+from ddpm_jax.storage.run import data_fingerprint, is_run, starts_from
 from ddpm_jax.training.idle import idle_settings
 from ddpm_jax.training.update import TrainState, check_batch, init_state
 from ddpm_jax.weights.load import Loaded, weights_for
@@ -65,12 +66,13 @@ def prepare(
 ) -> Prepared:
     """Reads the data and finds the devices, as for `fit`. Raises UserError where it does."""
     leave_unguarded_reader()
-    config, source = _with_source(config, images, labels)
+    config, source = _with_source(config, workdir, images, labels)
     config = with_classes(config, source)
     train, held_out = split(source, config.data.holdout)
     config = dataclasses.replace(config, data=with_units(config.data, source, train))
     source = scaled(source, config.data)
-    mesh = make_mesh(config.parallel.devices, config.parallel.fsdp)
+    parallel = config.parallel
+    mesh = make_mesh(parallel.devices, parallel.fsdp, parallel.mode)
     check_batch(config.train, mesh.size)
     _check_steps(workdir, config.train.steps)
     ddpm = DDPM(config)
@@ -131,23 +133,34 @@ def _init_on(ddpm: DDPM, mesh: Mesh):
     They are kept for the next run of the same model in this process.
     """
     init = functools.partial(init_state, ddpm)
-    shapes = jax.eval_shape(init)
+    shapes = jax.eval_shape(init, ddpm.shapes)
     shardings = state_shardings(shapes, mesh)
     return abstract_like(shapes, shardings), jax.jit(init, out_shardings=shardings)
 
 
 def _with_source(
-    config: Config, images: np.ndarray | None, labels: ArrayLike | None
+    config: Config,
+    workdir: epath.PathLike,
+    images: np.ndarray | None,
+    labels: ArrayLike | None,
 ) -> tuple[Config, Source]:
     """(the config, the images): those of config.data, or `images`, which the config then names."""
     if images is None:
         if labels is not None:
             raise UserError("labels: belong to images that are given, too; pass both")
-        return config, load_source(config.data)
+        source = load_source(config.data)
+        if source.remembered and not _is_of_run(source, path_of(workdir)):
+            source = load_source(config.data, believe=False)
+        return config, source
     data = config.data
     source = from_array(images, data.image_shape, labels, values=data.value_kind)
     data = dataclasses.replace(data, source="array")
     return dataclasses.replace(config, data=data), source
+
+
+def _is_of_run(source: Source, workdir: epath.Path) -> bool:
+    """Whether the run in `workdir`, if there is one, was trained on these images."""
+    return not is_run(workdir) or data_fingerprint(workdir) == source.fingerprint
 
 
 def with_classes(config: Config, source: Source) -> Config:

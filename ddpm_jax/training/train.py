@@ -134,6 +134,8 @@ def _train(update, state, watch, checkpoints, run_log, signals) -> TrainState:
             done += 1
             stopping = signals.stop_after(done)
             due = _due_after(done, config, bool(stopping), watch.holds_out)
+            if due.looks_at_state:
+                state = update.settled(state)
 
             improved = False
             if due.log:
@@ -154,7 +156,7 @@ def _train(update, state, watch, checkpoints, run_log, signals) -> TrainState:
         if jax.process_count() == 1:
             if window.metrics:
                 run_log.tick(done, window.close())
-            checkpoints.save(done, state._asdict())
+            checkpoints.save(done, update.settled(state)._asdict())
         raise
     if stopping:
         log.info(
@@ -190,6 +192,11 @@ class _Due(NamedTuple):
     save: bool
     draw: bool
     evaluate: bool
+
+    @property
+    def looks_at_state(self) -> bool:
+        """Whether some of it needs the state; a line of the log alone does not."""
+        return self.compare or self.save or self.draw or self.evaluate
 
 
 def _due_after(done: int, config: Config, stopping: bool, has_held_out: bool) -> _Due:
