@@ -48,6 +48,21 @@ def test_links_out_of_docs_are_text_where_the_repository_is_unknown():
     assert files == ["configs/digits.py"]
 
 
+HTML = """<a href="images.md#settings">images</a> <a href="#here">here</a> <img alt="a" src="a.png">
+<a href="https://arxiv.org">arXiv</a> <a class="anchor-link" href="#x">x</a>
+<a href="../configs/digits.py">digits</a> <a href="missing.md">missing</a>"""
+
+
+def test_links_of_a_notebook_become_those_of_the_site():
+    urls = {"images.md": "../images/", "a.png": "../a.png"}
+    html, files = HOOK["rewritten_notebook"](HTML, "tutorial.ipynb", "https://git.example/d", urls)
+    expected = HTML.replace("images.md#", "../images/#").replace('"a.png"', '"../a.png"')
+    expected = expected.replace("../configs", "https://git.example/d/blob/main/configs")
+    expected = expected.replace("missing.md", "https://git.example/d/blob/main/docs/missing.md")
+    assert html == expected
+    assert files == ["configs/digits.py", "docs/missing.md"]
+
+
 @pytest.mark.parametrize("page", OUTSIDE_DOCS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_of_pages_that_the_site_lacks_lead_to_files(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
