@@ -15,7 +15,7 @@ logger = logging.getLogger("mkdocs.hooks.site_links")  # mkdocs counts its warni
 
 # Code first, so that a link in it stays as it is.
 CODE_OR_LINK = re.compile(
-    r"(?P<code>^```.*?^```|(?<!\[)`[^`\n]+`)|(?P<link>(?<!!)\[(?P<text>[^\]]+)\]\((?P<to>[^)\s]+)\))",
+    r"(?P<code>^```.*?^```|`[^`\n]+`)|(?P<link>(?<!!)\[(?P<text>[^\]]+)\]\((?P<to>[^)\s]+)\))",
     re.MULTILINE | re.DOTALL,
 )
 
