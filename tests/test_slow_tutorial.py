@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, with a shorter training, minutes."""
+"""The notebook runs from top to bottom, with a shorter training: four minutes on two cores."""
 
 import ast
 import re
