@@ -88,6 +88,7 @@ LONGEST = (
     "test_slow_classes.py",
     "test_slow_fuzz.py",
     "test_slow_compression.py",
+    "test_slow_tutorial.py",
     "test_slow_values.py",
     "test_train.py",
     "test_models.py",
