@@ -298,6 +298,14 @@ def test_the_command_prints_it_all(capsys):
     assert hours == pytest.approx(computed * 4500 / (4 * 0.5 * 3600), rel=0.005)
 
 
+def test_of_a_bfloat16_network_the_traffic_is_at_most(config):
+    """XLA sends some of it in bfloat16."""
+    half = plan.table(plan.plan(with_(config, model={"dtype": "bfloat16"}), 2))
+    whole = plan.table(plan.plan(config, 2))
+    sent = re.search("each device sends (.* MiB)", whole)[1]
+    assert f"each device sends at most {sent}" in half
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
