@@ -163,7 +163,9 @@ def test_a_length_that_the_archive_claims_is_not_believed(tmp_path):
     at = whole.index(b"PK\1\2")
     whole[at + 20 : at + 28] = struct.pack("<II", 2**31, 2**31)
     (tmp_path / "x.npz").write_bytes(whole)
-    assert "the file is too short" in refused_npz(tmp_path / "x.npz")
+    said = refused_npz(tmp_path / "x.npz")
+    # Newer Pythons find it first.
+    assert "the file is too short" in said or "Overlapped entries" in said
 
 
 def test_more_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):

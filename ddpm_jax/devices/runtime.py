@@ -26,8 +26,11 @@ CPU_FLAGS = {
 }
 """XLA flags that make the network faster on a CPU."""
 
-KNOWN_TO = ("0.10.", "0.11.")
-"""The versions of jaxlib that have CPU_FLAGS. An unknown flag would end the process."""
+FASTER_IN = ("0.10.", "0.11.")
+"""The versions of jaxlib that get CPU_FLAGS. In 0.12 YNNPACK is the faster one.
+
+A flag that a version does not know would end the process.
+"""
 
 MALLOC_SETTINGS = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
 """For glibc's mallopt, {name: (number, value)}: a single heap that keeps freed memory."""
@@ -36,9 +39,9 @@ MALLOC_SETTINGS = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESH
 def configure_jax(compile_cache: bool = True) -> None:
     """Makes jax faster on this machine. Call it before jax computes; the commands do so themselves.
 
-    On a CPU, the CPU_FLAGS that XLA_FLAGS does not set yet are added to it; the name of a file is
-    replaced with the flags in it. glibc's malloc gets MALLOC_SETTINGS, unless MALLOC_... or
-    GLIBC_TUNABLES configure it.
+    On a CPU, the CPU_FLAGS that XLA_FLAGS does not set yet are added to it, if this version of
+    jaxlib gets them; the name of a file is replaced with the flags in it. glibc's malloc gets
+    MALLOC_SETTINGS, unless MALLOC_... or GLIBC_TUNABLES configure it.
 
     With `compile_cache`, compiled programs are stored in the user's cache folder, for this version
     of jaxlib and this kind of CPU, and later processes reuse them. Settings by
@@ -50,10 +53,10 @@ def configure_jax(compile_cache: bool = True) -> None:
     check_xla_flags()
     if _computes_on_cpu():
         _keep_freed_memory()
-        if jaxlib.__version__.startswith(KNOWN_TO):
-            given = _given_xla_flags()
-            missing = [f"{name}={value}" for name, value in CPU_FLAGS.items() if name not in given]
-            os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
+        given = _given_xla_flags()
+        flags = CPU_FLAGS if jaxlib.__version__.startswith(FASTER_IN) else {}
+        missing = [f"{name}={value}" for name, value in flags.items() if name not in given]
+        os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
     if not compile_cache:
         jax.config.update("jax_enable_compilation_cache", False)
         return
