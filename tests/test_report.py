@@ -22,6 +22,8 @@ from ddpm_jax.cli import main
 from ddpm_jax.config import from_dict, to_dict
 from ddpm_jax.ddpm import DDPM
 from ddpm_jax.report import chain, curves, drawn
+from ddpm_jax.report.drawn import Near
+from ddpm_jax.report.nearest import verdict
 from ddpm_jax.report.pictures import fit, tiles
 from ddpm_jax.report.real import read_real
 from ddpm_jax.report.run import read_runs
@@ -207,6 +209,79 @@ def test_neighbours_are_the_nearest_of_all_training_images(run, pictures):
     assert set(found.near.index.flat) <= set(real.train)
 
 
+def test_the_page_names_the_nearest_images_and_gives_the_verdict(page, run):
+    one = read_runs([str(run)])[0]
+    near = drawn.draw(one, read_real(one)).near
+    best = near.distance[:, 0].argmin()
+    smallest = f"{near.distance.min():.1f}"
+    said = f"The nearest of these 8 is at {smallest} from training image no. {near.index[best, 0]}"
+    # The explanation stands before the table.
+    assert page.text.index(said) < page.text.index("Samples and their nearest training images")
+    cells = re.findall(r"(\d+\.\d) no\. (\d+)", page.text)
+    assert [int(no) for _, no in cells] == near.index.flatten().tolist()
+    assert [at for at, _ in cells] == [f"{at:.1f}" for at in near.distance.flat]
+    assert (
+        f"Nearest training image {smallest} is the smallest distance of 8 samples; between "
+        f"training images it is {near.typical:.1f} in the median;"
+    ) in page.text
+    assert not any("title" in each for each in page.of("img"))  # These have no names.
+
+
+def test_the_summary_has_no_nearest_image_where_none_was_searched(run, tmp_path):
+    assert "Nearest training image " not in quiet(run, out=tmp_path).text
+
+
+def test_images_of_a_folder_are_named(copy, tmp_path, pictures):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, pixels in enumerate(pictures):
+        Image.fromarray(pixels[..., 0]).save(folder / f"<{i}>.png")
+    page = page_of(copy, out=tmp_path, data=f"folder:{folder}")
+    near = [each for each in page.of("img") if each["alt"].startswith("training image")]
+    names = sorted(f"<{i}>.png" for i in range(len(pictures)))
+    assert near and all(
+        each["title"] == names[int(each["alt"].removeprefix("training image "))] for each in near
+    )
+
+
+@pytest.mark.parametrize(
+    ("typical", "distance", "says"),
+    [
+        (
+            30,
+            [31, 10.1],
+            "The nearest of these 2 is at 10.1 from training image no. 1, and a copy ",
+        ),
+        (30, [31, 10.1], "none is a copy pixel for pixel</strong>. Nearer than 10.0, a third of"),
+        (30, [31, 9.9], "1 of these 2 is a copy, or nearly one</strong>: sample 2 is at 9.9 from "),
+        (30, [0, 9.9], "2 of these 2 are copies, or nearly so</strong>: sample 1 is at 0.0 from "),
+        (0.03, [0.02, 0.03], "at 0.0200 from training image no. 0, and a copy would be near 0"),
+        (np.nan, [0, 1], "at 0.0 from training image no. 0. Without a distance between"),
+        (0, [0, 1], "at 0.0 from training image no. 0. Without a distance between"),
+    ],
+)
+def test_a_sample_nearer_than_a_third_of_the_median_counts_as_a_copy(typical, distance, says):
+    column = np.array(distance, np.float64)[:, None]
+    index = np.arange(len(column))[:, None]
+    assert says in verdict(Near(np.zeros(0), index, column, float(typical), ""))
+
+
+def test_the_summary_shows_the_likelihood_that_the_section_says(copy, tmp_path):
+    part = {"step": 2, "weights": "raw", "split": "holdout", "draws": 1}
+    numbers = dict.fromkeys(("rate", "prior", "distortion", "rmse"), 1.0)
+    found = {"few": {"images": 4, "total": 5.0}, "more": {"images": 6, "total": 6.0}}
+    said = "The Summary shows the first row"
+    for i, (name, summary) in enumerate(found.items()):
+        (copy / "likelihood" / name).mkdir(parents=True)
+        content = json.dumps({**part, **numbers, **summary})
+        (copy / "likelihood" / name / "likelihood.json").write_text(content)
+        page = quiet(copy, out=tmp_path)
+        assert (said in page.text) == (i == 1)  # One row needs no words.
+    assert "Bits per dimension (bits/dim) at most 6.000 for 6 holdout images" in page.text
+    assert page.text.index("6 of holdout") < page.text.index("4 of holdout")
+    assert "draws repeats the measurement" in page.text and "ema weights are" not in page.text
+
+
 def test_a_likelihood_is_shown_with_its_curves(copy, tmp_path):
     assert main(["likelihood", str(copy), "--split", "train", "--images", "8"]) == 0
     page = quiet(copy, out=tmp_path)
@@ -214,6 +289,7 @@ def test_a_likelihood_is_shown_with_its_curves(copy, tmp_path):
     summary = json.loads(file.read_text())
     assert f"at most {summary['total']:.3f}" in page.text
     assert f"≤ {summary['total']:.4f} ±" in page.text and "each number takes 8 bits" in page.text
+    assert "ema weights are the average of the weights" in page.text
     (terms,) = page.chart("terms")["lines"]
     (rates,) = page.chart("rates")["lines"]
     assert terms["x"] == list(range(10))
@@ -412,6 +488,7 @@ def test_many_figures_are_cut_and_the_page_says_so(copy, tmp_path):
     page = quiet(copy, out=tmp_path)
     assert "figures/own11.png" in page.text and "own12" not in page.text
     assert "The folder figures/ has 2 more." in page.text
+    assert "with samples of its own" in page.text
 
 
 def test_thinned_curves_keep_their_ends():

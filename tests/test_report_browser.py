@@ -280,6 +280,19 @@ def test_curves_follow_the_width_of_the_window(page):
     assert value(page, "document.documentElement.scrollWidth") <= 400
 
 
+def test_the_nearest_images_are_larger_where_there_is_room(browser, run, tmp_path):
+    one = report([str(run)], tmp_path / "one.html")
+    widths = {}
+    scrolls = {}
+    for width in (360, 1400):
+        show(browser, one, width)
+        widths[width] = value(browser, "document.querySelector('.near img').clientWidth")
+        box = "document.querySelector('#neighbours .scroll')"
+        scrolls[width] = value(browser, f"{box}.scrollWidth > {box}.clientWidth")
+    assert widths == {360: 96, 1400: 120}
+    assert scrolls == {360: True, 1400: False}
+
+
 def test_every_control_is_reached_by_the_keyboard(page):
     names = value(
         page,

@@ -5,17 +5,16 @@ from typing import Any
 
 from ddpm_jax.config import flatten, to_dict
 from ddpm_jax.data.names import shown
+from ddpm_jax.report import nearest
 from ddpm_jax.report.content import Script, count, note, number, paragraph, section
+from ddpm_jax.report.drawn import Draws
 from ddpm_jax.report.markup import Html, details, join, table, tag
-from ddpm_jax.report.real import Real, words_of_source
+from ddpm_jax.report.real import Real, Reals, words_of_source
 from ddpm_jax.report.run import Run
 from ddpm_jax.weights.load import words_of
 
-Reals = dict[str, Real | str]
-"""{a run's name: its real images, or why they cannot be shown}."""
 
-
-def summary(runs: Sequence[Run], reals: Reals) -> Html:
+def summary(runs: Sequence[Run], reals: Reals, draws: Draws) -> Html:
     """The key facts of each run, and what could not be read."""
     rows: dict[str, Callable[[Run], object]] = {
         "Progress": _progress,
@@ -28,10 +27,13 @@ def summary(runs: Sequence[Run], reals: Reals) -> Html:
         "Devices": _devices,
         "Versions": _versions,
         "Loss": _loss,
-        "Bits per dimension": _bits,
+        "Bits per dimension (bits/dim)": _bits,
         "Samples": _quality,
+        "Nearest training image": lambda run: nearest.summary(draws[run.name]),
         "Folder": lambda run: tag("code", shown(run.path)),
     }
+    if not any(map(nearest.near_of, draws.values())):
+        del rows["Nearest training image"]
     head = ["", *(run.name for run in runs)] if len(runs) > 1 else []
 
     def cell(run: Run, of_run: Callable[[Run], object]) -> object:

@@ -1,6 +1,7 @@
 """What a report computes itself: a few samples on their way, and the images nearest to them."""
 
 import logging
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,10 @@ class Drawn(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of an image."""
         return self.x.shape[2:]
+
+
+Draws = Mapping[str, Drawn | str]
+"""{a run's name: its samples, or why there are none}."""
 
 
 def draw(run: Run, real: Real | None) -> Drawn:

@@ -21,6 +21,12 @@ from ddpm_jax.weights.load import words_of
 MOST_CURVES = 3
 """Likelihoods of a single run whose curves are drawn; of several runs it is one each."""
 
+SHOWN_FIRST = (
+    "The Summary shows the first row: the newest weights come first, of these the whole chain, "
+    "then images that were not trained on, then the most images."
+)
+"""Why, where there are several likelihoods: their order in `Results`."""
+
 MOST_EVALUATIONS = 5
 """Of a run that stand open in the page; the others are folded away."""
 
@@ -42,9 +48,11 @@ def _meaning(run: Run) -> Html:
     raw = f" Stored as it is, each number takes {int(np.log2(levels))} bits." if levels else ""
     return paragraph(
         "Bits per dimension say how well the model knows images that it was not trained on: with "
-        "it, an image can be stored without loss in at most so many bits for each of its numbers, "
-        f"in the mean. Lower is better.{raw} The total is the rate (all steps but the last, the "
-        "prior among them) and the distortion (the last step, which makes the exact pixels)."
+        "it, an image can be stored without loss in at most so many bits on average, for each "
+        "number (pixel and channel). Lower is better. Compare only models of the same images at "
+        f"the same size; the number does not say how good samples look.{raw} The total is the rate "
+        "(all steps but the last, the prior among them) and the distortion (the last step, which "
+        "makes the exact pixels)."
     )
 
 
@@ -58,12 +66,19 @@ def _likelihoods(run: Run) -> Html:
     return join(
         [
             table("The bound, in bits per dimension", head, rows),
+            paragraph(SHOWN_FIRST) if len(found) > 1 else "",
             note(
                 "± is the standard error over images. RMSE is the error of the image before the "
-                f"last step, {unit}."
+                f"last step, {unit}. Each of the draws repeats the measurement with fresh noise"
+                f"{_ema(found)}."
             ),
         ]
     )
+
+
+def _ema(found: list[LikelihoodResult]) -> str:
+    is_any = any(result.summary.get("weights") == "ema" for result in found)
+    return "; ema weights are the average of the weights" if is_any else ""
 
 
 def _command_of(run: Run) -> Html:

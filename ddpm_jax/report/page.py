@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm_jax import __version__
-from ddpm_jax.report import about, charts, measured, seen
-from ddpm_jax.report.about import Reals
+from ddpm_jax.report import about, charts, measured, nearest, seen
 from ddpm_jax.report.content import Script, paragraph
+from ddpm_jax.report.drawn import Draws
 from ddpm_jax.report.markup import Html, data, join, tag, text
+from ddpm_jax.report.real import Reals
 from ddpm_jax.report.run import Run
-from ddpm_jax.report.seen import Draws
 
 FILES = Path(__file__).parent / "page"
 MARK = re.compile(r"\{\{(\w+)\}\}")
@@ -23,12 +23,12 @@ def page(runs: Sequence[Run], reals: Reals, draws: Draws, written: str) -> str:
     """The whole file. `written` is the time, in words."""
     script = Script()
     sections = [
-        about.summary(runs, reals),
+        about.summary(runs, reals, draws),
         charts.training(runs, script),
         seen.samples(runs, script),
         seen.chains(runs, draws, script),
         seen.real_images(runs, reals),
-        seen.neighbours(runs, draws, reals),
+        nearest.neighbours(runs, draws, reals),
         measured.likelihood(runs, script),
         measured.evaluation(runs),
         seen.figures(runs),

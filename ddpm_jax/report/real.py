@@ -33,6 +33,10 @@ class Real(NamedTuple):
     """Whether they are known to be those of the training."""
 
 
+Reals = dict[str, Real | str]
+"""{a run's name: its real images, or why they cannot be shown}."""
+
+
 def read_real(run: Run, place: str | None = None) -> Real:
     """The images of `place`, named as data.source, or else of the run's own source.
 

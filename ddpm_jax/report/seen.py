@@ -2,33 +2,25 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from ddpm_jax.data.images import to_float
 from ddpm_jax.data.names import shown
 from ddpm_jax.data.view import View
 from ddpm_jax.errors import UserError
-from ddpm_jax.report.about import Reals
 from ddpm_jax.report.content import Script, beside, count, note, paragraph, section
-from ddpm_jax.report.drawn import NEAREST, Drawn, is_too_many
+from ddpm_jax.report.drawn import Drawn, Draws
 from ddpm_jax.report.markup import Html, command, join, tag
 from ddpm_jax.report.pictures import Picture, fit, read, scale_of, tiles
-from ddpm_jax.report.real import Real, sheet
+from ddpm_jax.report.real import Real, Reals, sheet
 from ddpm_jax.report.run import Run
 from ddpm_jax.report.slider import Show, picture, slider
 
 log = logging.getLogger(__name__)
 
-Draws = Mapping[str, Drawn | str]
-"""{a run's name: its samples, or why there are none}."""
-
 # Bytes of all runs together. With the text around them the page stays below 5 MB.
 GRID_BYTES = 1_200_000
 CHAIN_BYTES = 1_000_000
 SHEET_BYTES = 250_000
-NEAR_BYTES = 150_000
 FIGURE_BYTES = 600_000
 
 MOST_GRIDS = 24
@@ -238,86 +230,6 @@ def _sheet(run: Run, real: Real | str, names: str, most: int) -> Html:
     )
 
 
-def neighbours(runs: Sequence[Run], draws: Draws, reals: Reals) -> Html:
-    """The training images nearest to the samples of the chain."""
-
-    def of_run(run: Run) -> Html:
-        drawn = draws[run.name]
-        if isinstance(drawn, Drawn) and drawn.near is not None:
-            return _neighbours(run, drawn, NEAR_BYTES // len(runs))
-        if (run.home / "figures" / "neighbours.png").exists():
-            return paragraph("The figure of an earlier computation is below.")
-        return join([paragraph(_why_no_neighbours(run, drawn, reals)), _neighbours_command(run)])
-
-    return section(
-        "neighbours",
-        "Nearest training images",
-        paragraph(
-            "Is a sample a copy? Beside each sample stand the training images nearest to it, by "
-            "the difference of their pixels."
-        ),
-        beside(runs, of_run),
-    )
-
-
-def _why_no_neighbours(run: Run, drawn: Drawn | str, reals: Reals) -> str:
-    real = reals[run.name]
-    if isinstance(drawn, str):
-        return f"Not searched: {drawn}."
-    if isinstance(real, str):
-        return f"Not searched: {real}."
-    assert is_too_many(run, real)
-    return f"Not searched: {len(real.train):,} images take long. This command searches them:"
-
-
-def _neighbours_command(run: Run) -> Html:
-    return command(run.command("figure neighbours"))
-
-
-def _neighbours(run: Run, drawn: Drawn, most: int) -> Html:
-    near = drawn.near
-    assert near is not None
-    view = View(run.config.data)
-    found = view(to_float(near.images))
-    images = np.concatenate([drawn.x[-1][:, None], found], axis=1)
-    cells = [tiles(image[None], 1) for row in images for image in row]
-    fitted = fit(cells, most, scale_of(run.config.data.image_shape))
-    width = images.shape[1]
-    rows = []
-    for i in range(len(images)):
-        pictures = fitted.each[i * width : (i + 1) * width]
-        own = tag("th", picture(pictures[0], f"sample {i + 1}"), scope="row")
-        others = (
-            tag(
-                "td",
-                picture(shown_picture, f"training image {index}"),
-                tag("div", f"{distance:.1f}"),
-            )
-            for shown_picture, index, distance in zip(
-                pictures[1:], near.index[i], near.distance[i], strict=True
-            )
-        )
-        rows.append(tag("tr", own, *others))
-    head = ["sample", *(f"nearest {i + 1}" for i in range(min(NEAREST, width - 1)))]
-    inside = tag(
-        "table",
-        tag("caption", "Samples and their nearest training images"),
-        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
-        tag("tbody", *rows),
-        class_="near",
-    )
-    return join(
-        [
-            tag("div", inside, class_="scroll", role="region", aria_label="Nearest", tabindex="0"),
-            note(
-                f"The numbers are {near.words}. A copy would be near 0; from a training image to "
-                f"its nearest other one it is {near.typical:.1f} in the median. The samples are "
-                f"those of the chain above. {fitted.words}"
-            ),
-        ]
-    )
-
-
 def figures(runs: Sequence[Run]) -> Html:
     """The figures that were drawn of each run, and the commands of the others."""
 
@@ -353,7 +265,12 @@ def figures(runs: Sequence[Run]) -> Html:
             ]
         )
 
-    return section("figures", "Figures", beside(runs, of_run))
+    others = paragraph(
+        "Each figure was drawn by a command of its own, with samples of its own: they are not "
+        "those above."
+    )
+    is_any = any(run.results.figures for run in runs)
+    return section("figures", "Figures", others if is_any else "", beside(runs, of_run))
 
 
 def _title(stem: str) -> str:
