@@ -253,8 +253,16 @@ def test_images_of_a_folder_are_named(copy, tmp_path, pictures):
             "The nearest of these 2 is at 10.1 from training image no. 1, and a copy ",
         ),
         (30, [31, 10.1], "none is a copy pixel for pixel</strong>. Nearer than 10.0, a third of"),
-        (30, [31, 9.9], "1 of these 2 is a copy, or nearly one</strong>: sample 2 is at 9.9 from "),
-        (30, [0, 9.9], "2 of these 2 are copies, or nearly so</strong>: sample 1 is at 0.0 from "),
+        (
+            30,
+            [31, 9.9],
+            "1 of these 2 is a copy, or nearly one</strong>: sample 2 of no. 1 (at 9.9). Near",
+        ),
+        (
+            30,
+            [0, 9.9],
+            "2 of these 2 are copies, or nearly so</strong>: sample 1 of no. 0 (at 0.0), ",
+        ),
         (0.03, [0.02, 0.03], "at 0.0200 from training image no. 0, and a copy would be near 0"),
         (np.nan, [0, 1], "at 0.0 from training image no. 0. Without a distance between"),
         (0, [0, 1], "at 0.0 from training image no. 0. Without a distance between"),

@@ -126,14 +126,20 @@ def verdict(near: Near) -> Html:
     """Whether samples are copies, in words."""
     smallest = near.distance[:, 0]
     best = int(smallest.argmin())
-    nearest = f"The nearest of these {len(smallest)} is {_at(near, best)}"
+    nearest = (
+        f"The nearest of these {len(smallest)} is at {_words_of(smallest[best], near)} from "
+        f"training image no. {near.index[best, 0]}"
+    )
     if not near.typical > 0:
         return join([nearest, ". Without a distance between training images it says little."])
     bound = COPY * near.typical
     copies = np.flatnonzero(smallest < bound).tolist()
     if copies:
         what = "is a copy, or nearly one" if len(copies) == 1 else "are copies, or nearly so"
-        which = "; ".join(f"sample {i + 1} is {_at(near, i)}" for i in copies)
+        which = ", ".join(
+            f"sample {i + 1} of no. {near.index[i, 0]} (at {_words_of(smallest[i], near)})"
+            for i in copies
+        )
         words = [tag("strong", f"{len(copies)} of these {len(smallest)} {what}"), f": {which}."]
     else:
         none = tag("strong", "none is a copy pixel for pixel")
@@ -143,10 +149,6 @@ def verdict(near: Near) -> Html:
         "counts as a copy here."
     )
     return join([*words, rule])
-
-
-def _at(near: Near, i: int) -> str:
-    return f"at {_words_of(near.distance[i, 0], near)} from training image no. {near.index[i, 0]}"
 
 
 def _normal(near: Near) -> str:
