@@ -277,6 +277,8 @@ def test_clusters_are_known_by_their_environment():
     assert in_cluster({**srun, "SLURM_NTASKS": "2"}) and not in_cluster(
         {**srun, "SLURM_NTASKS": "1"}
     )
+    with pytest.raises(UserError, match="SLURM_NTASKS: 'two' is not a number"):
+        in_cluster({**srun, "SLURM_NTASKS": "two"})
     assert in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"})
     assert not in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) and not in_cluster(
         {"JAX_PLATFORMS": "cpu"}

@@ -65,20 +65,30 @@ def join(
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether jax can find the other processes by itself: under SLURM, Kubernetes or on a TPU."""
+    """Whether jax can find the other processes by itself: under SLURM, Kubernetes or on a TPU.
+
+    Raises UserError if SLURM_NTASKS is not a number.
+    """
     slurm = {
         "SLURM_JOB_ID",
         "SLURM_STEP_NODELIST",
         "SLURM_PROCID",
         "SLURM_LOCALID",
     } <= environment.keys()
-    if slurm and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    if slurm and _number_of_tasks(environment.get("SLURM_NTASKS", "1")) > 1:
         return True
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys():
         return True
     wanted = environment.get("JAX_PLATFORMS", "tpu").split(",")
     has_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     return "tpu" in wanted and bool(has_tpu) and importlib.util.find_spec("libtpu") is not None
+
+
+def _number_of_tasks(given: str) -> int:
+    try:
+        return int(given)
+    except ValueError:
+        raise UserError(f"SLURM_NTASKS: {given!r} is not a number; correct or unset it") from None
 
 
 def is_first() -> bool:

@@ -104,7 +104,7 @@ def _pictures(folder: epath.Path) -> list[epath.Path]:
 
 
 def _inside(folder: epath.Path) -> list[epath.Path]:
-    """What lies in the folder; nothing where it is none. Names with a dot are being written."""
+    """The files of the folder, if there is one, without those still being written (.NAME)."""
     if not folder.is_dir():
         return []
     return [path for path in folder.iterdir() if not path.name.startswith(".")]

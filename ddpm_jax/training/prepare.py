@@ -184,7 +184,8 @@ def with_classes(config: Config, source: Source) -> Config:
     if least < NO_CLASS or last >= wanted or wanted < 1:
         raise UserError(
             f"model.num_classes: {wanted} classes are 0 to {wanted - 1}, and -1 is none, but the "
-            f"labels of these images are from {least} to {last}; number them so, or raise it"
+            f"labels of these images are from {least} to {last}; renumber them, or raise the "
+            "number of classes"
         )
     if len(given) > wanted:
         raise UserError(

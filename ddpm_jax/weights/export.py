@@ -69,7 +69,7 @@ def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = A
 
 
 def _without_places(config: Config) -> Config:
-    """Paths of this machine are nobody else's business; the images' fingerprint goes along."""
+    """The config without paths of this machine; the images stay known by their fingerprint."""
     for name in names_where(Config, lambda field: field.place):
         value = value_of(config, name)
         if value in (None, "digits") or value.startswith("tfds:"):
