@@ -217,6 +217,7 @@ def test_the_page_names_the_nearest_images_and_gives_the_verdict(page, run):
     said = f"The nearest of these 8 is at {smallest} from training image no. {near.index[best, 0]}"
     # The explanation stands before the table.
     assert page.text.index(said) < page.text.index("Samples and their nearest training images")
+    assert "Mirrored images count too." in page.text  # The run has flips.
     cells = re.findall(r"(\d+\.\d) no\. (\d+)", page.text)
     assert [int(no) for _, no in cells] == near.index.flatten().tolist()
     assert [at for at, _ in cells] == [f"{at:.1f}" for at in near.distance.flat]

@@ -109,11 +109,12 @@ def _neighbours(run: Run, drawn: Drawn, near: Near, real: Real, most: int) -> Ht
         tag("tbody", *rows),
         class_="near",
     )
+    mirrored = "Mirrored images count too. " if run.config.data.flip else ""
     return join(
         [
             paragraph(verdict(near)),
             paragraph(
-                f"The numbers are {near.words}. {_normal(near)}The samples are those of the chain "
+                f"The numbers are {near.words}. {mirrored}{_normal(near)}The samples are those of the chain "
                 "above; no. is the number of an image in the data, counted from 0. "
                 f"{fitted.words}"
             ),
