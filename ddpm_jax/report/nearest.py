@@ -114,8 +114,8 @@ def _neighbours(run: Run, drawn: Drawn, near: Near, real: Real, most: int) -> Ht
         [
             paragraph(verdict(near)),
             paragraph(
-                f"The numbers are {near.words}. {mirrored}{_normal(near)}The samples are those of the chain "
-                "above; no. is the number of an image in the data, counted from 0. "
+                f"The numbers are {near.words}. {mirrored}{_normal(near)}The samples are those of "
+                "the chain above; no. is the number of an image in the data, counted from 0. "
                 f"{fitted.words}"
             ),
             tag("div", inside, class_="scroll", role="region", aria_label="Nearest", tabindex="0"),
