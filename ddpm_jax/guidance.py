@@ -32,8 +32,8 @@ def guided(
 ) -> DenoiseFn:
     """The `denoise_fn` of images of `labels` [B], guided by w = `guidance`.
 
-    Its output is none + w (conditional - none): the output without a class, moved towards the one
-    with the label and beyond it. This w is 1 + that of Ho & Salimans 2022, Eq. 6. For a given x_t,
+    Its output is u + w (c - u): u is the output without a class and c the one with the label, so
+    that w > 1 goes beyond c. This w is 1 + that of Ho & Salimans 2022, Eq. 6. For a given x_t,
     the predictions eps, x_0, v and mean are affine in each other, and the two weights sum to 1: the
     combination is the same whichever of them the network predicts. What clips x_0 comes afterwards.
     A learned variance, the channels after those of x_t, is that of the conditional output.

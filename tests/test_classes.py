@@ -236,7 +236,7 @@ def test_what_does_not_fit_is_one_line(config, network, options, words):
     ("classes", "labels", "words"),
     [
         ("auto", None, "model.num_classes: these images have no labels; sort them into"),
-        (2, np.arange(48) % 3, "model.num_classes: 2 classes are 0 to 1, and -1 is none, but the"),
+        (2, np.arange(48) % 3, "model.num_classes: 2 classes have labels 0 to 1, or -1 for"),
         (3, np.arange(48) % 3 - 2, "model.num_classes: 3 classes .* are from -2 to 0; renumber"),
         ("auto", np.full(48, -1), "model.num_classes: 0 classes"),
     ],

@@ -89,7 +89,8 @@ def read_errors(folder: epath.Path, ddpm: DDPM, most: int) -> Errors:
     shapes["decoder"] = (len(DECODER_VARIANCES),)
     file = folder / NAME
     if not agreed(file.exists()):
-        return Errors(0, **{name: np.zeros(shape) for name, shape in shapes.items()})
+        zeros = {name: np.zeros(shape) for name, shape in shapes.items()}
+        return Errors(0, **zeros)
     kinds = {name: Kept("float64", shape) for name, shape in shapes.items()}
     arrays = read_kept(file, {"images": Kept("int64", ()), **kinds})
     images = int(arrays.pop("images"))

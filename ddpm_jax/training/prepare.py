@@ -183,9 +183,9 @@ def with_classes(config: Config, source: Source) -> Config:
         wanted = len(given) or last + 1
     if least < NO_CLASS or last >= wanted or wanted < 1:
         raise UserError(
-            f"model.num_classes: {wanted} classes are 0 to {wanted - 1}, and -1 is none, but the "
-            f"labels of these images are from {least} to {last}; renumber them, or raise the "
-            "number of classes"
+            f"model.num_classes: {wanted} classes have labels 0 to {wanted - 1}, or -1 for no "
+            f"class, but those of these images are from {least} to {last}; renumber them, or "
+            "raise the number of classes"
         )
     if len(given) > wanted:
         raise UserError(
