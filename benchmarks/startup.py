@@ -3,9 +3,10 @@
     python benchmarks/startup.py [--rounds 2]
 
 Each turn is a fresh process, timed until the picture or the update exists; the contestants take
-turns. "cold" starts without compiled programs, "again" with those of the process before. Also
-measures imports, --help, and the peak memory of ten updates. The network is small32's; the image
-is one, drawn with 50 steps of DDIM.
+turns, after one each that is not timed, in which Python compiles what they import. "cold" starts
+without compiled programs, "again" with those of the process before. Also measures imports, --help,
+and the peak memory of ten updates. The network is small32's; the image is one, drawn with 50 steps
+of DDIM.
 """
 
 import argparse
@@ -138,15 +139,16 @@ def measure(rounds: int, folder: Path) -> dict:
     prepare(folder)
     result = {}
     for what, contestants in commands(folder, 1).items():
+        until = FIRST_UPDATE if what == "first update" else None
+        for command in contestants.values():
+            run(command, folder, until)
         times = {f"{name}, {when}": [] for when in ("cold", "again") for name in contestants}
         for _ in range(rounds):
             for cache in ("cache", "inductor"):
                 shutil.rmtree(folder / cache, ignore_errors=True)
             for when in ("cold", "again"):
                 for name, command in contestants.items():
-                    seconds, _ = run(
-                        command, folder, FIRST_UPDATE if what == "first update" else None
-                    )
+                    seconds, _ = run(command, folder, until)
                     print(f"{what}, {name}, {when}: {seconds:.1f} s", flush=True)
                     times[f"{name}, {when}"].append(seconds)
         result[what] = {name: statistics.median(values) for name, values in times.items()}

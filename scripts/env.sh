@@ -2,6 +2,8 @@
 # Sourced by the other scripts. Changes to the repository's root, creates .venv if it is missing and
 # installs this package into it. EXTRAS adds extras (EXTRAS=cuda12), PYTHON names the interpreter.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+# Containers often set it. Every process would then compile anew all that it imports.
+unset PYTHONDONTWRITEBYTECODE
 
 # install_package EXTRA [VENV]: installs the package with EXTRA and $EXTRAS, unless already done.
 # Python compiles the few modules that are imported; pip would compile all, which takes minutes.
