@@ -233,6 +233,8 @@ def test_evaluations_take_the_state_a_whole_average_and_a_forward_pass(config, p
     changed = with_(config, train={"num_samples": 64})
     samples = plan.plan(changed, 4, fsdp=2).in_evaluations
     assert samples == params + whole + plan.forward_bytes(ddpm, state.params, 16)
+    nothing = with_(config, train={"num_samples": 0, "eval_every": 0})
+    assert plan.plan(nothing, 4, fsdp=2).in_evaluations == params + whole
     # Parts make the gradient's memory small, and not that of held-out losses.
     parts = plan.plan(with_(config, train={"batch_size": 512, "accumulate": 64}), 4, fsdp=2)
     assert parts.in_evaluations > parts.memory

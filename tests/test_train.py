@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import lines, on_one_device, with_
+from conftest import lines, made_since, on_one_device, with_
 
 from ddpm_jax import DDPM, UserError, fit, load
 from ddpm_jax.config import Optim
@@ -270,6 +270,16 @@ def test_lost_data_stop_the_run_and_keep_what_was_learned(
         fit(config, tmp_path / "run", pictures)
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["3"]
     assert [line["step"] for line in lines(tmp_path / "run")] == [3]
+
+
+def test_a_run_of_no_samples_draws_none(tiny, pictures, tmp_path):
+    none = {"steps": 2, "sample_every": 1, "num_samples": 0}
+    config = on_one_device(tiny, train=none)
+    for _ in range(2):  # To its end, and once more from there.
+        fit(config, tmp_path / "run", pictures)
+    assert not list((tmp_path / "run").rglob("*.png"))
+    fit(with_(config, train={"num_samples": 1}), tmp_path / "run", pictures)
+    assert made_since(tmp_path / "run/samples", "*.png") == ["00000002.png"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -372,8 +372,8 @@ class Train(Checked):
     """Maximum number of images for the held-out loss."""
     sample_every: Annotated[Natural, AROUND] = 20_000
     """Steps between sample grids; 0 for only one at the end."""
-    num_samples: Annotated[BatchSize, AROUND] = 64
-    """Images in a sample grid."""
+    num_samples: Annotated[int, Range(min=0, max=2**24), AROUND] = 64
+    """Images in a sample grid; 0 for no grids."""
     evaluate_every: Annotated[Natural, AROUND] = 0
     """Steps between measurements of FID, KID and bits/dim of the averaged weights; 0 for never."""
     evaluate_images: Annotated[int, Range(min=20, max=2**24), AROUND] = 1000

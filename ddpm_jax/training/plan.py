@@ -105,6 +105,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
     """
     mesh = AbstractMesh(_mesh_shape(config, devices, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
     ddpm = DDPM(config)
+    evaluated = _evaluated_at_once(config, devices)
     state = _on(mesh, jax.eval_shape(functools.partial(init_state, ddpm), ddpm.shapes))
     return Plan(
         config=config,
@@ -124,7 +125,7 @@ def plan(config: Config, devices: int, fsdp: int = 1) -> Plan:
         activations=activation_bytes(
             ddpm, state.params, config.train.batch_size // devices // config.train.accumulate
         ),
-        forward=forward_bytes(ddpm, state.params, _evaluated_at_once(config, devices)),
+        forward=forward_bytes(ddpm, state.params, evaluated) if evaluated else 0,
         flops=step_flops(ddpm, state),
         traffic=ring_traffic(state.params),
     )

@@ -174,7 +174,8 @@ def _catch_up(ddpm, state, mesh, watch, run_log, signals) -> str | None:
     step = int(state.step)
     train = ddpm.config.train
     stopping = None
-    if step == train.steps and not agreed(bool(run_log.has_pictures(step))):
+    at_end = step == train.steps and _draws(step, train)
+    if at_end and not agreed(bool(run_log.has_pictures(step))):
         stopping = _draw(ddpm, state, mesh, run_log, signals)
     if stopping or not step or not _evaluates(step, train):
         return stopping
@@ -203,13 +204,18 @@ def _due_after(done: int, config: Config, stopping: bool, has_held_out: bool) ->
     """The work that is due once `done` updates are made; `stopping` if a signal came."""
     train = config.train
     compare = has_held_out and train.eval_every > 0 and _is_due(done, train.eval_every, train.steps)
-    draw = not stopping and _is_due(done, train.sample_every, train.steps)
+    draw = not stopping and _draws(done, train)
     evaluate = not stopping and _evaluates(done, train)
     # Drawing may take longer than the time between SIGTERM and SIGKILL, so save before it.
     save = stopping or draw or evaluate or _is_due(done, config.checkpoint.every, train.steps)
     # No line spans a checkpoint, so that an interrupted run writes the same lines.
     log_line = save or compare or done % train.log_every == 0
     return _Due(compare, log_line, save, draw, evaluate)
+
+
+def _draws(done: int, train: Train) -> bool:
+    """Whether a grid of samples is due after `done` updates."""
+    return train.num_samples > 0 and _is_due(done, train.sample_every, train.steps)
 
 
 def _evaluates(done: int, train: Train) -> bool:
