@@ -18,8 +18,9 @@ from ddpm_jax.config import Config, Data, Model, Train, from_dict
 from ddpm_jax.data import from_array
 from ddpm_jax.errors import one_line, shown
 from ddpm_jax.evaluation.inception_weights import load_inception
-from ddpm_jax.storage.checkpoint import Checkpoints, restore_part
+from ddpm_jax.storage.checkpoint import Checkpoints
 from ddpm_jax.storage.files import claim, parse_json, read_json, read_npz
+from ddpm_jax.storage.restore import restore_part
 from ddpm_jax.storage.run import data_fingerprint, read_config, start_run
 from ddpm_jax.training.logs import _step_of
 from ddpm_jax.weights.diffusers import is_diffusers, read_diffusers

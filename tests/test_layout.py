@@ -47,7 +47,7 @@ STANDARD = {"collections", "dataclasses", "functools", "inspect", "math", "typin
 PLACES = {
     "jaxtyping": {"shapes"},
     "flax": {"models"},
-    "orbax": {"storage/checkpoint"},
+    "orbax": {"storage/restore"},
     "tyro": {"cli"},
     "tensorboardX": {"training/logs"},
     "optax": {"training/update", "evaluation/proxy"},

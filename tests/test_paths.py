@@ -14,9 +14,10 @@ from ddpm_jax import UserError, load
 from ddpm_jax.cli import main
 from ddpm_jax.figures.panel import curves
 from ddpm_jax.storage import checkpoint
-from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like, restore_part
+from ddpm_jax.storage.checkpoint import Checkpoints
 from ddpm_jax.storage.files import check_writable, path_of, write_file
 from ddpm_jax.storage.plain_name import plain_name
+from ddpm_jax.storage.restore import abstract_like, restore_part
 
 TREE = {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(4, np.float32)}
 NAMES = [
@@ -173,13 +174,13 @@ def test_training_finds_out_at_the_first_checkpoint_that_it_cannot_be_read(tmp_p
 
 def test_only_the_first_checkpoint_is_read_back_and_all_of_its_parts(tmp_path, monkeypatch):
     read = []
-    whole = checkpoint._check_metadata
+    whole = checkpoint.check_metadata
 
     def counted(path, part, shapes):
         read.append((path.name, part))
         return whole(path, part, shapes)
 
-    monkeypatch.setattr(checkpoint, "_check_metadata", counted)
+    monkeypatch.setattr(checkpoint, "check_metadata", counted)
     checkpoints = Checkpoints(tmp_path, 1)
     for step in (1, 2, 3):  # Faster than one asks whether they are saved.
         checkpoints.save(step, {"params": TREE, "ema_params": TREE})

@@ -16,7 +16,7 @@ from ddpm_jax import fit, load
 from ddpm_jax.cli import main
 from ddpm_jax.data import Batches
 from ddpm_jax.errors import UserError
-from ddpm_jax.storage import checkpoint
+from ddpm_jax.storage import checkpoint, restore
 from ddpm_jax.storage.files import write_file
 
 
@@ -104,7 +104,8 @@ def test_a_run_in_a_bucket_trains_resumes_and_is_measured(
 ):
     # Orbax and TensorStore write to gs:// through a driver in C++, past epath. Their files are on
     # the disk here.
-    monkeypatch.setattr(checkpoint, "_folder", lambda workdir: epath.Path(tmp_path / "checkpoints"))
+    for module in (checkpoint, restore):
+        monkeypatch.setattr(module, "folder_of", lambda _: epath.Path(tmp_path / "checkpoints"))
     config = with_source(tiny, pictures, tmp_path, train={"eval_every": 0})
     run, batch_at = "gs://bucket/runs/tiny", Batches.batch_at
     bucket.objects["bucket/runs/tiny/"] = b""

@@ -18,7 +18,7 @@ from ddpm_jax.devices import segments
 from ddpm_jax.devices.mesh import make_mesh, place, replicated
 from ddpm_jax.errors import DataLost, NonFiniteLoss, NonFiniteSamples
 from ddpm_jax.keys import HOLDOUT, example_keys, random_flip
-from ddpm_jax.storage import checkpoint
+from ddpm_jax.storage import restore
 from ddpm_jax.training import holdout, update
 
 
@@ -361,7 +361,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
 
 
 def test_checkpoints_of_a_remote_run_stay_remote():
-    assert str(checkpoint._folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
+    assert str(restore.folder_of("gs://bucket/run")) == "gs://bucket/run/checkpoints"
 
 
 def test_resuming_refuses_what_would_change_what_is_learned(tiny, pictures, tmp_path):

@@ -19,8 +19,8 @@ from ddpm_jax.errors import UserError
 from ddpm_jax.evaluation.evaluate import LEAST
 from ddpm_jax.report.curves import Log, read_log
 from ddpm_jax.report.results import Results, read_results
-from ddpm_jax.storage.checkpoint import steps_of
 from ddpm_jax.storage.files import path_of, read_table
+from ddpm_jax.storage.restore import steps_of
 from ddpm_jax.storage.run import is_run, read_config
 
 log = logging.getLogger(__name__)

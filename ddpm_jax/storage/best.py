@@ -11,8 +11,8 @@ from typing import NamedTuple
 from etils import epath
 
 from ddpm_jax.errors import UserError
-from ddpm_jax.storage.checkpoint import steps_of
 from ddpm_jax.storage.files import parse_json, path_of
+from ddpm_jax.storage.restore import steps_of
 from ddpm_jax.storage.run import read_config
 
 METRICS = "metrics.jsonl"

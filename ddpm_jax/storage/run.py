@@ -37,7 +37,7 @@ from ddpm_jax.devices.processes import is_first, wait_for_all
 from ddpm_jax.errors import UserError
 from ddpm_jax.keys import seed_key
 from ddpm_jax.shapes import PyTree
-from ddpm_jax.storage import checkpoint
+from ddpm_jax.storage import restore
 from ddpm_jax.storage.files import locked, npz, path_of, read_npz, read_table, write_file
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ def load_checkpoint(
     if mesh is not None:
         sharding = replicated(mesh)
     shardings = jax.tree.map(lambda _: sharding, ddpm.shapes)
-    abstract = checkpoint.abstract_like(ddpm.shapes, shardings)
-    step, params = checkpoint.restore_part(path, part, abstract, step)
+    abstract = restore.abstract_like(ddpm.shapes, shardings)
+    step, params = restore.restore_part(path, part, abstract, step)
     return step, ddpm, params
 
 

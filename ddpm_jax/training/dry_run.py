@@ -18,8 +18,8 @@ from ddpm_jax.config import Config
 from ddpm_jax.data import open_batches
 from ddpm_jax.devices.mesh import describe_devices, local_rows
 from ddpm_jax.errors import NonFiniteLoss
-from ddpm_jax.storage.checkpoint import newest_of
 from ddpm_jax.storage.files import check_writable, path_of
+from ddpm_jax.storage.restore import newest_of
 from ddpm_jax.storage.run import check_run
 from ddpm_jax.training.prepare import Prepared, abstract_state, describe, new_state, prepare
 from ddpm_jax.training.update import TrainState, Update

@@ -23,8 +23,8 @@ from ddpm_jax.devices.mesh import make_mesh, state_shardings
 from ddpm_jax.errors import UserError
 from ddpm_jax.guidance import NO_CLASS
 from ddpm_jax.shapes import PyTree
-from ddpm_jax.storage.checkpoint import abstract_like, last_step
 from ddpm_jax.storage.files import path_of
+from ddpm_jax.storage.restore import abstract_like, last_step
 from ddpm_jax.storage.run import data_fingerprint, is_run, starts_from
 from ddpm_jax.training.idle import idle_settings
 from ddpm_jax.training.update import TrainState, check_batch, init_state

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.storage.checkpoint import Checkpoints, abstract_like, restore_part
+from ddpm_jax.storage.checkpoint import Checkpoints
+from ddpm_jax.storage.restore import abstract_like, restore_part
 from fuzz.arrays import RUN
 from fuzz.edits import edit_bytes
 from fuzz.json_edits import edit_json
