@@ -19,7 +19,8 @@ from etils import epath
 from ddpm_jax import configure_jax
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.errors import UserError
-from ddpm_jax.evaluation.bound import PART, measure
+from ddpm_jax.evaluation.bound import measure
+from ddpm_jax.evaluation.bound_parts import PART
 from ddpm_jax.evaluation.splits import Images, calibration_split, read_split
 from ddpm_jax.sampler import Sampler
 from ddpm_jax.storage.files import read_npz

@@ -18,7 +18,7 @@ from ddpm_jax.calibration import DECODER_VARIANCES, Calibration, cell_grid
 from ddpm_jax.cli import main
 from ddpm_jax.devices.mesh import make_mesh
 from ddpm_jax.diffusion import predict_x_0, q_sample
-from ddpm_jax.evaluation import bound
+from ddpm_jax.evaluation import bound, bound_parts
 from ddpm_jax.evaluation.calibrate import calibrate, table
 from ddpm_jax.evaluation.errors import Errors, read_errors
 from ddpm_jax.evaluation.splits import calibration_split, first_of, read_split
@@ -46,7 +46,7 @@ TUNED = Tuned(
 @pytest.fixture(scope="module", autouse=True)
 def small_parts():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bound, "PART", 3)
+        patch.setattr(bound_parts, "PART", 3)
         yield
 
 
@@ -128,7 +128,7 @@ def test_a_run_keeps_them_and_loads_them_with_these_weights_alone(calibrated, pi
     assert load(copy, weights="raw")[0].calibration is None
 
 
-BITS_OF_EACH = bound.bits_of_each
+BITS_OF_EACH = bound_parts.bits_of_each
 
 
 def noted(monkeypatch, most=None):
@@ -142,7 +142,7 @@ def noted(monkeypatch, most=None):
             starts.append(images.start)
             yield images, bits
 
-    monkeypatch.setattr(bound, "bits_of_each", bits_of_each)
+    monkeypatch.setattr(bound_parts, "bits_of_each", bits_of_each)
     return starts
 
 

@@ -22,7 +22,7 @@ from ddpm_jax.cli.parsing import parse
 from ddpm_jax.config import load_config
 from ddpm_jax.data import from_array
 from ddpm_jax.devices.mesh import make_mesh
-from ddpm_jax.evaluation import bound, choice, features, paper, steps
+from ddpm_jax.evaluation import bound, bound_parts, bound_place, choice, features, paper, steps
 from ddpm_jax.evaluation import evaluate as module
 from ddpm_jax.evaluation import tune as tuning
 from ddpm_jax.evaluation.bound import measure
@@ -159,7 +159,7 @@ def test_images_are_measured_with_their_own_labels(tiny, model, always):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(bound, "PART", 3)
+    monkeypatch.setattr(bound_parts, "PART", 3)
 
 
 def test_the_bound_is_that_of_images_given_their_labels_or_of_no_class(
@@ -204,8 +204,8 @@ def test_a_bound_of_no_class_has_a_folder_of_its_own_and_makes_no_calibration(
         np.testing.assert_allclose(kept["mse"], errors.mean(), rtol=1e-4)
     without = Loaded("levels", Levels(tiny), model.params, "ema", 1, None)
     assert bound.about_images(without, images, 0)["split"] == "holdout"
-    assert "conditional" not in bound._label(without, images, 0)
-    assert bound._home(without, images, 0).name == "holdout-00000001-ema-seed0"
+    assert "conditional" not in bound_place.label_of(without, images, 0)
+    assert bound_place.folder_of(without, images, 0).name == "holdout-00000001-ema-seed0"
 
 
 def test_a_class_has_its_kid_and_how_often_it_is_recognised(rng):

@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from ddpm_jax import UserError
-from ddpm_jax.evaluation import bound
+from ddpm_jax.evaluation import bound_parts
 from ddpm_jax.evaluation.evaluate import _likelihood_in
 from ddpm_jax.evaluation.features import _folder, features_of, reference_of
 from ddpm_jax.evaluation.inception_weights import load_inception
@@ -107,7 +107,7 @@ def test_damaged_parts_of_a_likelihood_are_named(tmp_path):
     each = dict.fromkeys(("total", "prior", "distortion"), np.ones(3, np.float32))
     whole = {**each, "terms": np.ones(4), "mse": np.ones(4)}
     file.write_bytes(npz(whole))
-    (read,) = bound._read_parts(epath.Path(tmp_path), 0, model, 3)
+    (read,) = bound_parts.read_parts(epath.Path(tmp_path), 0, model, 3)
     assert read.keys() == whole.keys()
     for damage in (
         {"total": np.ones((3, 1), np.float32)},
@@ -118,7 +118,7 @@ def test_damaged_parts_of_a_likelihood_are_named(tmp_path):
     ):
         file.write_bytes(npz(whole | damage))
         with pytest.raises(UserError, match=file.name):
-            bound._read_parts(epath.Path(tmp_path), 0, model, 3)
+            bound_parts.read_parts(epath.Path(tmp_path), 0, model, 3)
 
 
 @pytest.mark.parametrize("record", [[], 1, {}, {"values": []}, {"values": {"nll_test": 1.0}}])

@@ -12,7 +12,7 @@ from ddpm_jax import UserError, load
 from ddpm_jax.cli import main
 from ddpm_jax.data import split
 from ddpm_jax.devices.mesh import make_mesh
-from ddpm_jax.evaluation import bound as nll
+from ddpm_jax.evaluation import bound, bound_parts
 from ddpm_jax.evaluation.splits import default_split, read_split
 from ddpm_jax.storage.run import read_config
 from ddpm_jax.weights.load import load_weights
@@ -41,13 +41,13 @@ def test_the_splits_are_the_runs_own(run, tmp_path, pictures):
 def measure(run, split=None, data=None, **options):
     """The bound of a run, as the command measures it."""
     model = load_weights(run, mesh=make_mesh())
-    return nll.measure(model, read_split(model, split, data), **options)
+    return bound.measure(model, read_split(model, split, data), **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_parts():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nll, "PART", 3)
+        patch.setattr(bound_parts, "PART", 3)
         yield
 
 
@@ -95,14 +95,14 @@ def test_a_killed_measurement_goes_on_to_the_same_answer(run, measured, tmp_path
     _, expected = measured
     calls, most = [], 3
 
-    def until_killed(*args, whole=nll.bits_of_each):
+    def until_killed(*args, whole=bound_parts.bits_of_each):
         for images, bits in whole(*args):
             if len(calls) == most:
                 raise KeyboardInterrupt
             calls.append(images.start)
             yield images, bits
 
-    monkeypatch.setattr(nll, "bits_of_each", until_killed)
+    monkeypatch.setattr(bound_parts, "bits_of_each", until_killed)
     with pytest.raises(KeyboardInterrupt):
         measure(run, draws=2, batch_size=3, out=tmp_path / "out")
     done = len(list((tmp_path / "out/parts").glob("*.npz")))

@@ -13,46 +13,38 @@ where these are not the model's own, all, and the images' labels.
 """
 
 import functools
-import hashlib
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from ddpm_jax.calibration import DECODER_VARIANCES, Calibration
-from ddpm_jax.calls.bounds import Measured, bits_of_each
-from ddpm_jax.config import Config, names_where, to_dict
-from ddpm_jax.data.images import to_float
+from ddpm_jax.calibration import Calibration
 from ddpm_jax.data.scaling import Scaling, Unit
 from ddpm_jax.ddpm import DDPM
-from ddpm_jax.devices.processes import agreed, wait_for_all
+from ddpm_jax.devices.processes import wait_for_all
 from ddpm_jax.devices.progress import progress_bar
-from ddpm_jax.devices.rows import full_batches
+from ddpm_jax.evaluation.bound_parts import Parts, files_of, have_all, read_parts
+from ddpm_jax.evaluation.bound_place import chain_of, folder_of, label_of, label_of_today
 from ddpm_jax.evaluation.density import (
     at_resolution,
     check_resolution,
     shift_of,
     words_of_density,
 )
-from ddpm_jax.evaluation.errors import Errors, read_errors
+from ddpm_jax.evaluation.errors import read_errors
 from ddpm_jax.evaluation.labels import labels_of
 from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.keys import seed_key
-from ddpm_jax.likelihood import BitsPerDim, rate
+from ddpm_jax.likelihood import rate
 from ddpm_jax.sampler import ANCESTRAL, Sampler
 from ddpm_jax.storage.files import claim, npz, path_of, write_file
-from ddpm_jax.storage.kept import Kept, read_kept
-from ddpm_jax.storage.measured import CALIBRATION, digest_of_errors, write_calibration
+from ddpm_jax.storage.measured import CALIBRATION, write_calibration
 from ddpm_jax.weights.load import Loaded, words_of
 
 log = logging.getLogger(__name__)
-
-PART = 16
-"""Images a file: always the same, so that batches of another size can resume."""
 
 
 class Likelihood(NamedTuple):
@@ -117,18 +109,20 @@ def measure(
     model.ddpm.config.diffusion.check_bound()
     sampler = model.ddpm.resolve_bound(sampler)
     labels = labels_of(model.ddpm, images, conditional)
-    label = _label(model, images, seed, sampler, labels is not None)
-    folder = path_of(out) if out else _home(model, images, seed, sampler, first, labels is not None)
-    claim(folder, "label.json", label, functools.partial(_label_of_today, model=model))
+    label = label_of(model, images, seed, sampler, labels is not None)
+    folder = (
+        path_of(out) if out else folder_of(model, images, seed, sampler, first, labels is not None)
+    )
+    claim(folder, "label.json", label, functools.partial(label_of_today, model=model))
 
     steps = sampler.timesteps_of(model.ddpm.config.diffusion)
     count = len(images.indices)
-    while _have(_files(folder, draws, 0, count)):
+    while have_all(files_of(folder, draws, 0, count)):
         draws += 1  # Measured before.
     usual = conditional is None or (labels is None) == (labels_of(model.ddpm, images) is None)
     feeding = out is None and not calibrating and usual and _is_calibrating(model, images, sampler)
     errors = read_errors(folder, model.ddpm, count) if calibrating or feeding else None
-    parts = _Parts(
+    parts = Parts(
         folder, model, images, labels, sampler, len(steps), batch_size, errors, calibrating
     )
     rng = seed_key(seed)
@@ -136,7 +130,7 @@ def measure(
         for draw in range(draws):
             parts.make(draw, jax.random.fold_in(rng, draw), progress)
     wait_for_all("likelihood")
-    read = [_read_parts(folder, draw, model, count, len(steps)) for draw in range(draws)]
+    read = [read_parts(folder, draw, model, count, len(steps)) for draw in range(draws)]
     result = _result(read, label, steps, model.ddpm.scaling)
     if errors is not None and errors.images == count:
         result = result._replace(calibration=errors.calibration())
@@ -188,7 +182,7 @@ def table(likelihood: Likelihood) -> str:
     }
     lines = [
         f"{summary['split']}, {summary['images']} images, {weights}, {draws_of(summary)}",
-        _words_of_chain(summary["chain"], summary["diffusion"]["num_timesteps"])
+        _words_ofchain_of(summary["chain"], summary["diffusion"]["num_timesteps"])
         + _words_of_labels(summary),
         f"{'':28}bits/dim{'  standard error over draws' if error else ''}",
     ]
@@ -209,7 +203,7 @@ def draws_of(summary: dict) -> str:
     return f"{summary['draws']} draw{'s' if summary['draws'] > 1 else ''}"
 
 
-def _words_of_chain(chain: dict, T: int) -> str:
+def _words_ofchain_of(chain: dict, T: int) -> str:
     """For example "10 of 1000 steps, variance optimal"."""
     steps = chain["timesteps"]
     return f"{f'all {T}' if steps is None else f'{len(steps)} of {T}'} steps, variance " + (
@@ -224,228 +218,12 @@ def _words_of_labels(summary: dict) -> str:
     return f", {'given the labels' if summary['conditional'] else 'no class'}"
 
 
-def _label(
-    model: Loaded,
-    images: Images,
-    seed: int,
-    sampler: Sampler = ANCESTRAL,
-    conditional: bool = False,
-) -> dict:
-    """The description of the parts; only parts with the same label are combined."""
-    label = {
-        **model.label,
-        "split": images.split,
-        "seed": seed,
-        "data_fingerprint": images.source.fingerprint,
-        "images": len(images.indices),
-        "chain": _chain(model, sampler),
-        "model": {},
-        "diffusion": {},
-    }
-    config = to_dict(model.ddpm.config)
-    for name in names_where(Config, lambda field: field.network or field.images):
-        group, _, field = name.partition(".")
-        if group in label:
-            label[group][field] = config[group][field]
-    if model.ddpm.config.model.num_classes:
-        label["conditional"] = conditional
-    return label
-
-
-def _label_of_today(label: dict, model: Loaded) -> dict:
-    """The label of a folder that was begun when there was the whole chain alone."""
-    return {"chain": _chain(model, ANCESTRAL), **label}
-
-
-def _chain(model: Loaded, sampler: Sampler) -> dict:
-    """What a resolved sampler measures; `timesteps` None is all of them."""
-    diffusion = model.ddpm.config.diffusion
-    return {
-        "timesteps": sampler.timesteps_of(diffusion).tolist()
-        if sampler.strides(diffusion)
-        else None,
-        "variance": sampler.variance_of(diffusion),
-        "calibration": digest_of_errors(model.ddpm, sampler),
-    }
-
-
-def _home(
-    model: Loaded,
-    images: Images,
-    seed: int,
-    sampler: Sampler = ANCESTRAL,
-    first: int | None = None,
-    conditional: bool = False,
-) -> epath.Path:
-    split: str = images.split
-    if split == "test":
-        split = f"test-{images.source.fingerprint[:8]}"
-    name = f"{split}-{model.step:08d}-{model.kind}-seed{seed}"
-    if first is not None:
-        name += f"-first{first}"
-    chain = _chain(model, sampler)
-    if chain != _chain(model, ANCESTRAL):
-        steps = chain["timesteps"]
-        hashed = hashlib.blake2b(json.dumps(chain).encode(), digest_size=4).hexdigest()
-        name += f"-{'all' if steps is None else len(steps)}-{chain['variance']}-{hashed}"
-    if model.ddpm.config.model.num_classes and not conditional:
-        name += "-no-class"
-    return model.home / "likelihood" / name
-
-
 def _is_calibrating(model: Loaded, images: Images, sampler: Sampler) -> bool:
     """Whether the errors measured on the way make a calibration of more images than before."""
-    whole = _chain(model, sampler) == _chain(model, ANCESTRAL)
+    whole = chain_of(model, sampler) == chain_of(model, ANCESTRAL)
     calibration = model.ddpm.calibration
     better = calibration is None or calibration.images < len(images.indices)
     return whole and images.split != "train" and better
-
-
-def _files(folder, draw: int, start: int, stop: int) -> list[epath.Path]:
-    """The parts of one draw that hold the images start, ..., stop - 1."""
-    return [folder / "parts" / f"{draw:03d}-{at:08d}.npz" for at in range(start, stop, PART)]
-
-
-def _read_parts(
-    folder, draw: int, model: Loaded, count: int, steps: int | None = None
-) -> list[dict[str, np.ndarray]]:
-    """The parts of one draw of `count` images, of a chain of so many steps; None for all."""
-    curve = Kept("float64", (steps or model.ddpm.schedule.num_timesteps,))
-    parts = []
-    for at, file in zip(range(0, count, PART), _files(folder, draw, 0, count), strict=True):
-        each = Kept("float32", (min(PART, count - at),))
-        of_images = dict.fromkeys(("total", "prior", "distortion"), each)
-        parts.append(read_kept(file, {**of_images, "terms": curve, "mse": curve}))
-    return parts
-
-
-def _have(files) -> bool:
-    """Whether all files exist, as process 0 sees it."""
-    return bool(agreed(all(file.exists() for file in files)))
-
-
-def _groups(count: int, size: int) -> list[tuple[int, int]]:
-    """The images (start, stop) that are measured and written together, in batches of `size`.
-
-    Groups of whole parts at fixed places, so that a resumed run makes the same batches.
-    """
-    group = max(size // PART, 1) * PART
-    return [(start, min(start + group, count)) for start in range(0, count, group)]
-
-
-class _Parts(NamedTuple):
-    """The parts of a measurement, which are made where they are missing."""
-
-    folder: epath.Path
-    model: Loaded
-    images: Images
-    labels: np.ndarray | None
-    """Those of the images, or None for no class."""
-    sampler: Sampler
-    chain: int
-    """S, the steps of the chain."""
-    batch_size: int | None
-    errors: Errors | None
-    """To be filled in the first draw, if any."""
-    calibrating: bool
-    """Whether they must be filled, so that parts are made again that they lack."""
-
-    @property
-    def size(self) -> int:
-        return self.batch_size or 64 * self.model.devices
-
-    @property
-    def groups(self) -> list[tuple[int, int]]:
-        return _groups(len(self.images.indices), self.size)
-
-    @property
-    def steps(self) -> int:
-        """How many steps it takes to measure all images."""
-        return sum(self._steps(stop - start) for start, stop in self.groups)
-
-    def _steps(self, n: int) -> int:
-        batches = full_batches(n, self.size, shrink=True, multiple=self.model.devices)
-        return self.chain * sum(1 for _ in batches)
-
-    def _labels(self, start: int, stop: int) -> np.ndarray | None:
-        return None if self.labels is None else self.labels[start:stop]
-
-    def _decoder_bits(self, key, x_0, start: int) -> np.ndarray:
-        return self.model.ddpm.decoder_bits(
-            self.model.params,
-            key,
-            x_0,
-            DECODER_VARIANCES,
-            labels=self._labels(start, start + len(x_0)),
-            start=start,
-            batch_size=self.size,
-        )
-
-    def make(self, draw: int, key, progress) -> None:
-        """Writes the missing parts of a draw."""
-        groups = list(self._missing(draw, progress))
-        measured = bits_of_each(
-            self.model.ddpm,
-            self.model.params,
-            key,
-            map(self._measured, groups),
-            self.sampler,
-            self.size,
-            progress.update,
-        )
-        for group, (images, bits) in zip(groups, measured, strict=True):
-            errors = group.errors
-            if errors is not None:
-                decoder = self._decoder_bits(key, images.x_0, group.start)
-                errors.add(group.start, bits.cells, decoder)
-                errors.write(self.folder)  # Before the parts, so that none is there without it.
-            count = group.stop - group.start
-            for at, file in zip(range(0, count, PART), group.files, strict=True):
-                part = BitsPerDim(*(field[at : at + PART] for field in bits[:4]))
-                write_file(file, npz(_part(part)))
-
-    def _missing(self, draw: int, progress) -> Iterator["_Group"]:
-        """The groups of a draw that are to be measured; moves `progress` past the others.
-
-        Measuring one changes nothing for those after it.
-        """
-        errors = self.errors if draw == 0 else None
-        for start, stop in self.groups:
-            files = _files(self.folder, draw, start, stop)
-            have = _have(files)
-            if errors is not None and have and errors.images < stop and not self.calibrating:
-                errors = None  # Parts of before there were errors, which are not made again.
-            if have and (errors is None or errors.images >= stop):
-                progress.update(self._steps(stop - start))
-                continue
-            yield _Group(start, stop, files, errors)
-
-    def _measured(self, group: "_Group") -> Measured:
-        indices = self.images.indices[group.start : group.stop]
-        x_0 = to_float(self.images.source.read(indices))
-        labels = self._labels(group.start, group.stop)
-        return Measured(group.start, x_0, labels, group.errors is not None)
-
-
-class _Group(NamedTuple):
-    """Images start, ..., stop - 1, which are measured and written together."""
-
-    start: int
-    stop: int
-    files: list[epath.Path]
-    errors: Errors | None
-    """To be filled with theirs."""
-
-
-def _part(bits) -> dict[str, np.ndarray]:
-    """The numbers kept for a few images: the bits of each, and sums over them of curves over t."""
-    return {
-        "total": bits.total,
-        "prior": bits.prior,
-        "distortion": bits.terms[:, 0],
-        "terms": bits.terms.sum(axis=0, dtype=np.float64),
-        "mse": bits.mse.sum(axis=0, dtype=np.float64),
-    }
 
 
 def _result(

@@ -14,6 +14,8 @@ from ddpm_jax.config import Data
 from ddpm_jax.data import load_source, tfds
 from ddpm_jax.data.sources import from_array
 from ddpm_jax.evaluation import bound, errors, evaluate, features
+from ddpm_jax.evaluation.bound_parts import PART
+from ddpm_jax.evaluation.bound_place import label_of
 from ddpm_jax.evaluation.splits import Images
 from ddpm_jax.sampler import Sampler, Tuned
 from ddpm_jax.storage import measured as measured_files
@@ -119,8 +121,8 @@ def _split():
 
 def _valid_bound(rng):
     parts = {}
-    for at in range(0, N, bound.PART):
-        count = min(bound.PART, N - at)
+    for at in range(0, N, PART):
+        count = min(PART, N - at)
         one = np.ones(count, np.float32)
         curves = {"terms": np.ones(T), "mse": np.ones(T)}
         content = npz(total=one, prior=one, distortion=one, **curves)
@@ -131,7 +133,7 @@ def _valid_bound(rng):
 def _read_bound(folder, rng):
     """As likelihood finds its parts; nothing has to be measured, since every part is there."""
     (folder / "parts").rename(folder / "aside")
-    claim(epath.Path(_made(folder / "out")), "label.json", bound._label(model(), _split(), 0))
+    claim(epath.Path(_made(folder / "out")), "label.json", label_of(model(), _split(), 0))
     (folder / "aside").rename(folder / "out/parts")
     result = bound.measure(model(), _split(), out=folder / "out")
     assert result.terms.shape == result.mse.shape == (T,), "other shapes"
