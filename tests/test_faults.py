@@ -189,7 +189,7 @@ def test_closed_streams_do_not_get_into_files(tmp_path, closed):
     """A file that is opened next would get the number of the standard output, and its junk."""
     code = """
 import logging, os, sys
-from ddpm_jax.cli.commands import _log_to_stderr
+from ddpm_jax.cli.program import _log_to_stderr
 from ddpm_jax.cli.streams import open_closed_streams
 open_closed_streams()
 _log_to_stderr()
@@ -212,15 +212,15 @@ def test_an_interrupted_command_does_not_wait_for_what_would_crash_at_exit(tmp_p
     """As jax does where it was compiling."""
     code = """
 import atexit, os, sys
-from ddpm_jax.cli import commands
+from ddpm_jax.cli import commands, program
 def interrupted(args):
     atexit.register(os.abort)
     print("said before")
     raise KeyboardInterrupt
 commands.COMMANDS["sample"] = interrupted
-commands._import_jax = lambda: None
+program._import_jax = lambda: None
 sys.argv = ["ddpm-jax", "sample"]
-sys.exit(commands.main())
+sys.exit(program.main())
 """
     (tmp_path / "code.py").write_text(code)
     there = os.pathsep.join([os.getcwd(), *sys.path])

@@ -1,5 +1,5 @@
 """The command line: `ddpm-jax`."""
 
-from ddpm_jax.cli.commands import main
+from ddpm_jax.cli.program import main
 
 __all__ = ["main"]

@@ -1,167 +1,16 @@
-"""The command line: parses, calls, prints.
+"""The commands: each parses its options, calls, prints.
 
-Each command imports its own part of the package when it runs: `ddpm-jax --help` needs none of it.
+Each imports its own part of the package when it runs: `ddpm-jax --help` needs none of it.
 """
 
 import dataclasses
 import logging
-import os
-import sys
-import textwrap
-import warnings
 from collections.abc import Callable
 
-from ddpm_jax import __version__
-from ddpm_jax.cli.faults import line_of
-from ddpm_jax.cli.streams import (
-    READER_LEFT,
-    discard_unwritable,
-    open_closed_streams,
-    reader_has_left,
-    say,
-)
-from ddpm_jax.config.shipped import shipped_configs
-from ddpm_jax.errors import UserError, refuse_windows
+from ddpm_jax.cli.usage import EDITS, FIGURES, usage
+from ddpm_jax.errors import UserError
 
 log = logging.getLogger("ddpm_jax")
-
-# The figures by their names on the command line: the class of each in ddpm_jax.figures.
-FIGURES = {
-    "rate-distortion": "RateDistortion",
-    "progressive": "Progressive",
-    "shared-latent": "SharedLatent",
-    "interpolate": "Interpolate",
-    "neighbours": "Neighbours",
-    "steps": "Steps",
-    "codec": "Codec",
-    "schedule": "Schedules",
-}
-
-# The edits likewise: the class of each in ddpm_jax.cli.edit.
-EDITS = {
-    "inpaint": "Inpaint",
-    "vary": "Vary",
-    "upscale": "Upscale",
-    "colourise": "Colourise",
-    "deblur": "Deblur",
-}
-
-INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C has ended, as shells know it."""
-
-USAGE = """usage: ddpm-jax COMMAND ...
-
-  train CONFIG     train a model, or resume a run; CONFIG is a file or one of
-                   {configs}
-  plan CONFIG      estimate memory, FLOPs and hours of a run; writes nothing
-  sample RUN       draw images from a trained model
-  edit NAME RUN IMAGE
-                   change images with a trained model; NAME is one of
-                   {edits}
-  compress RUN IMAGES
-                   write images as one file, every prefix of which decodes
-  decompress RUN FILE.ddpm
-                   make pictures of such a file
-  likelihood RUN   measure the bits per dimension of a split
-  calibrate RUN    measure what --variance optimal and --grid likelihood need
-  tune RUN         find the best sampler of few steps, such as 10
-  evaluate RUN     measure IS, FID, KID, precision, recall and likelihood
-  export RUN       write a .safetensors file, a diffusers folder or StableHLO
-  figure NAME RUN  draw one of the paper's figures; NAME is one of
-                   {figures}
-                   (schedule needs no RUN)
-  report RUN ...   write one HTML file that shows runs, or compares them
-
-A RUN is the run directory of a training, a .safetensors file, a diffusers
-folder, or a model's name on huggingface.co.
-
-ddpm-jax COMMAND --help shows the options; ddpm-jax --version, the version."""
-
-
-def main(args: list[str] | None = None) -> int:
-    """Runs the command `args`, sys.argv's by default.
-
-    Returns the exit code: 0, 2 for a user's error, 130 for Ctrl-C, 141 where the reader of the
-    output has left.
-    """
-    is_program = args is None
-    args = sys.argv[1:] if args is None else args
-    open_closed_streams()
-    _log_to_stderr()
-    _hide_closed_loops()
-    code = _code_of(args)
-    discard_unwritable()
-    if code == INTERRUPTED and is_program:
-        # Jax may hold what it was compiling, and would crash when Python takes its objects apart.
-        os._exit(code)
-    if code:
-        _leave(code)
-    return code
-
-
-def _code_of(args: list[str]) -> int:
-    """Runs the command; prints one line for an error that is not a bug. Returns the exit code."""
-    command = args[0] if args else ""
-    try:
-        _run(args)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        resumes = command in ("calibrate", "evaluate", "likelihood")
-        advice = "; run the same command to resume" if resumes else ""
-        say(f"ddpm-jax: interrupted{advice}")
-        return INTERRUPTED
-    except Exception as error:
-        return _code_of_error(error, command)
-    return 0
-
-
-def _code_of_error(error: Exception, command: str) -> int:
-    """Says what `error` is; raises it again if it is a bug."""
-    if isinstance(error, BrokenPipeError) and reader_has_left():
-        return READER_LEFT
-    line = line_of(error, command)
-    if line is None:
-        _leave(1)
-        raise error
-    say(f"ddpm-jax: {line}")
-    return 2
-
-
-def _leave(code: int) -> None:
-    """Ends one of several processes at once: it would wait for the others, and they for it."""
-    if "jax" in sys.modules:
-        from ddpm_jax.devices.processes import leave_at_once
-
-        leave_at_once(code)
-
-
-def _run(args: list[str]) -> None:
-    refuse_windows()
-    command, *rest = args or ["--help"]
-    if command in ("-h", "--help"):
-        print(_usage())
-    elif command == "--version":
-        print(f"ddpm-jax {__version__}")
-    elif command in COMMANDS:
-        _import_jax()
-        COMMANDS[command](rest)
-    else:
-        raise UserError(f"{command!r} is not a command; choose one of {', '.join(COMMANDS)}")
-
-
-def _import_jax() -> None:
-    """Imports jax, which reads its settings from the environment and refuses some.
-
-    Raises UserError naming the setting.
-    """
-    try:
-        import jax  # noqa: F401
-    except (ValueError, RuntimeError) as error:
-        names = [name for name in os.environ if name.startswith("JAX_")]
-        named = [name for name in names if name in str(error).upper()] or names
-        raise UserError(
-            f"jax cannot start ({error}); correct or unset {' and '.join(named) or 'its settings'}"
-        ) from error
 
 
 def _train(args: list[str]) -> None:
@@ -362,7 +211,7 @@ def _evaluate(args: list[str]) -> None:
 def _edit(args: list[str]) -> None:
     name, *args = args or [""]
     if name in ("-h", "--help"):
-        print(_usage())
+        print(usage())
         return
     if name not in EDITS:
         raise UserError(
@@ -400,7 +249,7 @@ def _run_codec(options_class, args: list[str], program: str) -> None:
 def _figure(args: list[str]) -> None:
     name, *args = args or [""]
     if name in ("-h", "--help"):
-        print(_usage())
+        print(usage())
         return
     if name not in FIGURES:
         names = ", ".join(FIGURES)
@@ -465,19 +314,6 @@ def _print_once(text: str) -> None:
         print(text)
 
 
-def _usage() -> str:
-    return USAGE.format(
-        configs=_lines(shipped_configs()), figures=_lines(FIGURES), edits=_lines(EDITS)
-    )
-
-
-def _lines(names) -> str:
-    """The names, as many a line as fit under the commands' descriptions."""
-    indent = " " * 19
-    text = ", ".join(names)
-    return textwrap.fill(text, 78, subsequent_indent=indent, initial_indent=indent).strip()
-
-
 def _start(launch=None) -> None:
     """Configures jax, joins the other processes, of which only the first logs, finds the devices.
 
@@ -497,27 +333,3 @@ def _start(launch=None) -> None:
     advice = device_advice()
     if advice:
         log.warning(advice)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-
-def _hide_closed_loops() -> None:
-    """Keeps Python from printing that an event loop of Orbax's is closed, or a task not awaited.
-
-    Its threads find that out after a load or save that failed, which is reported already.
-    """
-    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
-    if sys.unraisablehook is not sys.__unraisablehook__:
-        return
-
-    def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            sys.__unraisablehook__(unraisable)
-
-    sys.unraisablehook = hook
