@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares this project with diffusers on PyTorch on a CPU: runs benchmarks/compare.py, which gets
 # the arguments, then benchmarks/startup.py. Installs diffusers and PyTorch into .venv-benchmark.
-# Takes an hour and writes results to runs/benchmark.
+# Takes 35 minutes and writes results to runs/benchmark.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
