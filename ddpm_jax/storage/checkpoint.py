@@ -20,13 +20,7 @@ from ddpm_jax.storage.apart import apart
 from ddpm_jax.storage.checksum import checksums
 from ddpm_jax.storage.files import writing
 from ddpm_jax.storage.plain_name import plain_name
-from ddpm_jax.storage.restore import (
-    check_metadata,
-    folder_of,
-    newest_of,
-    orbax,
-    reason_of,
-)
+from ddpm_jax.storage.restore import check_metadata, folder_of, newest_of, orbax, reason_of
 
 log = logging.getLogger(__name__)
 
