@@ -49,8 +49,8 @@ def samples(runs: Sequence[Run], script: Script) -> Html:
             "samples",
             "Samples during training",
             paragraph(
-                "There are none yet. A run draws them every train.sample_every steps, and at its "
-                "end. From a checkpoint this command does:"
+                "There are none yet. A run draws them every train.sample_every steps and at its "
+                "end, unless train.num_samples is 0. From a checkpoint this command does:"
             ),
             *(command(run.command("sample")) for run in runs),
         )
