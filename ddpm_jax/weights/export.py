@@ -5,7 +5,7 @@ import logging
 
 from etils import epath
 
-from ddpm_jax.config import Config, Format, names_where, value_of
+from ddpm_jax.config import Config, Format, from_dict, names_where, to_dict
 from ddpm_jax.devices.mesh import fetch
 from ddpm_jax.errors import UserError
 from ddpm_jax.sampler import ANCESTRAL, Sampler
@@ -70,12 +70,11 @@ def export(path: epath.Path, model: Loaded, format: Format, sampler: Sampler = A
 
 def _without_places(config: Config) -> Config:
     """The config without paths of this machine; the images stay known by their fingerprint."""
+    values = to_dict(config)
     for name in names_where(Config, lambda field: field.place):
-        value = value_of(config, name)
+        group, _, field = name.partition(".")
+        value = values[group][field]
         if value in (None, "digits") or value.startswith("tfds:"):
             continue
-        group, _, field = name.partition(".")
-        hidden = "array" if name == "data.source" else None
-        changed = dataclasses.replace(getattr(config, group), **{field: hidden})
-        config = dataclasses.replace(config, **{group: changed})
-    return config
+        values[group][field] = "array" if name == "data.source" else None
+    return from_dict(values)
